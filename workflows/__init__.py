@@ -1,0 +1,1 @@
+"""Nipype graphs of the app: builders only, no arithmetic."""
