@@ -1,0 +1,527 @@
+"""Find every diffusion series with its gradients and mask; the only module that asks pybids.
+
+Everything is asked before anything runs, and the problems of all series are told together.
+"""
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shd_bids.exceptions import InputError, NoInputError
+from shd_bids.gradients import MIN_DIRECTIONS, GradientTable, read_fsl, read_mrtrix
+from shd_bids.images import Volume, load_mask, load_volume, read_grid
+from shd_bids.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+OWN_ENTITIES = ("space", "desc", "res", "cohort")
+"""Entities that a preprocessing adds; the others name the source."""
+
+QUERIES = ("dwi", "mask")
+"""Queries a filter file can change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DWIRun:
+    """One diffusion series and the files that belong to it.
+
+    Attributes
+    ----------
+    subject, session : str
+        Labels without ``sub-`` and ``ses-``; the session is ``None`` where the data set has none.
+    entities : dict
+        Source entities (``sub``, ``ses``, ``acq``, ``dir``, ``run``, ...) as written in the name.
+    space : str
+        Label of the image's space; ``orig`` where the name has none.
+    dwi, bval, bvec, grad_b : Path
+        Image, FSL gradients, and QSIPrep's table in world axes; ``grad_b`` wins where it is not ``None``.
+    mask : Path, optional
+        Brain mask on the grid of the image; ``None`` means that one must be estimated.
+    mask_origin : str
+        ``given``, ``derivative`` or ``estimated``.
+    sidecar : dict
+        Metadata of the image with inheritance.
+    source_uri, mask_uri : str
+        BIDS URIs.
+    spatial_reference : str
+        For sidecars: ``orig`` or a BIDS URI.
+    links : dict
+        Name of each data set used -> its root.
+    notes : tuple of str
+        What the user should know about the choice of files.
+    """
+
+    subject: str
+    session: str | None
+    entities: Mapping[str, str]
+    space: str
+    dwi: Path
+    bval: Path | None
+    bvec: Path | None
+    grad_b: Path | None
+    mask: Path | None
+    mask_origin: str
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    source_uri: str
+    mask_uri: str | None = None
+    spatial_reference: str = "orig"
+    links: Mapping[str, Path] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def prefix(self) -> str:
+        """Source entities as in the name: ``sub-01_ses-1_acq-x``."""
+        return "_".join(f"{name}-{value}" for name, value in self.entities.items())
+
+    @property
+    def key(self) -> str:
+        """Name of the series, with its space where that is not the original one, for nodes and folders."""
+        return re.sub(r"\W", "_", self.prefix if self.space == "orig" else f"{self.prefix}_space-{self.space}")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its derivatives below the root of the output."""
+        session = f"ses-{self.session}" if self.session else ""
+        return Path(f"sub-{self.subject}") / session / "dwi"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every input file that decides about the result."""
+        return tuple(path for path in (self.dwi, self.bval, self.bvec, self.grad_b, self.mask) if path is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict that JSON can hold."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "DWIRun":
+        """Rebuild what `to_dict` wrote."""
+        values = dict(content)
+        for name in ("dwi", "bval", "bvec", "grad_b", "mask"):
+            values[name] = Path(values[name]) if values[name] is not None else None
+        values["links"] = {name: Path(path) for name, path in values["links"].items()}
+        values["notes"] = tuple(values["notes"])
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
+
+    def load_gradients(self, settings: Settings, volume: Volume) -> GradientTable:
+        """Read the gradient table of the series in world axes.
+
+        Raises
+        ------
+        GradientError
+            With every problem of the files.
+        """
+        options = {"b0_threshold": settings.b0_threshold, "shell_tolerance": settings.shell_tolerance}
+        if self.grad_b is not None:
+            return read_mrtrix(self.grad_b, volume.data.shape[3], **options)
+        return read_fsl(self.bval, self.bvec, volume.affine, volume.data.shape[3], **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One BIDS data set, indexed for the asked subjects only."""
+
+    name: str
+    root: Path
+    description: Mapping[str, Any]
+    layout: Any
+
+    @property
+    def is_derivative(self) -> bool:
+        return self.description.get("DatasetType") == "derivative" or bool(self.pipelines)
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """Names of the programs that made the data set, lower case."""
+        generators = self.description.get("GeneratedBy", ())
+        return tuple(str(generator.get("Name", "")).lower() for generator in generators)
+
+    def uri(self, path: Path) -> str:
+        """Return the BIDS URI of a file of this data set."""
+        return f"bids:{self.name}:{path.relative_to(self.root).as_posix()}"
+
+
+def collect_runs(settings: Settings) -> tuple[DWIRun, ...]:
+    """Return every diffusion series that matches the settings, each with usable gradients and mask.
+
+    Preprocessed series (``desc-preproc`` in a ``--derivatives`` data set) replace the raw ones of their session.
+    Every image is read once, so that damage is told before hours of work.
+
+    Raises
+    ------
+    NoInputError
+        A label does not exist, or nothing matched.
+    InputError
+        Files are missing, ambiguous, damaged, or contradict each other; all problems of all series are named.
+    """
+    filters = read_filters(settings.bids_filter_file)
+    datasets = open_datasets(settings)
+    _require_labels(settings, datasets)
+    runs: list[DWIRun] = []
+    problems: list[str] = []
+    for images in _sessions(settings, datasets, filters["dwi"]).values():
+        found, troubles = _session_runs(settings, datasets, filters["mask"], images)
+        runs += found
+        problems += troubles
+    if problems:
+        raise InputError(problems)
+    if not runs:
+        raise NoInputError(_nothing_found(settings, datasets))
+    return tuple(runs)
+
+
+def read_filters(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Read a BIDS filter file: query -> entity -> value; ``null`` asks for absence, ``"*"`` for any value.
+
+    Raises
+    ------
+    InputError
+        Not JSON, or not a mapping of mappings.
+    """
+    from bids.layout import Query
+
+    if path is None:
+        return {query: {} for query in QUERIES}
+    special = {None: Query.NONE, "*": Query.ANY}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        filters = {
+            query: {
+                entity: special.get(value, value) if not isinstance(value, list) else value
+                for entity, value in content.get(query, {}).items()
+            }
+            for query in QUERIES
+        }
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f'{path}: found {error}, expected JSON like {{"dwi": {{"acquisition": "hardi"}}}}; correct the filter file'
+        ) from error
+    if unused := sorted(set(content) - set(QUERIES)):
+        logger.warning("%s: queries %s are not used here; %s are", path.name, ", ".join(unused), " and ".join(QUERIES))
+    return filters
+
+
+def open_datasets(settings: Settings) -> tuple[Dataset, ...]:
+    """Index the input and the ``--derivatives`` data sets, the asked subjects and the ``dwi`` folders only."""
+    roots = {"": settings.bids_dir, **settings.derivatives}
+    datasets: list[Dataset] = []
+    for asked, root in roots.items():
+        description = _description(root)
+        name = _link_name(asked, description, taken={dataset.name for dataset in datasets})
+        datasets.append(Dataset(name, root, description, _layout(settings, root, name)))
+    return tuple(datasets)
+
+
+def source_entities(path: Path) -> dict[str, str]:
+    """Return the entities of a name that belong to the source, values as written, in the order of the name."""
+    return {name: value for name, value in _all_entities(path).items() if name not in OWN_ENTITIES}
+
+
+def _all_entities(path: Path) -> dict[str, str]:
+    pairs = path.name.partition(".")[0].split("_")[:-1]
+    return dict(pair.split("-", 1) for pair in pairs if "-" in pair)
+
+
+def _description(root: Path) -> dict[str, Any]:
+    path = root / "dataset_description.json"
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        logger.warning("%s has no dataset_description.json; it is read as a raw BIDS data set", root)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); correct the file") from error
+    return {}
+
+
+def _link_name(asked: str, description: Mapping[str, Any], *, taken: set[str]) -> str:
+    """Return the name of a data set in BIDS URIs: the one given, else its pipeline, else ``raw``."""
+    generators = description.get("GeneratedBy") or [{}]
+    generated = generators[0].get("Name", "input") if description.get("DatasetType") == "derivative" else "raw"
+    name = re.sub(r"[^a-zA-Z0-9_-]", "", asked or generated.lower()) or "input"
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _layout(settings: Settings, root: Path, name: str) -> Any:
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+
+    ignore = [re.compile(r"^/(code|models|sourcedata|stimuli|derivatives|logs?|figures)(/|$)")]
+    ignore.append(re.compile(r"^/sub-[^/]+/(ses-[^/]+/)?(?!dwi(?:/|$)|ses-|sub-)"))
+    database = settings.bids_database_dir
+    if database is None:
+        for entity, labels in (("sub", settings.participant_label), ("ses", settings.session_label)):
+            if labels:
+                any_of = "|".join(map(re.escape, labels))
+                ignore.append(re.compile(rf"/{entity}-(?!(?:{any_of})(?:[/_]|$))"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pybids warns about its own coming versions
+        return BIDSLayout(
+            root,
+            validate=False,
+            config=["bids", "derivatives"],
+            database_path=database / name if database else None,
+            indexer=BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore),
+        )
+
+
+def _require_labels(settings: Settings, datasets: Sequence[Dataset]) -> None:
+    """Refuse labels that are nowhere in the data."""
+    roots = [dataset.root for dataset in datasets]
+    for option, prefix, asked, pattern in (
+        ("--participant-label", "sub-", settings.participant_label, "sub-*"),
+        ("--session-label", "ses-", settings.session_label, "sub-*/ses-*"),
+    ):
+        present = sorted(
+            {path.name.removeprefix(prefix) for root in roots for path in root.glob(pattern) if path.is_dir()}
+        )
+        if unknown := [label for label in asked if label not in present]:
+            raise NoInputError(
+                f"{option}: {', '.join(unknown)} not found in {settings.bids_dir}; it has "
+                f"{_shortened(present) or 'none'}"
+            )
+
+
+def _shortened(labels: Sequence[str], most: int = 20) -> str:
+    rest = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + rest
+
+
+def _nothing_found(settings: Settings, datasets: Sequence[Dataset]) -> str:
+    asked = [f"sub-{label}" for label in settings.participant_label] + [
+        f"ses-{label}" for label in settings.session_label
+    ]
+    where = ", ".join(str(dataset.root) for dataset in datasets)
+    return (
+        f"no diffusion image (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) {'of ' + ', '.join(asked) + ' ' if asked else ''}"
+        f"in {where}{' that passes ' + str(settings.bids_filter_file) if settings.bids_filter_file else ''}; "
+        "check the folder, the labels and the filter file"
+    )
+
+
+def _sessions(
+    settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
+) -> dict[tuple[str, str], list[tuple[Dataset, Path]]]:
+    """Return the diffusion images of each (subject, session), preprocessed ones first choice."""
+    per_dataset = [_images(settings, dataset, filters) for dataset in datasets]
+    chosen: dict[tuple[str, str], list[tuple[Dataset, Path]]] = {}
+    for dataset, sessions in list(zip(datasets, per_dataset, strict=True))[1:]:
+        for session, paths in sessions.items():
+            preprocessed = [path for path in paths if _all_entities(path).get("desc") == "preproc"]
+            if preprocessed:
+                chosen.setdefault(session, []).extend((dataset, path) for path in preprocessed)
+    for session, paths in per_dataset[0].items():
+        preprocessed = [path for path in paths if _all_entities(path).get("desc") == "preproc"]
+        chosen.setdefault(session, [(datasets[0], path) for path in preprocessed or paths])
+    return dict(sorted(chosen.items()))
+
+
+def _images(settings: Settings, dataset: Dataset, filters: Mapping[str, Any]) -> dict[tuple[str, str], list[Path]]:
+    query: dict[str, Any] = {"suffix": "dwi", "extension": [".nii", ".nii.gz"], "datatype": "dwi", **filters}
+    for entity, labels in (("subject", settings.participant_label), ("session", settings.session_label)):
+        if labels:
+            query.setdefault(entity, list(labels))
+    sessions: dict[tuple[str, str], list[Path]] = {}
+    for path in sorted(Path(name) for name in dataset.layout.get(return_type="filename", **query)):
+        entities = source_entities(path)
+        if entities.get("part", "mag") == "mag":  # phase images hold no diffusion contrast
+            sessions.setdefault((entities["sub"], entities.get("ses", "")), []).append(path)
+    return sessions
+
+
+def _session_runs(
+    settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any], images: list[tuple[Dataset, Path]]
+) -> tuple[list[DWIRun], list[str]]:
+    """Return the series of one session and their problems; a series that cannot be diffusion gives way to one that can."""
+    problems = list(_ambiguities(images))
+    if problems:
+        return [], problems
+    runs, skipped = [], []
+    for dataset, path in images:
+        try:
+            run = _find_files(settings, dataset, path)
+            n_weighted = _n_weighted(run, settings.b0_threshold)
+            if n_weighted is not None and n_weighted < MIN_DIRECTIONS:
+                skipped.append(
+                    f"{path.name}: {n_weighted} diffusion-weighted volumes, at least {MIN_DIRECTIONS} are needed"
+                )
+                continue
+            runs.append(_checked(_with_mask(run, settings, datasets, mask_filters), settings))
+        except InputError as error:
+            problems += [text if path.name in text else f"{path.name}: {text}" for text in error.problems]
+    if runs or problems:
+        for text in skipped:
+            logger.warning("%s; skipped", text)
+        return runs, problems
+    return [], skipped
+
+
+def _ambiguities(images: Iterable[tuple[Dataset, Path]]) -> Iterable[str]:
+    """Tell of images that name the same source: which one is meant cannot be guessed."""
+    groups: dict[tuple[tuple[str, str], ...], list[Path]] = {}
+    for _, path in images:
+        groups.setdefault(tuple(sorted(source_entities(path).items())), []).append(path)
+    for paths in groups.values():
+        if len(paths) > 1:
+            yield (
+                f"{len(paths)} images of one series: {', '.join(path.name for path in paths)}; choose one with "
+                f"--bids-filter-file, for example {json.dumps({'dwi': _distinction(paths)})}"
+            )
+
+
+def _distinction(paths: Sequence[Path]) -> dict[str, str | None]:
+    """Return a filter that picks the first of several images, as an example."""
+    long_names = {"desc": "desc", "space": "space", "res": "resolution", "cohort": "cohort"}
+    first, *others = [_all_entities(path) for path in paths]
+    for entity, name in long_names.items():
+        if any(other.get(entity) != first.get(entity) for other in others):
+            return {name: first.get(entity)}
+    return {"extension": "." + paths[0].name.partition(".")[2]}
+
+
+def _find_files(settings: Settings, dataset: Dataset, dwi: Path) -> DWIRun:
+    """Return the series with its gradients and metadata."""
+    entities = source_entities(dwi)
+    world_table = dwi.with_name(dwi.name.partition(".")[0] + ".b")
+    reads_world_table = settings.input_type in ("auto", "qsiprep")
+    grad_b = world_table if reads_world_table and world_table.is_file() else None
+    bval, bvec = _inherited(dataset, dwi, ".bval"), _inherited(dataset, dwi, ".bvec")
+    is_qsiprep = settings.input_type == "qsiprep" or (settings.input_type == "auto" and "qsiprep" in dataset.pipelines)
+    if is_qsiprep and grad_b is None:
+        raise InputError(
+            f"{dwi.name}: no {world_table.name} beside it; the .bvec of QSIPrep is not in FSL axes. Restore the .b file, or "
+            "use --input-type bids if another program wrote this .bvec"
+        )
+    if grad_b is None:
+        missing = [extension for extension, path in ((".bval", bval), (".bvec", bvec)) if path is None]
+        if missing:
+            raise InputError(
+                f"{dwi.name}: no {' and no '.join(missing)} file applies to it (same name, or inherited from a folder above); "
+                "add it"
+            )
+    sidecar: dict[str, Any] = {}
+    for path in reversed(_candidates(dataset, dwi, ".json")):
+        try:
+            sidecar |= json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}); correct the file") from error
+    space = _all_entities(dwi).get("space", "orig")
+    notes = []
+    if not dataset.is_derivative and settings.input_type == "auto":
+        notes.append("raw data: motion and distortion are not corrected (--input-type raw hides this)")
+    return DWIRun(
+        subject=entities["sub"],
+        session=entities.get("ses"),
+        entities=entities,
+        space=space,
+        dwi=dwi,
+        bval=bval,
+        bvec=bvec,
+        grad_b=grad_b,
+        mask=None,
+        mask_origin="estimated",
+        sidecar=sidecar,
+        source_uri=dataset.uri(dwi),
+        spatial_reference="orig" if space == "orig" else str(sidecar.get("SpatialReference") or dataset.uri(dwi)),
+        links={dataset.name: dataset.root},
+        notes=tuple(notes),
+    )
+
+
+def _candidates(dataset: Dataset, dwi: Path, extension: str) -> list[Path]:
+    """Return the files that apply to an image by inheritance, nearest and most specific first.
+
+    pybids also returns files with entities that the image lacks; BIDS does not let those apply.
+    """
+    own = _all_entities(dwi).items()
+    found = dataset.layout.get_nearest(dwi, suffix="dwi", extension=extension, all_=True, strict=False)
+    applying = [Path(path) for path in found if _all_entities(Path(path)).items() <= own]
+    return sorted(applying, key=lambda path: (-len(path.parents), -len(_all_entities(path))))
+
+
+def _inherited(dataset: Dataset, dwi: Path, extension: str) -> Path | None:
+    candidates = _candidates(dataset, dwi, extension)
+    return candidates[0] if candidates else None
+
+
+def _n_weighted(run: DWIRun, b0_threshold: float) -> int | None:
+    """Return the number of diffusion-weighted volumes, ``None`` where the table cannot be read."""
+    try:
+        if run.grad_b is not None:
+            bvals = np.loadtxt(run.grad_b, ndmin=2)[:, 3]
+        else:
+            bvals = np.array(run.bval.read_text("utf-8").replace(",", " ").split(), dtype=float)
+    except (ValueError, IndexError, OSError):
+        return None
+    return int((bvals > b0_threshold).sum())
+
+
+def _with_mask(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]) -> DWIRun:
+    """Return the series with the mask given, else one of the data sets on its grid, else none."""
+    values = {f.name: getattr(run, f.name) for f in fields(run)}
+    if settings.mask is not None:
+        return DWIRun(**values | {"mask": settings.mask, "mask_origin": "given"})
+    off_grid = []
+    for dataset in [*datasets[1:], datasets[0]]:
+        candidates = _masks(run, dataset, filters)
+        on_grid = [path for path in candidates if read_grid(path).matches(read_grid(run.dwi))]
+        off_grid += [path.name for path in candidates if path not in on_grid]
+        most = max((len(_all_entities(path)) for path in on_grid), default=0)
+        best = [path for path in on_grid if len(_all_entities(path)) == most]
+        if len(best) > 1:
+            raise InputError(
+                f"{run.dwi.name}: {len(best)} masks apply ({', '.join(path.name for path in best)}); choose one with "
+                "--mask or the query mask of --bids-filter-file"
+            )
+        if best:
+            links = {**run.links, dataset.name: dataset.root}
+            chosen = {"mask": best[0], "mask_origin": "derivative", "mask_uri": dataset.uri(best[0]), "links": links}
+            return DWIRun(**values | chosen)
+    note = "no brain mask found, one will be estimated from the b=0 image; look at it in the report"
+    if off_grid:
+        note = f"{', '.join(off_grid)} is not on the grid of the image; " + note.removeprefix("no brain mask found, ")
+    return DWIRun(**values | {"notes": (*run.notes, note)})
+
+
+def _masks(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[Path]:
+    """Return the brain masks of a data set that name no other series or space than this one."""
+    query: dict[str, Any] = {
+        "suffix": "mask",
+        "desc": "brain",
+        "extension": [".nii", ".nii.gz"],
+        "subject": run.subject,
+    }
+    found = [Path(name) for name in dataset.layout.get(return_type="filename", **{**query, **filters})]
+    return sorted(
+        path
+        for path in found
+        if source_entities(path).items() <= run.entities.items()
+        and ("ses" in source_entities(path)) == ("ses" in run.entities)
+        and _all_entities(path).get("space", "orig") in (run.space, "orig")
+    )
+
+
+def _checked(run: DWIRun, settings: Settings) -> DWIRun:
+    """Read image, gradients and mask once and return the series; raise with every problem they have."""
+    problems: list[str] = []
+    try:
+        volume = load_volume(run.dwi)
+    except InputError as error:
+        raise InputError(error.problems) from error
+    if volume.data.ndim != 4:
+        raise InputError(f"{run.dwi.name}: found {volume.data.ndim} dimensions, expected 4 (x, y, z, volume)")
+    for check in (lambda: run.load_gradients(settings, volume), lambda: run.mask and load_mask(run.mask, volume)):
+        try:
+            check()
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return run

@@ -1,0 +1,238 @@
+"""Names and sidecars of every output, read from the one table ``outputs.json``.
+
+A key of the table (``"wm"``, ``"peaks"``, ``"tractogram"``, ...) gives the BIDS entities, suffix, unit, orientation encoding
+and sources of one file; nothing else in the package spells an output name. Names and sidecar keys follow BEP016
+(bids-specification PR 2258), those of the tractogram BEP046 (PR 2333).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from shd_bids.bids.collect import DWIRun
+from shd_bids.settings import CHOICES
+
+OUTPUTS: Mapping[str, Mapping[str, Any]] = json.loads(
+    files("shd_bids.bids").joinpath("outputs.json").read_text("utf-8")
+)
+"""The table: key -> stage, entities, suffix, extension, description, units, orientation, facts, sources."""
+
+ENTITY_ORDER = tuple(
+    "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi "
+    "space tract track model param split recording chunk seg res den label desc".split()
+)
+"""Order of entities in a name: schema of the BEP016 branch, with BEP046's ``tract`` and ``track`` after ``space``."""
+
+MODEL = {
+    "Description": (
+        "SHD-TV: spherical deconvolution by an equivariant network over space and the hemisphere, with a prior on "
+        "total variation"
+    ),
+    "URL": "https://arxiv.org/abs/2411.11819",
+}
+STAGES = CHOICES["level"]
+
+
+def parse_name(path: Path) -> tuple[dict[str, str], str, str]:
+    """Split a BIDS file name into entities, suffix and extension.
+
+    Returns
+    -------
+    tuple
+        Entities in the order of the name, values as written (``run-01`` stays ``"01"``); suffix; extension with its dot.
+    """
+    stem, _, extension = path.name.partition(".")
+    *pairs, suffix = stem.split("_")
+    return dict(pair.split("-", 1) for pair in pairs if "-" in pair), suffix, f".{extension}"
+
+
+def output_path(
+    output_dir: Path, run: DWIRun, key: str, *, method: str | None = None, format: str | None = None
+) -> Path:
+    """Return the path of one output: ``sub-<label>/[ses-<label>/]dwi/<source entities>_space-..._<suffix>``.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative data set.
+    run : DWIRun
+        Source; all of its entities are kept, in schema order.
+    key : str
+        Key of the table.
+    method, format : str, optional
+        Tracking algorithm and file format; needed for ``tractogram`` only.
+
+    Raises
+    ------
+    KeyError
+        The table has no such key.
+    """
+    row = OUTPUTS[key]
+    blanks = {"method": method, "format": format}
+    own = {name: value.format(**blanks) for name, value in row["entities"].items()}
+    extension = row["extension"].format(**blanks)
+    if missing := sorted(blank for blank in _blanks(row) if blanks[blank] is None):
+        raise ValueError(f"{key}: {' and '.join(missing)} not given")
+    name = _join({**run.entities, "space": run.space, **own})
+    return output_dir / run.folder / f"{name}_{row['suffix']}{extension}"
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return the JSON beside an output: same stem, whatever the number of extensions."""
+    return path.with_name(path.name.partition(".")[0] + ".json")
+
+
+def figure_path(output_dir: Path, run: DWIRun, desc: str, *, extension: str = ".png") -> Path:
+    """Return the path of one figure: ``sub-<label>/figures/<source entities>_desc-<desc>_dwi.png``."""
+    return output_dir / f"sub-{run.subject}" / "figures" / f"{_join({**run.entities, 'desc': desc})}_dwi{extension}"
+
+
+def report_path(output_dir: Path, subject: str, session: str | None) -> Path:
+    """Return the path of a subject's (session's) report in the root of the data set."""
+    return output_dir / (f"sub-{subject}_ses-{session}.html" if session else f"sub-{subject}.html")
+
+
+def log_dir(output_dir: Path, subject: str, run_uuid: str) -> Path:
+    """Return the folder that keeps the record of one execution for one subject."""
+    return output_dir / f"sub-{subject}" / "log" / run_uuid
+
+
+def expected_outputs(
+    output_dir: Path,
+    run: DWIRun,
+    *,
+    level: str,
+    method: str,
+    formats: Sequence[str],
+    tissues: Sequence[str] = ("wm",),
+) -> tuple[Path, ...]:
+    """List every file that a finished run must have left.
+
+    Parameters
+    ----------
+    level : str
+        Last stage of the run: ``response``, ``fod``, ``peaks`` or ``full``.
+    method, formats : str and sequence of str
+        Tracking algorithm and formats of the tractogram.
+    tissues : sequence of str
+        Tissues that were fitted; files of the others are not expected.
+    """
+    last = STAGES.index(level)
+    paths = []
+    for key, row in OUTPUTS.items():
+        if STAGES.index(row["stage"]) > last or row.get("tissue", "wm") not in tissues:
+            continue
+        for format in formats if "format" in _blanks(row) else formats[:1]:
+            path = output_path(output_dir, run, key, method=method, format=format)
+            paths.append(path)
+            if (beside := sidecar_path(path)) not in paths and row["extension"] != ".txt":
+                paths.append(beside)
+    return tuple(paths)
+
+
+def sidecar(
+    run: DWIRun, key: str, facts: Mapping[str, Any], *, method: str | None = None, format: str | None = None
+) -> dict[str, Any]:
+    """Return the JSON content beside one output.
+
+    Parameters
+    ----------
+    run : DWIRun
+        Source.
+    key : str
+        Key of the table.
+    facts : mapping
+        What only the run knows; a key of the table names the facts it needs:
+
+        ``model``
+            Mapping for ``Model.Parameters`` (weights, their SHA-256, kind of fit, fitted degree, ...).
+        ``response``
+            Mapping tissue -> zonal SH coefficients, one list per shell; padded here to equal length.
+        ``shells``
+            b-values in s/mm2, ascending.
+        ``fod_lmax``
+            Stored degree of the fODF.
+        ``peaks``
+            Mapping of thresholds, written as it is (``PeakRelativeThreshold``, ...).
+        ``tractography``
+            Mapping of the BEP046 blocks (``StreamlineSeeding``, ...), written as it is.
+        ``mask_origin``
+            ``"given"``, ``"derivative"`` or ``"estimated"``.
+        ``columns``
+            Mapping column -> description (or mapping of it) of the QC table.
+        ``sloppy``
+            True stamps the file as made by a test run; may be absent.
+    method, format : str, optional
+        As in `output_path`; needed where the tractogram is the output or a source.
+
+    Raises
+    ------
+    KeyError
+        A fact that the key needs is not there.
+    """
+    row = OUTPUTS[key]
+    if key == "qc":
+        return {
+            name: text if isinstance(text, Mapping) else {"Description": text}
+            for name, text in facts["columns"].items()
+        }
+    content: dict[str, Any] = {"Description": row["description"]}
+    needed = row.get("facts", ())
+    if "model" in needed:
+        content["Model"] = {**MODEL, "Parameters": dict(facts["model"])}
+    if "non_negativity" in row:
+        content["NonNegativity"] = row["non_negativity"]
+    if "orientation" in row:
+        content["OrientationEncoding"] = {
+            name: facts[value] if value == "fod_lmax" else value for name, value in row["orientation"].items()
+        }
+    if "parameter_url" in row:
+        content["ParameterURL"] = row["parameter_url"]
+    if "response" in needed:
+        content["ResponseFunction"] = {"Type": "zsh", "Coefficients": _padded(facts["response"][row["tissue"]])}
+    if "shells" in needed:
+        content["Shells"] = [float(value) for value in facts["shells"]]
+    for block in ("peaks", "tractography"):
+        if block in needed:
+            content |= facts[block]
+    if key == "mask":
+        content |= {"Type": "Brain", "MaskOrigin": facts["mask_origin"]}
+    elif key != "tractogram":
+        content["SkullStripped"] = True
+    if "units" in row:
+        content["Units"] = row["units"]
+    if facts.get("sloppy"):
+        content["Sloppy"] = True
+    content["SpatialReference"] = run.spatial_reference
+    content["Sources"] = [_source_uri(run, source, method=method, format=format) for source in row["sources"]]
+    if key == "mask" and run.mask_uri:
+        content["Sources"].append(run.mask_uri)
+    return content
+
+
+def _source_uri(run: DWIRun, source: str, *, method: str | None, format: str | None) -> str:
+    if source == "dwi":
+        return run.source_uri
+    return f"bids::{output_path(Path(), run, source, method=method, format=format).as_posix()}"
+
+
+def _join(entities: Mapping[str, str]) -> str:
+    """Write entities in schema order; one that the schema does not know keeps its place before ``space``."""
+    unknown_place = ENTITY_ORDER.index("space") - 0.5
+    order = {name: place for place, name in enumerate(ENTITY_ORDER)}
+    ordered = sorted(entities.items(), key=lambda item: order.get(item[0], unknown_place))
+    return "_".join(f"{name}-{value}" for name, value in ordered)
+
+
+def _blanks(row: Mapping[str, Any]) -> set[str]:
+    """Return the names of the blanks in a row that the caller must fill."""
+    text = row["extension"] + "".join(row["entities"].values())
+    return {blank for blank in ("method", "format") if f"{{{blank}}}" in text}
+
+
+def _padded(coefficients: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return lists of equal length, as BEP016 asks, the missing high degrees being zero."""
+    longest = max(len(row) for row in coefficients)
+    return [[float(value) for value in row] + [0.0] * (longest - len(row)) for row in coefficients]
