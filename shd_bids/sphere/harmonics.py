@@ -22,7 +22,9 @@ def l_max_of(n: int) -> int:
     """Find the degree whose even basis has ``n`` coefficients."""
     l_max = round((np.sqrt(8 * max(n, 0) + 1) - 3) / 2)
     if n < 1 or l_max % 2 or n_coefficients(l_max) != n:
-        raise ValueError(f"found {n} coefficients, expected 1, 6, 15, 28, 45, ...: (l + 1)(l + 2)/2 of an even degree l")
+        raise ValueError(
+            f"found {n} coefficients, expected 1, 6, 15, 28, 45, ...: (l + 1)(l + 2)/2 of an even degree l"
+        )
     return l_max
 
 

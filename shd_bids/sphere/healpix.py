@@ -90,7 +90,9 @@ def match(points: np.ndarray, nside: int) -> np.ndarray:
     # A centre on a pixel edge of rounding cannot happen, so the pixel that holds a vertex is that vertex.
     worst = np.abs(vertices(nside)[index] - points).max(initial=0.0)
     if worst > 1e-7:
-        raise ValueError(f"points are up to {worst:.1e} away from the vertices of nside {nside}, expected rounding only")
+        raise ValueError(
+            f"points are up to {worst:.1e} away from the vertices of nside {nside}, expected rounding only"
+        )
     return index
 
 

@@ -11,7 +11,7 @@ representation E both rows share one Q_b and their eigenvalues. (Serre, Linear R
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 
 import numpy as np
@@ -53,7 +53,7 @@ class Eigenbasis:
     eigenvalues: np.ndarray
     mode: np.ndarray
 
-    @property
+    @cached_property
     def vectors(self) -> np.ndarray:
         """Eigenvectors as the columns of one dense orthogonal matrix, shape (V, V)."""
         columns, start = [], 0
@@ -109,10 +109,7 @@ def _adapted_vectors(nside: int, *, hemisphere_only: bool):
     """Yield for each representation its adapted vectors, shape (V, n, rows), orthonormal, each on one orbit."""
     elements = group(inversion=not hemisphere_only)
     images = np.stack(
-        [
-            permutation(nside, tuple(map(tuple, matrix)), hemisphere_only=hemisphere_only)
-            for matrix, _ in elements
-        ]
+        [permutation(nside, tuple(map(tuple, matrix)), hemisphere_only=hemisphere_only) for matrix, _ in elements]
     )  # (G, V)
     for index in range(len(elements[0][1])):
         matrices = np.stack([small[index] for _, small in elements])  # (G, d, d)

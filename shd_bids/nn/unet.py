@@ -1,0 +1,267 @@
+"""The U-Net over space and sphere: the published network and its whole-volume form, from one configuration."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shd_bids.nn.cheb import SphereBasis
+from shd_bids.nn.conv import SpatioSphericalConv
+from shd_bids.nn.pool import Pooling
+
+_ORDER = 5  # published kernel size on the sphere: Chebyshev terms T_0 .. T_4
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Say what network to build.
+
+    Attributes
+    ----------
+    in_channels, out_channels : int
+        Input features (published: one per shell), output tissues.
+    nside : int
+        HEALPix resolution of the finest level; each level below has half of it.
+    channels : tuple of int
+        Features of each level, finest first; the last is the bottom block. Published: (32, 64, 128, 256).
+    convs_per_block : int
+        Convolutions in each encoder and decoder block.
+    order : int
+        Chebyshev terms of each filter.
+    hemisphere : bool
+        False computes on the whole sphere (RT-ESD): the same function at twice the cost.
+    form : {"volume", "patch"}
+        ``volume`` takes any size, mixes space at the ``spatial_levels`` finest levels and halves it between them.
+        ``patch`` is the published network on patches of ``patch_size`` with its odd-size pooling rule.
+    spatial_levels : int
+        Levels with the 3 x 3 x 3 kernel in the volume form; 0 treats each voxel alone (ESD).
+    patch_size : int
+        Voxels along each axis in the patch form; 1 treats each voxel alone (ESD as published).
+    norm : {"batch", "none"}
+        Batch normalisation after each convolution, or nothing.
+    """
+
+    in_channels: int
+    out_channels: int
+    nside: int = 8
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    convs_per_block: int = 2
+    order: int = _ORDER
+    hemisphere: bool = True
+    form: str = "volume"
+    spatial_levels: int = 2
+    patch_size: int = 3
+    norm: str = "batch"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        depth = len(self.channels)
+        if self.nside < 1 or self.nside & (self.nside - 1):
+            yield f"nside is {self.nside}, expected a power of two"
+        if depth < 1 or self.nside >> (depth - 1) < 1:
+            yield f"{depth} levels do not fit nside {self.nside}, expected at most {max(self.nside, 1).bit_length()}"
+        if min(self.in_channels, self.out_channels, self.convs_per_block, self.order, *self.channels) < 1:
+            yield "channels, convs_per_block and order must be at least 1"
+        if self.form not in ("volume", "patch"):
+            yield f"form is {self.form!r}, expected 'volume' or 'patch'"
+        if not 0 <= self.spatial_levels <= depth:
+            yield f"spatial_levels is {self.spatial_levels}, expected 0 to {depth}"
+        if self.patch_size < 1:
+            yield f"patch_size is {self.patch_size}, expected at least 1"
+        if self.norm not in ("batch", "none"):
+            yield f"norm is {self.norm!r}, expected 'batch' or 'none'"
+
+    @property
+    def nsides(self) -> tuple[int, ...]:
+        """Resolution of each level, finest first."""
+        return tuple(self.nside >> level for level in range(len(self.channels)))
+
+    @property
+    def spatial(self) -> tuple[bool, ...]:
+        """Whether each level has the spatial kernel."""
+        if self.form == "volume":
+            return tuple(level < self.spatial_levels for level in range(len(self.channels)))
+        return tuple(size > 1 for size in self._patch_sizes())
+
+    @property
+    def pool_strides(self) -> tuple[int, ...]:
+        """Spatial stride of the pooling below each level but the last; 0 where space is left alone."""
+        if self.form == "volume":
+            return tuple(2 if level + 1 < self.spatial_levels else 0 for level in range(len(self.channels) - 1))
+        return tuple(0 if size == 1 else 2 - size % 2 for size in self._patch_sizes()[:-1])
+
+    @property
+    def spatial_stride(self) -> int:
+        """Voxels along each axis that the coarsest spatial level merges into one."""
+        return 2 ** sum(stride == 2 for stride in self.pool_strides)
+
+    @property
+    def receptive_radius(self) -> int:
+        """Voxels along each axis on which an output voxel may depend (volume form)."""
+        scale, radius = 1, 0
+        for level, spatial in enumerate(self.spatial):
+            blocks = 1 if level == len(self.channels) - 1 else 2
+            radius += scale * blocks * self.convs_per_block * spatial
+            scale *= 2 if level < len(self.pool_strides) and self.pool_strides[level] == 2 else 1
+        return radius + self.spatial_stride - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON-safe values."""
+        return asdict(self) | {"channels": list(self.channels)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "UNetConfig":
+        """Read what :meth:`to_dict` wrote; unknown names are an error, not a silent difference."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown network settings {unknown}; this version knows {[f.name for f in fields(cls)]}")
+        return cls(**values)
+
+    def _patch_sizes(self) -> tuple[int, ...]:
+        sizes = [self.patch_size]
+        while len(sizes) < len(self.channels):
+            size = sizes[-1]
+            sizes.append(size if size == 1 else size - 1 if size % 2 else size // 2)
+        return tuple(sizes)
+
+
+class ConvNormReLU(nn.Module):
+    """One convolution, batch normalisation over everything but channels, and ReLU."""
+
+    def __init__(
+        self, basis: SphereBasis, in_channels: tuple[int, ...], *, out_channels: int, spatial: bool, norm: str
+    ):
+        super().__init__()
+        self.conv = SpatioSphericalConv(basis, in_channels, out_channels=out_channels, spatial=spatial)
+        self.norm = nn.BatchNorm1d(out_channels) if norm == "batch" else None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
+        x = self.conv(*inputs)
+        if self.norm is not None:
+            x = self.norm(x.flatten(0, -2)).view_as(x)
+        return x.relu_()
+
+
+class UNet(nn.Module):
+    """Map input features on R^3 x S^2 to tissue amplitudes before the final softplus.
+
+    Encoder blocks keep their output for the decoder block of the same level, then pool; the bottom block and each decoder
+    block end with the number of features of the next finer level.
+
+    Parameters
+    ----------
+    config : UNetConfig
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.bases = nn.ModuleList(
+            SphereBasis(nside, hemisphere=config.hemisphere, order=config.order) for nside in config.nsides
+        )
+        self.pools = nn.ModuleList(
+            Pooling(nside, hemisphere=config.hemisphere, stride=stride)
+            for nside, stride in zip(config.nsides[:-1], config.pool_strides, strict=True)
+        )
+        widths = config.channels
+        finer = (widths[0], *widths[:-1])  # features leaving a decoder block
+        bottom = len(widths) - 1
+        self.encoder = nn.ModuleList(
+            self._block(level, (config.in_channels if level == 0 else widths[level - 1],), widths[level])
+            for level in range(bottom)
+        )
+        self.bottom = self._block(bottom, (config.in_channels if bottom == 0 else widths[bottom - 1],), finer[bottom])
+        self.decoder = nn.ModuleList(
+            self._block(level, (widths[level], widths[level]), finer[level]) for level in reversed(range(bottom))
+        )
+        self.head = Head(finer[0], config.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, X, Y, Z, V) to (B, O, X, Y, Z, V).
+
+        Raises
+        ------
+        ValueError
+            If channels or vertices do not fit, or the size is not that of a patch.
+        """
+        self._check(x)
+        x = x.permute(5, 0, 2, 3, 4, 1).contiguous()  # (V, B, X, Y, Z, C)
+        size = x.shape[2:5]
+        x = self._pad(x)
+        skips = []
+        for block, pool in zip(self.encoder, self.pools, strict=True):
+            x = _run(block, x)
+            skips.append(x)
+            x = pool(x)
+        x = _run(self.bottom, x)
+        for block, pool in zip(self.decoder, reversed(self.pools), strict=True):
+            x = _run(block, skips.pop(), pool.unpool(x))
+        x = x[:, :, : size[0], : size[1], : size[2]]
+        return self.head(x).permute(1, 5, 2, 3, 4, 0)  # (B, O, X, Y, Z, V)
+
+    def _block(self, level: int, inputs: tuple[int, ...], out_channels: int) -> nn.ModuleList:
+        config = self.config
+        units, width = [], config.channels[level]
+        for index in range(config.convs_per_block):
+            last = index == config.convs_per_block - 1
+            units.append(
+                ConvNormReLU(
+                    self.bases[level],
+                    inputs,
+                    out_channels=out_channels if last else width,
+                    spatial=config.spatial[level],
+                    norm=config.norm,
+                )
+            )
+            inputs = (width,)
+        return nn.ModuleList(units)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Append zero voxels up to a multiple of the pooling stride: the volume goes on as background there."""
+        if self.config.form == "patch":
+            return x
+        stride = self.config.spatial_stride
+        x_pad, y_pad, z_pad = ((-n) % stride for n in x.shape[2:5])
+        return functional.pad(x, (0, 0, 0, z_pad, 0, y_pad, 0, x_pad)) if x_pad or y_pad or z_pad else x
+
+    def _check(self, x: Tensor) -> None:
+        config, vertices = self.config, self.bases[0].n_vertices
+        if x.ndim != 6 or x.shape[1] != config.in_channels or x.shape[5] != vertices:
+            raise ValueError(
+                f"input has shape {tuple(x.shape)}, expected (batch, {config.in_channels}, x, y, z, {vertices})"
+            )
+        if config.form == "patch" and x.shape[2:5] != (config.patch_size,) * 3:
+            raise ValueError(
+                f"patch has size {tuple(x.shape[2:5])}, expected {config.patch_size} along each axis; "
+                "build the network with form='volume' for other sizes"
+            )
+
+
+class Head(nn.Module):
+    """Map features to tissues at each vertex and voxel; published as a layer of one Chebyshev term without neighbours."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.weightSph = nn.Parameter(torch.empty(out_channels, in_channels, 1))
+        nn.init.normal_(self.weightSph, std=(2 / in_channels) ** 0.5)
+        self.bias = nn.Parameter(torch.full((out_channels,), 0.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., I) to (..., O)."""
+        return functional.linear(x, self.weightSph[..., 0], self.bias)
+
+
+def _run(block: nn.ModuleList, *inputs: Tensor) -> Tensor:
+    x, *_ = inputs
+    for index, unit in enumerate(block):
+        x = unit(*inputs) if index == 0 else unit(x)
+    return x
