@@ -1,0 +1,351 @@
+"""NIfTI files to arrays and back, masks, and the checks that belong to them."""
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import nibabel as nib
+import numpy as np
+from dipy.segment.mask import median_otsu
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import ArrayLike, DTypeLike
+
+from shd_bids.atomic import atomic_path
+from shd_bids.exceptions import InputError, OutputError
+
+GRID_TOLERANCE = 1e-3  # mm, over the whole field of view: headers hold float32
+MAX_BAD_IN_MASK = 0.20  # share of values inside the mask that may have been replaced
+NOTED_BAD_IN_MASK = 0.01
+USUAL_MASK = (0.05, 0.70)  # share of the field of view a brain takes
+
+
+class Grid(Protocol):
+    """Anything with a voxel grid: the first three axes of ``shape``, and an affine."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def affine(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image in memory.
+
+    Attributes
+    ----------
+    data : array, shape (x, y, z) or (x, y, z, n), float32
+        Finite and not negative unless loaded with ``keep_negative``.
+    affine : array, shape (4, 4)
+        Voxel to RAS+ world, mm.
+    header : nibabel header
+        Of the file, as a reference for :func:`save_volume`.
+    voxel_size : array, shape (3,)
+        mm.
+    n_repaired : dict
+        How many values were ``nan``, ``inf`` or ``negative`` and were set to 0.
+    repaired : array, shape (x, y, z), uint16
+        Number of such values per voxel.
+    notes : tuple of str
+        What looks unusual in the header.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    header: nib.Nifti1Header
+    voxel_size: np.ndarray
+    n_repaired: dict[str, int]
+    repaired: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+
+def load_volume(path: Path, *, n_dims: tuple[int, ...] = (3, 4), keep_negative: bool = False) -> Volume:
+    """Read a NIfTI image as float32 and repair values that no signal can have.
+
+    Parameters
+    ----------
+    path : Path
+    n_dims : tuple of int
+        Numbers of dimensions that will do; axes of length one at the end are dropped down to three.
+    keep_negative : bool
+        Leave negative values as they are (for results, not for signal).
+
+    Raises
+    ------
+    InputError
+        With one line: missing, not NIfTI, truncated, of the wrong dimensions, not real numbers, without a usable
+        affine.
+    """
+    path = Path(path)
+    image = _open(path)
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in n_dims or 0 in shape:
+        expected = " or ".join(str(n) for n in n_dims)
+        raise InputError(f"{path}: an image of {len(shape)} dimensions {shape}, expected {expected} dimensions")
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path}: data of type {image.get_data_dtype()}, expected real numbers")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: the affine is singular or not finite; correct the sform or qform of the header")
+    data = _read(path, image).reshape(shape)
+    n_repaired, repaired = _repair(data, keep_negative=keep_negative)
+    return Volume(
+        data=data,
+        affine=affine,
+        header=image.header.copy(),
+        voxel_size=np.linalg.norm(affine[:3, :3], axis=0),
+        n_repaired=n_repaired,
+        repaired=repaired,
+        notes=_header_notes(image),
+    )
+
+
+def check_signal(volume: Volume, mask: np.ndarray) -> tuple[str, ...]:
+    """Judge the repaired and empty voxels inside the mask.
+
+    Returns
+    -------
+    tuple of str
+        Sentences for the user; empty when all is well.
+
+    Raises
+    ------
+    InputError
+        When more than 20 % of the values inside the mask were not usable, or the image is zero throughout it.
+    """
+    inside = np.count_nonzero(mask)
+    n_values = volume.data.shape[3] if volume.data.ndim == 4 else 1
+    share = float(volume.repaired[mask].sum(dtype=np.int64)) / max(inside * n_values, 1)
+    found = ", ".join(f"{count} {kind}" for kind, count in volume.n_repaired.items() if count)
+    if share > MAX_BAD_IN_MASK:
+        raise InputError(
+            f"{share:.0%} of the values inside the mask are not usable (whole image: {found}), expected at most "
+            f"{MAX_BAD_IN_MASK:.0%}; check the preprocessing"
+        )
+    first = volume.data[..., 0] if volume.data.ndim == 4 else volume.data
+    n_empty = np.count_nonzero(mask & (first == 0))
+    if n_empty == inside:
+        raise InputError("the image is zero everywhere inside the mask; check both files")
+    notes = []
+    if share > NOTED_BAD_IN_MASK:
+        notes.append(f"{share:.1%} of the values inside the mask were set to 0 (whole image: {found})")
+    if n_empty:
+        notes.append(f"{n_empty} of {inside} voxels of the mask have no signal in the first volume")
+    return tuple(notes)
+
+
+def save_volume(
+    path: Path,
+    data: np.ndarray,
+    affine: ArrayLike,
+    *,
+    reference_header: nib.Nifti1Header | None = None,
+    dtype: DTypeLike = np.float32,
+) -> None:
+    """Write a NIfTI image, whole or not at all, with the orientation codes of a reference.
+
+    The scale factor is always 1: an integer reference does not quantise. The qform is written with code 0 where it
+    cannot hold the affine (shears).
+
+    Parameters
+    ----------
+    path : Path
+        Ending in ``.nii`` or ``.nii.gz``.
+    data : array, shape (x, y, z) or (x, y, z, n)
+    affine : array, shape (4, 4)
+    reference_header : nibabel header, optional
+        Gives the codes of sform and qform; "scanner" for both without one.
+    dtype : dtype
+        On disk.
+
+    Raises
+    ------
+    OutputError
+        When the file cannot be written.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise OutputError(f"{path}: expected a name that ends in .nii or .nii.gz")
+    affine = np.asarray(affine, dtype=np.float64)
+    image = nib.Nifti1Image(np.asarray(data, dtype=dtype), affine)
+    image.header.set_xyzt_units("mm")
+    image.header.set_slope_inter(1, 0)
+    sform_code, qform_code = _codes(reference_header)
+    image.set_sform(affine, code=sform_code)
+    image.set_qform(affine, code=qform_code)
+    if not _is_same_affine(image.get_qform(), affine, image.shape[:3]):
+        image.set_qform(affine, code=0)
+    try:
+        with atomic_path(path) as temporary:
+            nib.save(image, temporary)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def same_grid(first: Grid, second: Grid, *, tolerance: float = GRID_TOLERANCE) -> bool:
+    """Tell whether two images have the same voxels: equal shape, corners within ``tolerance`` mm."""
+    return tuple(first.shape[:3]) == tuple(second.shape[:3]) and _is_same_affine(
+        first.affine, second.affine, first.shape[:3], tolerance=tolerance
+    )
+
+
+def load_mask(path: Path, grid: Grid) -> np.ndarray:
+    """Read a mask on the grid of an image.
+
+    Values above 0 are inside, or above 0.5 for a probability map.
+
+    Returns
+    -------
+    array, shape (x, y, z), bool
+
+    Raises
+    ------
+    InputError
+        Also for another grid and for an empty mask.
+    """
+    volume = load_volume(path, n_dims=(3,))
+    if not same_grid(volume, grid):
+        raise InputError(_grid_problem(path, volume, grid))
+    is_probability = volume.data.max(initial=0) <= 1 and np.any((volume.data > 0) & (volume.data < 1))
+    mask = volume.data > (0.5 if is_probability else 0)
+    if not mask.any():
+        raise InputError(f"{path}: the mask is empty, expected voxels above 0; give another by --mask")
+    return mask
+
+
+def mask_notes(mask: np.ndarray) -> tuple[str, ...]:
+    """Say so when a mask covers less or more of the field of view than a brain does."""
+    share = float(mask.mean())
+    low, high = USUAL_MASK
+    if low <= share <= high:
+        return ()
+    return (f"the mask covers {share:.1%} of the field of view, a brain usually {low:.0%} to {high:.0%}",)
+
+
+def estimate_mask(b0_mean: np.ndarray) -> np.ndarray:
+    """Estimate a brain mask from the mean b=0 image, shape (x, y, z), by median filter and Otsu's threshold.
+
+    An image without background, such as a crop from inside the brain, is taken whole: there Otsu's threshold would
+    part tissues instead.
+
+    Returns
+    -------
+    array, shape (x, y, z), bool
+
+    Raises
+    ------
+    InputError
+        When the image is zero everywhere.
+
+    Source: `dipy.segment.mask.median_otsu`.
+    """
+    has_signal = b0_mean > 0
+    if not has_signal.any():
+        raise InputError("no mask can be estimated: the mean b=0 image is zero everywhere")
+    # smaller than the filter's usual field of 9 voxels the median would blur all there is
+    radius = int(np.clip(min(b0_mean.shape) // 8, 1, 4))
+    mask = median_otsu(b0_mean, median_radius=radius, numpass=4, finalize_mask=min(b0_mean.shape) > 8)[1].astype(bool)
+    mask &= has_signal
+    outside = b0_mean[~mask]
+    if not mask.any() or (outside.size and np.median(outside) > 0.25 * np.median(b0_mean[mask])):
+        return has_signal
+    return mask
+
+
+def gather(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the voxels of the mask in C order: (x, y, z, ...) -> (n, ...)."""
+    return volume[mask]
+
+
+def scatter(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Put values in mask order back into a volume, zero elsewhere: (n, ...) -> (x, y, z, ...)."""
+    values = np.asarray(values)
+    volume = np.zeros(mask.shape + values.shape[1:], dtype=values.dtype)
+    volume[mask] = values
+    return volume
+
+
+def _open(path: Path) -> nib.Nifti1Image:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        image = nib.load(path)
+    except (ImageFileError, HeaderDataError, ValueError) as error:
+        raise InputError(f"{path}: not a NIfTI image ({_first_line(error)})") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read, damaged or truncated ({_first_line(error)})") from None
+    if not isinstance(image, nib.Nifti1Image):
+        raise InputError(f"{path}: an image of type {type(image).__name__}, expected NIfTI (.nii, .nii.gz)")
+    return image
+
+
+def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
+    try:
+        return np.array(image.get_fdata(dtype=np.float32, caching="unchanged"), order="C", copy=None)
+    except (OSError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        raise InputError(f"{path}: damaged or truncated ({_first_line(error)}); copy it again") from None
+    except MemoryError:
+        gigabytes = 4e-9 * np.prod(image.shape, dtype=np.float64)
+        raise InputError(f"{path}: {gigabytes:.1f} GB as float32 do not fit into memory") from None
+
+
+def _repair(data: np.ndarray, *, keep_negative: bool) -> tuple[dict[str, int], np.ndarray]:
+    """Set unusable values to 0 in place, slab by slab so that no second array of the full size is needed."""
+    count = {"nan": 0, "inf": 0, "negative": 0}
+    repaired = np.zeros(data.shape[:3], dtype=np.uint16)
+    for slab, tally in zip(data, repaired, strict=True):  # along x, contiguous
+        is_nan, is_inf = np.isnan(slab), np.isinf(slab)
+        is_negative = np.zeros_like(is_nan) if keep_negative else (slab < 0) & ~is_inf
+        is_bad = is_nan | is_inf | is_negative
+        if not is_bad.any():
+            continue
+        for kind, found in (("nan", is_nan), ("inf", is_inf), ("negative", is_negative)):
+            count[kind] += int(found.sum())
+        slab[is_bad] = 0
+        tally[...] = is_bad if is_bad.ndim == 2 else is_bad.sum(axis=-1)
+    return count, repaired
+
+
+def _header_notes(image: nib.Nifti1Image) -> tuple[str, ...]:
+    sform, sform_code = image.get_sform(coded=True)
+    qform, qform_code = image.get_qform(coded=True)
+    if not sform_code and not qform_code:
+        return ("the header has neither sform nor qform: left and right are a guess",)
+    if sform_code and qform_code and not _is_same_affine(sform, qform, image.shape[:3], tolerance=0.5):
+        return ("sform and qform of the header disagree; the sform is used",)
+    return ()
+
+
+def _codes(header: nib.Nifti1Header | None) -> tuple[int, int]:
+    """Codes (sform, qform) to write; one that is 0 in the reference takes the other's, as both get the same affine."""
+    if header is None:
+        return 1, 1
+    sform, qform = int(header["sform_code"]), int(header["qform_code"])
+    return sform or qform or 1, qform or sform or 1
+
+
+def _is_same_affine(
+    first: np.ndarray, second: np.ndarray, shape: tuple[int, ...], *, tolerance: float = GRID_TOLERANCE
+) -> bool:
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
+    return bool(np.abs((np.asarray(first) - np.asarray(second)) @ corners).max() <= tolerance)
+
+
+def _grid_problem(path: Path, volume: Grid, grid: Grid) -> str:
+    if tuple(volume.shape[:3]) != tuple(grid.shape[:3]):
+        return f"{path}: {volume.shape[:3]} voxels, expected {tuple(grid.shape[:3])} as in the diffusion image"
+    return f"{path}: same number of voxels as the diffusion image, but another position or orientation (affine)"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [error.__class__.__name__])[0]
