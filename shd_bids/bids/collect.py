@@ -8,7 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from shd_bids.exceptions import InputError, NoInputError
 from shd_bids.gradients import MIN_DIRECTIONS, GradientTable, read_fsl, read_mrtrix
-from shd_bids.images import Volume, load_mask, load_volume, read_grid
+from shd_bids.images import Volume, check_signal, load_mask, load_volume, same_grid
 from shd_bids.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -109,19 +109,6 @@ class DWIRun:
         values["links"] = {name: Path(path) for name, path in values["links"].items()}
         values["notes"] = tuple(values["notes"])
         return cls(**{f.name: values[f.name] for f in fields(cls)})
-
-    def load_gradients(self, settings: Settings, volume: Volume) -> GradientTable:
-        """Read the gradient table of the series in world axes.
-
-        Raises
-        ------
-        GradientError
-            With every problem of the files.
-        """
-        options = {"b0_threshold": settings.b0_threshold, "shell_tolerance": settings.shell_tolerance}
-        if self.grad_b is not None:
-            return read_mrtrix(self.grad_b, volume.data.shape[3], **options)
-        return read_fsl(self.bval, self.bvec, volume.affine, volume.data.shape[3], **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +326,7 @@ def _images(settings: Settings, dataset: Dataset, filters: Mapping[str, Any]) ->
 def _session_runs(
     settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any], images: list[tuple[Dataset, Path]]
 ) -> tuple[list[DWIRun], list[str]]:
-    """Return the series of one session and their problems; a series that cannot be diffusion gives way to one that can."""
+    """Return the series of one session and their problems; an image without diffusion weighting gives way to others."""
     problems = list(_ambiguities(images))
     if problems:
         return [], problems
@@ -353,9 +340,10 @@ def _session_runs(
                     f"{path.name}: {n_weighted} diffusion-weighted volumes, at least {MIN_DIRECTIONS} are needed"
                 )
                 continue
-            runs.append(_checked(_with_mask(run, settings, datasets, mask_filters), settings))
+            runs.append(_checked(run, settings, datasets, mask_filters))
         except InputError as error:
-            problems += [text if path.name in text else f"{path.name}: {text}" for text in error.problems]
+            stem = path.name.partition(".")[0]
+            problems += [text if stem in text else f"{path.name}: {text}" for text in error.problems]
     if runs or problems:
         for text in skipped:
             logger.warning("%s; skipped", text)
@@ -396,15 +384,15 @@ def _find_files(settings: Settings, dataset: Dataset, dwi: Path) -> DWIRun:
     is_qsiprep = settings.input_type == "qsiprep" or (settings.input_type == "auto" and "qsiprep" in dataset.pipelines)
     if is_qsiprep and grad_b is None:
         raise InputError(
-            f"{dwi.name}: no {world_table.name} beside it; the .bvec of QSIPrep is not in FSL axes. Restore the .b file, or "
-            "use --input-type bids if another program wrote this .bvec"
+            f"{dwi.name}: no {world_table.name} beside it, and the .bvec of QSIPrep is not in FSL axes; restore the .b "
+            "file, or use --input-type bids if another program wrote this .bvec"
         )
     if grad_b is None:
         missing = [extension for extension, path in ((".bval", bval), (".bvec", bvec)) if path is None]
         if missing:
             raise InputError(
-                f"{dwi.name}: no {' and no '.join(missing)} file applies to it (same name, or inherited from a folder above); "
-                "add it"
+                f"{dwi.name}: no {' and no '.join(missing)} file applies to it, neither beside it nor inherited from "
+                "a folder above; add it"
             )
     sidecar: dict[str, Any] = {}
     for path in reversed(_candidates(dataset, dwi, ".json")):
@@ -463,16 +451,48 @@ def _n_weighted(run: DWIRun, b0_threshold: float) -> int | None:
     return int((bvals > b0_threshold).sum())
 
 
-def _with_mask(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]) -> DWIRun:
+def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any]) -> DWIRun:
+    """Read image, gradients and mask once; return the series with its mask or raise with every problem found."""
+    volume = load_volume(run.dwi, n_dims=(4,))
+    problems: list[str] = []
+    if not volume.data.any():
+        found = ", ".join(f"{count} {kind}" for kind, count in volume.n_repaired.items() if count)
+        problems.append(
+            f"{run.dwi}: no value above 0 ({found or 'all zero'}), expected signal; convert or copy it again"
+        )
+    try:
+        _read_gradients(run, settings, volume)
+    except InputError as error:
+        problems += error.problems
+    try:
+        run = _with_mask(run, volume, settings, datasets, mask_filters)
+        if run.mask is not None and not problems:
+            check_signal(volume, load_mask(run.mask, volume))
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return replace(run, notes=(*volume.notes, *run.notes))
+
+
+def _read_gradients(run: DWIRun, settings: Settings, volume: Volume) -> GradientTable:
+    options = {"b0_threshold": settings.b0_threshold, "shell_tolerance": settings.shell_tolerance}
+    if run.grad_b is not None:
+        return read_mrtrix(run.grad_b, volume.shape[3], **options)
+    return read_fsl(run.bval, run.bvec, volume.affine, volume.shape[3], **options)
+
+
+def _with_mask(
+    run: DWIRun, volume: Volume, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
+) -> DWIRun:
     """Return the series with the mask given, else one of the data sets on its grid, else none."""
-    values = {f.name: getattr(run, f.name) for f in fields(run)}
     if settings.mask is not None:
-        return DWIRun(**values | {"mask": settings.mask, "mask_origin": "given"})
+        return replace(run, mask=settings.mask, mask_origin="given")
     off_grid = []
     for dataset in [*datasets[1:], datasets[0]]:
-        candidates = _masks(run, dataset, filters)
-        on_grid = [path for path in candidates if read_grid(path).matches(read_grid(run.dwi))]
-        off_grid += [path.name for path in candidates if path not in on_grid]
+        on_grid = []
+        for path in _masks(run, dataset, filters):
+            (on_grid if same_grid(load_volume(path), volume) else off_grid).append(path)
         most = max((len(_all_entities(path)) for path in on_grid), default=0)
         best = [path for path in on_grid if len(_all_entities(path)) == most]
         if len(best) > 1:
@@ -482,23 +502,18 @@ def _with_mask(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], fil
             )
         if best:
             links = {**run.links, dataset.name: dataset.root}
-            chosen = {"mask": best[0], "mask_origin": "derivative", "mask_uri": dataset.uri(best[0]), "links": links}
-            return DWIRun(**values | chosen)
-    note = "no brain mask found, one will be estimated from the b=0 image; look at it in the report"
+            return replace(run, mask=best[0], mask_origin="derivative", mask_uri=dataset.uri(best[0]), links=links)
+    found = "no brain mask found"
     if off_grid:
-        note = f"{', '.join(off_grid)} is not on the grid of the image; " + note.removeprefix("no brain mask found, ")
-    return DWIRun(**values | {"notes": (*run.notes, note)})
+        found = f"{', '.join(path.name for path in off_grid)} is not on the grid of the image"
+    note = f"{found}; a mask will be estimated from the b=0 image, look at it in the report"
+    return replace(run, notes=(*run.notes, note))
 
 
 def _masks(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[Path]:
-    """Return the brain masks of a data set that name no other series or space than this one."""
-    query: dict[str, Any] = {
-        "suffix": "mask",
-        "desc": "brain",
-        "extension": [".nii", ".nii.gz"],
-        "subject": run.subject,
-    }
-    found = [Path(name) for name in dataset.layout.get(return_type="filename", **{**query, **filters})]
+    """Return the brain masks of a data set that name no other series, session or space than this one."""
+    query = {"suffix": "mask", "desc": "brain", "extension": [".nii", ".nii.gz"], "subject": run.subject, **filters}
+    found = [Path(name) for name in dataset.layout.get(return_type="filename", **query)]
     return sorted(
         path
         for path in found
@@ -506,22 +521,3 @@ def _masks(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[Pa
         and ("ses" in source_entities(path)) == ("ses" in run.entities)
         and _all_entities(path).get("space", "orig") in (run.space, "orig")
     )
-
-
-def _checked(run: DWIRun, settings: Settings) -> DWIRun:
-    """Read image, gradients and mask once and return the series; raise with every problem they have."""
-    problems: list[str] = []
-    try:
-        volume = load_volume(run.dwi)
-    except InputError as error:
-        raise InputError(error.problems) from error
-    if volume.data.ndim != 4:
-        raise InputError(f"{run.dwi.name}: found {volume.data.ndim} dimensions, expected 4 (x, y, z, volume)")
-    for check in (lambda: run.load_gradients(settings, volume), lambda: run.mask and load_mask(run.mask, volume)):
-        try:
-            check()
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems)
-    return run

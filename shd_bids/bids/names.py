@@ -1,8 +1,8 @@
 """Names and sidecars of every output, read from the one table ``outputs.json``.
 
-A key of the table (``"wm"``, ``"peaks"``, ``"tractogram"``, ...) gives the BIDS entities, suffix, unit, orientation encoding
-and sources of one file; nothing else in the package spells an output name. Names and sidecar keys follow BEP016
-(bids-specification PR 2258), those of the tractogram BEP046 (PR 2333).
+A key of the table (``"wm"``, ``"peaks"``, ``"tractogram"``, ...) gives the BIDS entities, suffix, unit, orientation
+encoding and sources of one file; nothing else in the package spells an output name. Names and sidecar keys follow
+BEP016 (bids-specification PR 2258), those of the tractogram BEP046 (PR 2333).
 """
 
 import json
@@ -19,10 +19,13 @@ OUTPUTS: Mapping[str, Mapping[str, Any]] = json.loads(
 )
 """The table: key -> stage, entities, suffix, extension, description, units, orientation, facts, sources."""
 
-ENTITY_ORDER = tuple(
-    "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi "
-    "space tract track model param split recording chunk seg res den label desc".split()
+# fmt: off
+ENTITY_ORDER = (
+    "sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec", "dir", "run", "mod",
+    "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "tract", "track", "model", "param", "split",
+    "recording", "chunk", "seg", "res", "den", "label", "desc",
 )
+# fmt: on
 """Order of entities in a name: schema of the BEP016 branch, with BEP046's ``tract`` and ``track`` after ``space``."""
 
 MODEL = {
@@ -41,7 +44,7 @@ def parse_name(path: Path) -> tuple[dict[str, str], str, str]:
     Returns
     -------
     tuple
-        Entities in the order of the name, values as written (``run-01`` stays ``"01"``); suffix; extension with its dot.
+        Entities in the order of the name, values as written (``run-01`` stays ``"01"``); suffix; extension.
     """
     stem, _, extension = path.name.partition(".")
     *pairs, suffix = stem.split("_")

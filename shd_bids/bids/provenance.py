@@ -1,0 +1,137 @@
+"""The record of one execution: what went in, what came out, with what, how long; kept beside the outputs."""
+
+import datetime
+import hashlib
+import json
+import platform
+import re
+import shlex
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from shd_bids import __version__
+from shd_bids.bids.collect import DWIRun
+from shd_bids.settings import Settings
+
+IN_DIGEST = (
+    "precision",
+    "level",
+    "gradient_check",
+    "b0_threshold",
+    "shell_tolerance",
+    "fit",
+    "fod_lmax",
+    "lambda_tv",
+    "max_steps",
+    "peak_max",
+    "peak_relative_threshold",
+    "peak_absolute_threshold",
+    "peak_separation",
+    "tracking_algorithm",
+    "seeds",
+    "select",
+    "step_size",
+    "max_angle",
+    "min_length",
+    "max_length",
+    "tractogram_format",
+    "random_seed",
+    "sloppy",
+)
+"""Settings that change the result by themselves; of files given, the content counts."""
+
+
+def new_run_uuid() -> str:
+    """Return a name for this execution: sorts by time, never repeats."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}_{uuid.uuid4().hex[:12]}"
+
+
+def now() -> str:
+    """Return the time as ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def software() -> dict[str, str]:
+    """Return the versions of Python, of the app and of each of its dependencies; nothing is imported."""
+    found = {"python": platform.python_version(), "shd_bids": __version__}
+    for requirement in requires("shd_bids") or ():
+        if "extra ==" in requirement:
+            continue
+        name = re.match(r"[\w.-]+", requirement)[0]
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def weights_file(weights: str) -> Path | None:
+    """Return the file of the weights: ``none``, ``packaged`` or a path."""
+    if weights == "none":
+        return None
+    if weights != "packaged":
+        return Path(weights)
+    packaged = sorted(Path(str(files("shd_bids"))).glob("data/*.safetensors"))
+    return packaged[0] if packaged else None
+
+
+def hash_inputs(run: DWIRun, settings: Settings) -> dict[str, str]:
+    """Return the SHA-256 of everything that decides about the result, by BIDS URI or file name."""
+    hashes = {}
+    for path in run.files:
+        homes = [name for name, root in run.links.items() if path.is_relative_to(root)]
+        name = max(homes, key=lambda name: len(run.links[name].parts), default=None)  # a data set may lie in another
+        uri = f"bids:{name}:{path.relative_to(run.links[name]).as_posix()}" if name else path.name
+        hashes[uri] = sha256(path)
+    hashes |= {f"responses/{path.name}": sha256(path) for path in settings.responses}
+    if path := weights_file(settings.weights):
+        hashes[f"weights/{path.name}"] = sha256(path)
+    return hashes
+
+
+def digest(settings: Settings, inputs: Mapping[str, str]) -> str:
+    """Return one hash of inputs, settings and version: equal digests give equal outputs."""
+    chosen = {name: getattr(settings, name) for name in IN_DIGEST}
+    content = json.dumps([__version__, chosen, sorted(inputs.values())])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def outputs_record(output_dir: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of every output, by its path in the data set."""
+    return {
+        path.relative_to(output_dir).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in paths
+    }
+
+
+def is_done(output_dir: Path, run: DWIRun, wanted: str) -> bool:
+    """Tell whether an earlier execution finished this series with the same digest and its files are still whole.
+
+    Only sizes are compared, so that asking is cheap.
+    """
+    for path in sorted((output_dir / f"sub-{run.subject}" / "log").glob("*/provenance.json"), reverse=True):
+        try:
+            series = json.loads(path.read_text("utf-8"))["series"][run.key]
+        except (ValueError, KeyError, OSError):
+            continue
+        if series.get("status") == "finished":
+            return series.get("digest") == wanted and all(
+                (output_dir / name).is_file() and (output_dir / name).stat().st_size == record["bytes"]
+                for name, record in series["outputs"].items()
+            )
+    return False
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """Return the command as typed, quoted for a shell."""
+    return shlex.join(["shd_bids", *argv])

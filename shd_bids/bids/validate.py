@@ -1,0 +1,74 @@
+"""Ask the official validator about the input; what it says is told, it never stops a run."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "bids-validator-deno"
+TIME_LIMIT = 600  # seconds; large data sets on slow disks take minutes, none is worth more
+
+
+def validate_dataset(root: Path, subjects: Sequence[str]) -> tuple[str, ...]:
+    """Validate a data set, restricted to some subjects, and return one line per kind of error.
+
+    The validator knows no subjects, so it is shown a folder of links that holds the top-level files and only the
+    folders asked for.
+
+    Parameters
+    ----------
+    root : Path
+        BIDS data set.
+    subjects : sequence of str
+        Labels without ``sub-``.
+
+    Returns
+    -------
+    tuple of str
+        Empty when there are no errors (warnings of the validator are not told) or when it is not installed.
+    """
+    program = shutil.which(PROGRAM) or shutil.which(PROGRAM, path=str(Path(sys.executable).parent))
+    if program is None:
+        logger.info("%s is not installed; the input is not validated", PROGRAM)
+        return ()
+    with tempfile.TemporaryDirectory(prefix="shd_bids_validate_") as folder:
+        _link_subset(root, Path(folder), subjects)
+        try:
+            done = subprocess.run(
+                [program, "--format", "json", "--ignoreWarnings", "--ignoreNiftiHeaders", folder],
+                capture_output=True,
+                text=True,
+                timeout=TIME_LIMIT,
+                check=False,
+            )
+            issues = json.loads(done.stdout)["issues"]["issues"]
+        except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+            logger.warning("the BIDS validator did not answer (%s); the input is not validated", type(error).__name__)
+            return ()
+    return tuple(_summary(issues))
+
+
+def _link_subset(root: Path, folder: Path, subjects: Sequence[str]) -> None:
+    wanted = {f"sub-{label}" for label in subjects}
+    for path in root.iterdir():
+        is_other = path.name in ("derivatives", "participants.tsv") or path.name.startswith((".", "sub-"))
+        if path.name in wanted or path.name == ".bidsignore" or not is_other:
+            (folder / path.name).symlink_to(path.absolute())
+
+
+def _summary(issues: Sequence[dict]) -> list[str]:
+    errors = [issue for issue in issues if issue.get("severity") == "error"]
+    counts = Counter((issue["code"], issue.get("subCode")) for issue in errors)
+    lines = []
+    for (code, detail), count in sorted(counts.items(), key=lambda item: -item[1]):
+        places = [i.get("location", "") for i in errors if (i["code"], i.get("subCode")) == (code, detail)]
+        more = f" and {count - 1} more" if count > 1 else ""
+        lines.append(f"{code}{f' {detail}' if detail else ''}: {places[0].lstrip('/')}{more}")
+    return lines
