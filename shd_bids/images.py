@@ -8,7 +8,6 @@ from typing import Protocol
 
 import nibabel as nib
 import numpy as np
-from dipy.segment.mask import median_otsu
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike
@@ -249,6 +248,8 @@ def estimate_mask(b0_mean: np.ndarray) -> np.ndarray:
 
     Source: `dipy.segment.mask.median_otsu`.
     """
+    from dipy.segment.mask import median_otsu  # takes seconds to import and is seldom needed
+
     has_signal = b0_mean > 0
     if not has_signal.any():
         raise InputError("no mask can be estimated: the mean b=0 image is zero everywhere")
