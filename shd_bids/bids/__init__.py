@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""BIDS: what is read from data sets and how outputs are named and described."""
