@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Pictures and the HTML page of a subject."""
