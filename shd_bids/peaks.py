@@ -111,7 +111,6 @@ def find_peaks(
             f"found max_peaks {max_peaks}, relative_threshold {relative_threshold}, min_separation {min_separation}; "
             "expected at least 1, a share in [0, 1) and degrees in [0, 90]"
         )
-    coefficients = torch.as_tensor(coefficients)
     n, l_max = len(coefficients), l_max_of(coefficients.shape[1])
     directions = np.zeros((n, max_peaks, 3), dtype=np.float32)
     amplitudes = np.zeros((n, max_peaks), dtype=np.float32)
@@ -120,8 +119,9 @@ def find_peaks(
     search = _PeakSearch(l_max, torch.device(device))
 
     def work(part: slice) -> None:
+        chunk = coefficients[part]
         found = search(
-            coefficients[part],
+            chunk if isinstance(chunk, torch.Tensor) else torch.from_numpy(np.array(chunk, dtype=np.float32)),
             max_peaks=max_peaks,
             relative_threshold=relative_threshold,
             absolute_threshold=max(absolute_threshold, 0.0),
@@ -257,7 +257,7 @@ class _PeakSearch:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return directions (n, K, 3) and amplitudes (n, K) of one chunk of voxels (n, C)."""
         n = len(coefficients)
-        columns = coefficients.to(self.device, torch.float32).T.contiguous()  # (C, n)
+        columns = coefficients.detach().to(self.device, torch.float32).T.contiguous()  # (C, n)
         columns = torch.where(columns.isfinite().all(0), columns, 0.0)
         voxel, vertex = self._candidates(columns, relative_threshold, absolute_threshold)
         directions, amplitudes, is_maximum = self._ascend(columns, voxel, self.axes[vertex])

@@ -1,0 +1,416 @@
+"""Streamlines from fODFs in world axes, by dipy's compiled trackers, and the files and maps made of them.
+
+dipy steps along voxel axes (in mm) through a table of amplitudes sampled on directions. The one border between the two
+frames is `_voxel_frame`: the table of the tracker's direction v holds the fODF at the world direction R v, with R the
+columns of the affine at unit length. No coefficient is rotated, and streamlines return in world mm (RAS+).
+"""
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from dipy.core.sphere import Sphere
+from dipy.direction.pmf import SimplePmfGen
+from dipy.tracking.stopping_criterion import BinaryStoppingCriterion
+from dipy.tracking.tracker_parameters import generate_tracking_parameters
+from dipy.tracking.tractogen import generate_tractogram
+from nibabel.streamlines import ArraySequence
+
+from shd_bids.atomic import atomic_path
+from shd_bids.exceptions import InputError
+from shd_bids.peaks import find_peaks, largest_amplitude
+from shd_bids.sphere.harmonics import l_max_of, sh_basis
+
+ALGORITHMS = ("det", "prob", "ptt")
+
+REFERENCE_SHARE = 0.1
+"""Default stop amplitude as a share of the median largest amplitude in the seed mask (MRtrix3: 0.1 of about 1)."""
+
+_TABLE_BYTES = 1.6e9  # amplitudes of the bounding box, float64 because dipy reads no other
+_DIRECTIONS = (250, 750)  # 9 to 5 degrees apart, over a hemisphere
+_BUFFER_BYTES = 2e8  # dipy reserves the longest possible streamline for every seed of a batch
+_VOXELS_PER_CHUNK = 16384
+
+
+@dataclass(frozen=True, eq=False)
+class Tractogram:
+    """Accepted streamlines and how they came about.
+
+    Attributes
+    ----------
+    streamlines : ArraySequence
+        Points in world mm (RAS+), float32.
+    n_seeds : int
+        Seeds tracked, to the end of the batch in which ``select`` was reached.
+    n_generated : int
+        Streamlines that took at least one step from them.
+    n_accepted : int
+        Streamlines kept.
+    n_out_of_box : int
+        Streamlines removed because a point lay outside the image.
+    step_size : float
+        Step in mm.
+    stop_amplitude : float
+        Amplitude below which tracking stopped, in the units of the fODF.
+    """
+
+    streamlines: ArraySequence
+    n_seeds: int
+    n_generated: int
+    n_accepted: int
+    n_out_of_box: int
+    step_size: float
+    stop_amplitude: float
+
+
+def track(
+    coefficients: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    *,
+    seed_mask: np.ndarray,
+    algorithm: str = "prob",
+    seeds_per_voxel: int = 2,
+    select: int | None = None,
+    step_size: float | None = None,
+    max_angle: float = 45.0,
+    min_length: float = 20.0,
+    max_length: float = 250.0,
+    stop_amplitude: float | None = None,
+    random_seed: int = 0,
+    nprocs: int = 1,
+    progress: Callable[[str, float], None] | None = None,
+) -> Tractogram:
+    """Track streamlines through fODFs from seeds drawn uniformly in a mask.
+
+    Each seed starts along one peak of its voxel, drawn in proportion to amplitude. A streamline goes on while its voxel
+    lies in the mask and some direction within ``max_angle`` has an interpolated amplitude; amplitudes below
+    ``stop_amplitude`` count as none.
+
+    Parameters
+    ----------
+    coefficients : (n, C) array
+        Even real SH coefficients in world axes (MRtrix3 basis), in C order of the mask.
+    mask : (x, y, z) bool array
+        Voxels of the rows of ``coefficients``; streamlines end where they leave it.
+    affine : (4, 4) array
+        Voxel to world mm (RAS+).
+    seed_mask : (x, y, z) bool array
+        Voxels that are seeded, where also in ``mask``.
+    algorithm : {"det", "prob", "ptt"}
+        Deterministic, probabilistic, or parallel transport tractography (Aydogan and Shi 2021).
+    seeds_per_voxel : int
+        Seeds in each voxel of the seed mask, at uniform random places.
+    select : int, optional
+        Stop when this many streamlines are accepted (the seeds come in random order); 0 or None uses every seed.
+    step_size : float, optional
+        mm; half of the smallest voxel edge by default.
+    max_angle : float
+        Largest turn in one step, degrees; for "ptt", the turn that fixes the largest curvature.
+    min_length, max_length : float
+        Limits of accepted lengths, mm.
+    stop_amplitude : float, optional
+        In the units of the fODF; by default a tenth of the median largest amplitude in the seed mask.
+    random_seed : int
+        Fixes seeds, start directions and random walks; results do not depend on ``nprocs``.
+    nprocs : int
+        Threads.
+    progress : callable, optional
+        Called with a text and the share done.
+
+    Returns
+    -------
+    Tractogram
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or an option is out of range.
+    InputError
+        If no voxel can be seeded or the fODFs are nowhere above the stop amplitude.
+    """
+    mask, affine = np.asarray(mask, dtype=bool), np.asarray(affine, dtype=np.float64)
+    seed_mask = np.asarray(seed_mask, dtype=bool)
+    _check_options(coefficients, mask, seed_mask, algorithm, seeds_per_voxel, max_angle, min_length, max_length)
+    seed_mask = seed_mask & mask
+    if not seed_mask.any():
+        raise InputError(
+            "the seed mask has no voxel inside the brain mask; lower the white-matter share that is seeded"
+        )
+    voxel_size, _ = _voxel_frame(affine)
+    step_size = float(voxel_size.min() / 2) if step_size is None else step_size
+    seeded = seed_mask[mask]
+    if stop_amplitude is None:
+        stop_amplitude = REFERENCE_SHARE * reference_amplitude(coefficients[seeded])
+
+    rng = np.random.default_rng(random_seed)
+    field = _AmplitudeField(coefficients, mask, affine, stop_amplitude)
+    places, directions = _seeds(coefficients[seeded], seed_mask, affine, seeds_per_voxel, stop_amplitude, rng)
+    parameters = generate_tracking_parameters(
+        algorithm,
+        min_len=0,
+        max_len=math.ceil(max_length + 2 * step_size),
+        step_size=step_size,
+        voxel_size=voxel_size,
+        max_angle=max_angle,
+        # dipy's trackers read this as a share of the largest amplitude, its PTT as an amplitude
+        pmf_threshold=stop_amplitude if algorithm == "ptt" else 0.1,
+        probe_length=2 * step_size,
+        probe_quality=4,
+        random_seed=int(rng.integers(2**19, 2**20)),  # times a place in the box this stays below 2^32
+    )
+    streamlines, n_seeds, n_generated, n_out_of_box = ArraySequence(), 0, 0, 0
+    for batch in _batches(len(places), max_length / step_size):
+        raw = list(
+            generate_tractogram(
+                places[batch],
+                directions[batch],
+                field.stopping,
+                parameters,
+                field.pmf,
+                field.affine,
+                nbr_threads=nprocs,
+            )
+        )
+        n_seeds += len(places[batch])
+        n_generated += len(places[batch]) - sum(len(points) < 2 for points in raw)  # dipy withholds those too long
+        long_enough = [points for points in raw if min_length <= (len(points) - 1) * step_size <= max_length]
+        inside = _inside_box(long_enough, affine, mask.shape)
+        n_out_of_box += int((~inside).sum())
+        new = [points.astype(np.float32) for points, is_in in zip(long_enough, inside, strict=True) if is_in]
+        streamlines.extend(new[: select - len(streamlines)] if select else new)
+        if progress:
+            progress("tracking", len(streamlines) / select if select else n_seeds / len(places))
+        if select and len(streamlines) >= select:
+            break
+    return Tractogram(
+        streamlines=streamlines,
+        n_seeds=n_seeds,
+        n_generated=n_generated,
+        n_accepted=len(streamlines),
+        n_out_of_box=n_out_of_box,
+        step_size=step_size,
+        stop_amplitude=float(stop_amplitude),
+    )
+
+
+def reference_amplitude(coefficients: np.ndarray) -> float:
+    """Return the median over voxels of the largest fODF amplitude, of at most 5000 of the (n, C) coefficients."""
+    rows = np.linspace(0, len(coefficients) - 1, min(5000, len(coefficients))).astype(int)
+    return float(np.median(largest_amplitude(coefficients[rows])))
+
+
+def track_density(streamlines: ArraySequence, affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Count the streamlines that visit each voxel, every streamline once a voxel.
+
+    Segments are cut to at most a quarter of a voxel, so that corners are not stepped over.
+
+    Parameters
+    ----------
+    streamlines : ArraySequence
+        Points in world mm.
+    affine : (4, 4) array
+        Voxel to world mm.
+    shape : tuple of int
+        Size of the image.
+
+    Returns
+    -------
+    (x, y, z) int32 array
+        Points outside the image are not counted.
+    """
+    density = np.zeros(math.prod(shape), dtype=np.int64)
+    to_voxel = np.linalg.inv(affine)
+    for start in range(0, len(streamlines), 2000):
+        part = streamlines[start : start + 2000]
+        points = nib.affines.apply_affine(to_voxel, part.get_data())
+        owner = np.repeat(np.arange(len(part)), part.get_lengths())
+        joined = np.flatnonzero(owner[1:] == owner[:-1])  # first point of every segment
+        steps = points[joined + 1] - points[joined]
+        pieces = max(1, math.ceil(4 * np.abs(steps).max(initial=0)))
+        fractions = np.arange(pieces) / pieces
+        between = (points[joined, None] + fractions[:, None] * steps[:, None]).reshape(-1, 3)
+        voxels = np.rint(np.concatenate([between, points])).astype(int)
+        owner = np.concatenate([np.repeat(owner[joined], pieces), owner])
+        inside = ((voxels >= 0) & (voxels < shape)).all(axis=1)
+        index = np.ravel_multi_index(tuple(voxels[inside].T), shape)
+        visits = np.unique(owner[inside] * density.size + index)
+        density += np.bincount(visits % density.size, minlength=density.size)
+    return density.reshape(shape).astype(np.int32)
+
+
+def save_tractogram(path: Path, streamlines: ArraySequence, affine: np.ndarray, shape: tuple[int, int, int]) -> None:
+    """Write streamlines whole or not at all, in the format of the suffix, float32 world mm (RAS+).
+
+    Parameters
+    ----------
+    path : Path
+        Ends in ``.trx``, ``.tck`` or ``.trk``.
+    streamlines : ArraySequence
+        Points in world mm, inside the image.
+    affine : (4, 4) array
+        Voxel to world mm, kept in the header (``.trx``, ``.trk``).
+    shape : tuple of int
+        Size of the image, kept likewise.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is none of the three.
+    """
+    if path.suffix not in (".trx", ".tck", ".trk"):
+        raise ValueError(f"found suffix {path.suffix!r}, expected .trx, .tck or .trk")
+    with atomic_path(path) as temporary:
+        if path.suffix == ".trx":
+            _write_trx(temporary, streamlines, affine, shape)
+            return
+        header = {}
+        if path.suffix == ".trk":
+            header = {
+                "voxel_to_rasmm": np.asarray(affine, dtype=np.float32),
+                "voxel_sizes": nib.affines.voxel_sizes(affine).astype(np.float32),
+                "dimensions": np.asarray(shape, dtype=np.int16),
+                "voxel_order": "".join(nib.aff2axcodes(affine)),
+            }
+        tractogram = nib.streamlines.Tractogram(streamlines, affine_to_rasmm=np.eye(4))
+        nib.streamlines.save(tractogram, str(temporary), header=header)
+
+
+def _write_trx(path: Path, streamlines: ArraySequence, affine: np.ndarray, shape: tuple[int, int, int]) -> None:
+    """Write the TRX container: a zip of one JSON header and two raw arrays.
+
+    trx-python writes it by way of two unpacked copies in the temporary folder; this needs no more than the arrays, and
+    equal streamlines give equal bytes.
+    """
+    lengths = np.asarray(streamlines.get_lengths() if len(streamlines) else [], dtype=np.uint64)
+    points = np.asarray(streamlines.get_data(), dtype="<f4").reshape(-1, 3)
+    header = {
+        "DIMENSIONS": [int(size) for size in shape],
+        "VOXEL_TO_RASMM": np.asarray(affine, dtype=float).tolist(),
+        "NB_VERTICES": len(points),
+        "NB_STREAMLINES": len(streamlines),
+    }
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<u8")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as container:
+        for name, content in (
+            ("header.json", json.dumps(header).encode()),
+            ("positions.3.float32", points.tobytes()),
+            ("offsets.uint64", offsets.tobytes()),
+        ):
+            container.writestr(zipfile.ZipInfo(name), content)
+
+
+class _AmplitudeField:
+    """What dipy tracks in: amplitudes on a box around the mask, where to stop, and the affine of the box."""
+
+    def __init__(self, coefficients: np.ndarray, mask: np.ndarray, affine: np.ndarray, stop_amplitude: float) -> None:
+        corners = np.argwhere(mask)
+        low = corners.min(axis=0) - 1  # one voxel more all around: what lies beyond the image then reads as zero
+        shape = corners.max(axis=0) + 2 - low
+        n_directions = int(np.clip(_TABLE_BYTES / (8 * shape.prod()), *_DIRECTIONS))
+        vertices = _even_axes(n_directions)
+        basis = sh_basis(vertices @ _voxel_frame(affine)[1].T, l_max_of(coefficients.shape[1])).astype(np.float32)
+        table = np.zeros((*shape, n_directions))
+        rows = np.ravel_multi_index(tuple((corners - low).T), tuple(shape))
+        flat = table.reshape(-1, n_directions)
+        for start in range(0, len(rows), _VOXELS_PER_CHUNK):
+            part = slice(start, start + _VOXELS_PER_CHUNK)
+            amplitudes = np.asarray(coefficients[part], dtype=np.float32) @ basis.T
+            flat[rows[part]] = np.where(amplitudes >= stop_amplitude, np.maximum(amplitudes, 0), 0)
+        is_open = flat.any(axis=1).reshape(tuple(shape))
+        if not is_open.any():
+            raise InputError(
+                f"no fODF amplitude reaches the stop amplitude {stop_amplitude:g}; look at the fODF or lower it"
+            )
+        self.affine = affine @ nib.affines.from_matvec(np.eye(3), low)
+        self.pmf = SimplePmfGen(table, Sphere(xyz=vertices))
+        self.stopping = BinaryStoppingCriterion(is_open)
+
+
+def _voxel_frame(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return voxel sizes (3,) in mm and R (3, 3), which turns a direction along voxel axes into a world direction."""
+    sizes = nib.affines.voxel_sizes(affine)
+    return sizes, affine[:3, :3] / sizes
+
+
+def _even_axes(n: int) -> np.ndarray:
+    """Return ``n`` evenly spread axes (n, 3) of the upper hemisphere: a Fibonacci spiral."""
+    index = np.arange(n) + 0.5
+    z = index / n
+    azimuth = index * math.pi * (3 - math.sqrt(5))
+    radius = np.sqrt(1 - z**2)
+    return np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z], axis=1)
+
+
+def _seeds(
+    coefficients: np.ndarray,
+    seed_mask: np.ndarray,
+    affine: np.ndarray,
+    seeds_per_voxel: int,
+    stop_amplitude: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return seed places in world mm and start directions along voxel axes, each (s, 3), in random order.
+
+    A voxel without a peak gives seeds without direction, which dipy leaves where they are.
+    """
+    peaks = find_peaks(coefficients, absolute_threshold=stop_amplitude)
+    voxel = rng.permutation(np.repeat(np.arange(len(coefficients)), seeds_per_voxel))
+    places = np.argwhere(seed_mask)[voxel] + rng.uniform(-0.5, 0.5, (len(voxel), 3))
+    cumulative = peaks.amplitudes.cumsum(axis=1)[voxel]
+    choice = (cumulative <= rng.uniform(0, cumulative[:, -1:])).sum(axis=1).clip(max=cumulative.shape[1] - 1)
+    world = peaks.directions[voxel, choice].astype(np.float64)
+    along_axes = world @ np.linalg.inv(_voxel_frame(affine)[1]).T
+    length = np.linalg.norm(along_axes, axis=1, keepdims=True)
+    along_axes = np.where(length > 0, along_axes / np.where(length > 0, length, 1), 0)
+    return nib.affines.apply_affine(affine, places), along_axes
+
+
+def _batches(n_seeds: int, n_points: float) -> Iterator[slice]:
+    """Yield slices of the seeds, each as large as its buffer of twice ``n_points`` points a seed allows."""
+    size = int(np.clip(_BUFFER_BYTES / (2 * 3 * 8 * n_points), 100, 10_000))
+    for start in range(0, n_seeds, size):
+        yield slice(start, start + size)
+
+
+def _inside_box(streamlines: list[np.ndarray], affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return for each streamline whether all its points lie inside the image, faces included."""
+    if not streamlines:
+        return np.zeros(0, dtype=bool)
+    points = nib.affines.apply_affine(np.linalg.inv(affine), np.concatenate(streamlines))
+    is_in = ((points >= -0.5) & (points <= np.asarray(shape) - 0.5)).all(axis=1)
+    starts = np.cumsum([0] + [len(points) for points in streamlines[:-1]])
+    return np.logical_and.reduceat(is_in, starts)
+
+
+def _check_options(
+    coefficients: np.ndarray,
+    mask: np.ndarray,
+    seed_mask: np.ndarray,
+    algorithm: str,
+    seeds_per_voxel: int,
+    max_angle: float,
+    min_length: float,
+    max_length: float,
+) -> None:
+    """Raise ValueError naming every option that is out of range."""
+    problems = []
+    if mask.ndim != 3 or seed_mask.shape != mask.shape or len(coefficients) != mask.sum():
+        problems.append(
+            f"found mask {mask.shape} with {mask.sum()} voxels, seed mask {seed_mask.shape}, {len(coefficients)} "
+            "rows of coefficients; expected one grid and one row a mask voxel"
+        )
+    if algorithm not in ALGORITHMS:
+        problems.append(f"found algorithm {algorithm!r}, expected one of {', '.join(ALGORITHMS)}")
+    if seeds_per_voxel < 1 or not 0 < max_angle <= 90 or not 0 <= min_length < max_length:
+        problems.append(
+            f"found seeds_per_voxel {seeds_per_voxel}, max_angle {max_angle}, lengths {min_length} to {max_length}; "
+            "expected at least 1, degrees in (0, 90], and 0 <= min_length < max_length"
+        )
+    if problems:
+        raise ValueError("; ".join(problems))
