@@ -9,7 +9,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
@@ -59,7 +59,7 @@ class Tractogram:
         Amplitude below which tracking stopped, in the units of the fODF.
     """
 
-    streamlines: ArraySequence
+    streamlines: ArraySequence = field(repr=False)
     n_seeds: int
     n_generated: int
     n_accepted: int
@@ -149,7 +149,7 @@ def track(
         stop_amplitude = REFERENCE_SHARE * reference_amplitude(coefficients[seeded])
 
     rng = np.random.default_rng(random_seed)
-    field = _AmplitudeField(coefficients, mask, affine, stop_amplitude)
+    space = _AmplitudeField(coefficients, mask, affine, stop_amplitude)
     places, directions = _seeds(coefficients[seeded], seed_mask, affine, seeds_per_voxel, stop_amplitude, rng)
     parameters = generate_tracking_parameters(
         algorithm,
@@ -170,10 +170,10 @@ def track(
             generate_tractogram(
                 places[batch],
                 directions[batch],
-                field.stopping,
+                space.stopping,
                 parameters,
-                field.pmf,
-                field.affine,
+                space.pmf,
+                space.affine,
                 nbr_threads=nprocs,
             )
         )
@@ -229,7 +229,7 @@ def track_density(streamlines: ArraySequence, affine: np.ndarray, shape: tuple[i
     for start in range(0, len(streamlines), 2000):
         part = streamlines[start : start + 2000]
         points = nib.affines.apply_affine(to_voxel, part.get_data())
-        owner = np.repeat(np.arange(len(part)), part.get_lengths())
+        owner = np.repeat(np.arange(len(part)), _lengths(part))
         joined = np.flatnonzero(owner[1:] == owner[:-1])  # first point of every segment
         steps = points[joined + 1] - points[joined]
         pieces = max(1, math.ceil(4 * np.abs(steps).max(initial=0)))
@@ -281,13 +281,17 @@ def save_tractogram(path: Path, streamlines: ArraySequence, affine: np.ndarray, 
         nib.streamlines.save(tractogram, str(temporary), header=header)
 
 
+def _lengths(streamlines: ArraySequence) -> np.ndarray:
+    """Return the number of points of each streamline."""
+    return np.fromiter(map(len, streamlines), dtype=np.int64, count=len(streamlines))
+
+
 def _write_trx(path: Path, streamlines: ArraySequence, affine: np.ndarray, shape: tuple[int, int, int]) -> None:
     """Write the TRX container: a zip of one JSON header and two raw arrays.
 
     trx-python writes it by way of two unpacked copies in the temporary folder; this needs no more than the arrays, and
     equal streamlines give equal bytes.
     """
-    lengths = np.asarray(streamlines.get_lengths() if len(streamlines) else [], dtype=np.uint64)
     points = np.asarray(streamlines.get_data(), dtype="<f4").reshape(-1, 3)
     header = {
         "DIMENSIONS": [int(size) for size in shape],
@@ -295,7 +299,7 @@ def _write_trx(path: Path, streamlines: ArraySequence, affine: np.ndarray, shape
         "NB_VERTICES": len(points),
         "NB_STREAMLINES": len(streamlines),
     }
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<u8")
+    offsets = np.concatenate([[0], np.cumsum(_lengths(streamlines))]).astype("<u8")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as container:
         for name, content in (
             ("header.json", json.dumps(header).encode()),
