@@ -261,7 +261,7 @@ def estimate_mask(b0_mean: np.ndarray, *, voxel_size: ArrayLike = 2.0) -> np.nda
     if not has_signal.any():
         raise InputError("no mask can be estimated: the mean b=0 image is zero everywhere")
     radius = max(round(2.5 / float(np.mean(voxel_size))), 1)
-    mask = median_otsu(b0_mean, median_radius=radius, numpass=4, finalize_mask=min(b0_mean.shape) > 8)[1].astype(bool)
+    mask = median_otsu(b0_mean, median_radius=radius, numpass=4, finalize_mask=True)[1].astype(bool)
     mask &= has_signal
     return mask if mask.any() and _has_background(b0_mean, mask) else has_signal
 
