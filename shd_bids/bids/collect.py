@@ -54,6 +54,12 @@ class DWIRun:
         For sidecars: ``orig`` or a BIDS URI.
     links : dict
         Name of each data set used -> its root.
+    shape : tuple of int
+        Voxels along x, y, z, and volumes.
+    n_mask : int, optional
+        Voxels inside the mask, where there is one.
+    shells : tuple of (float, int)
+        b-value in s/mm2 and number of volumes of each shell.
     notes : tuple of str
         What the user should know about the choice of files.
     """
@@ -73,6 +79,9 @@ class DWIRun:
     mask_uri: str | None = None
     spatial_reference: str = "orig"
     links: Mapping[str, Path] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    n_mask: int | None = None
+    shells: tuple[tuple[float, int], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -107,7 +116,8 @@ class DWIRun:
         for name in ("dwi", "bval", "bvec", "grad_b", "mask"):
             values[name] = Path(values[name]) if values[name] is not None else None
         values["links"] = {name: Path(path) for name, path in values["links"].items()}
-        values["notes"] = tuple(values["notes"])
+        values |= {name: tuple(values[name]) for name in ("shape", "notes")}
+        values["shells"] = tuple((bvalue, count) for bvalue, count in values["shells"])
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
 
@@ -461,13 +471,18 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
             f"{run.dwi}: no value above 0 ({found or 'all zero'}), expected signal; convert or copy it again"
         )
     try:
-        _read_gradients(run, settings, volume)
+        table = _read_gradients(run, settings, volume)
+        shells = tuple((shell.bvalue, len(shell.indices)) for shell in table.shells)
+        run = replace(run, shape=volume.shape, shells=shells)
     except InputError as error:
         problems += error.problems
     try:
         run = _with_mask(run, volume, settings, datasets, mask_filters)
-        if run.mask is not None and not problems:
-            check_signal(volume, load_mask(run.mask, volume))
+        if run.mask is not None:
+            mask = load_mask(run.mask, volume)
+            run = replace(run, n_mask=int(mask.sum()))
+            if not problems:
+                check_signal(volume, mask)
     except InputError as error:
         problems += error.problems
     if problems:

@@ -114,10 +114,10 @@ def outputs_record(output_dir: Path, paths: Iterable[Path]) -> dict[str, dict[st
     }
 
 
-def is_done(output_dir: Path, run: DWIRun, wanted: str) -> bool:
-    """Tell whether an earlier execution finished this series with the same digest and its files are still whole.
+def find_done(output_dir: Path, run: DWIRun, wanted: str) -> dict[str, Any] | None:
+    """Return the record of a series that an earlier call finished with the same digest and whose files are still whole.
 
-    Only sizes are compared, so that asking is cheap.
+    Only sizes are compared, so that asking is cheap. ``None`` where there is none.
     """
     for path in sorted((output_dir / f"sub-{run.subject}" / "log").glob("*/provenance.json"), reverse=True):
         try:
@@ -125,11 +125,12 @@ def is_done(output_dir: Path, run: DWIRun, wanted: str) -> bool:
         except (ValueError, KeyError, OSError):
             continue
         if series.get("status") == "finished":
-            return series.get("digest") == wanted and all(
+            is_whole = all(
                 (output_dir / name).is_file() and (output_dir / name).stat().st_size == record["bytes"]
                 for name, record in series["outputs"].items()
             )
-    return False
+            return series if is_whole and series.get("digest") == wanted else None
+    return None
 
 
 def command_line(argv: Sequence[str]) -> str:

@@ -68,6 +68,7 @@ def build_parser(*, with_positionals: bool = True) -> argparse.ArgumentParser:
     """Return the parser; options that were not given are absent from its result."""
     parser = argparse.ArgumentParser(
         prog="shd_bids",
+        usage="shd_bids BIDS_DIR OUTPUT_DIR {participant,group} [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
         argument_default=argparse.SUPPRESS,
@@ -75,10 +76,11 @@ def build_parser(*, with_positionals: bool = True) -> argparse.ArgumentParser:
         add_help=with_positionals,
     )
     if with_positionals:
-        parser.add_argument(
-            "bids_dir", type=_path, help="BIDS data set, raw or preprocessed (QSIPrep); never written to"
+        add = parser.add_argument
+        add(
+            "bids_dir", metavar="BIDS_DIR", type=_path, help="data set, raw or preprocessed (QSIPrep); never written to"
         )
-        parser.add_argument("output_dir", type=_path, help="derivative data set to create or complete")
+        add("output_dir", metavar="OUTPUT_DIR", type=_path, help="derivative data set to create or complete")
         parser.add_argument(
             "analysis_level", choices=CHOICES["analysis_level"], help="participant (group comes in a later version)"
         )

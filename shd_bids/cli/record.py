@@ -1,0 +1,161 @@
+"""The record of one call: kept beside the outputs from the first minute, so that a killed call tells of itself too."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shd_bids import __version__
+from shd_bids.atomic import write_json, write_text
+from shd_bids.bids import provenance
+from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.names import expected_outputs, log_dir
+from shd_bids.settings import Settings
+
+RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+
+
+@dataclass
+class Record:
+    """What one call knows of itself.
+
+    Attributes
+    ----------
+    settings, command : Settings and str
+        As given.
+    runs : sequence of DWIRun
+        The series that this call processes.
+    uuid, started : str
+        Name and time of the call.
+    status : str
+        ``running``, ``finished``, ``failed`` or ``interrupted``.
+    exit_code : int, optional
+        Of the whole call, once it is known.
+    series : dict
+        Key of a run -> what happened to it: ``status``, ``digest``, ``inputs``, ``outputs``, ``stages``, and
+        ``exit_code``, ``stage``, ``error``, ``message`` where it failed.
+    """
+
+    settings: Settings
+    command: str
+    runs: Sequence[DWIRun]
+    uuid: str = field(default_factory=provenance.new_run_uuid)
+    started: str = field(default_factory=provenance.now)
+    status: str = RUNNING
+    exit_code: int | None = None
+    series: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return tuple(sorted({run.subject for run in self.runs}))
+
+    def folder(self, subject: str) -> Path:
+        return log_dir(self.settings.output_dir, subject, self.uuid)
+
+    def fail(self, run: DWIRun, *, exit_code: int, error: str, message: str, stage: str | None = None) -> None:
+        """Note why a series failed."""
+        self.series[run.key] |= {"status": FAILED, "exit_code": exit_code, "error": error, "message": message}
+        if stage:
+            self.series[run.key]["stage"] = stage
+
+    def accept(self, run: DWIRun) -> None:
+        """Note a series as finished if every file it promised is there and not empty, as failed otherwise."""
+        settings, series = self.settings, self.series[run.key]
+        paths = expected_outputs(
+            settings.output_dir,
+            run,
+            level=settings.level,
+            method=settings.tracking_algorithm,
+            formats=settings.tractogram_format,
+            tissues=series.get("stages", {}).get("response", {}).get("tissues", ("wm",)),
+        )
+        missing = [path.name for path in paths if not path.is_file() or not path.stat().st_size]
+        if missing:
+            message = f"{len(missing)} of {len(paths)} promised files are missing or empty: {', '.join(missing[:5])}"
+            self.fail(run, exit_code=1, error="OutputError", message=message)
+        else:
+            series |= {"status": FINISHED, "outputs": provenance.outputs_record(settings.output_dir, paths)}
+
+    def end(self, status: str, exit_code: int, message: str = "") -> None:
+        """Note how the call ended; series still running share its end."""
+        self.status, self.exit_code = status, exit_code
+        for series in self.series.values():
+            if series["status"] == RUNNING:
+                series |= {
+                    "status": FAILED if status == FINISHED else status,
+                    "exit_code": exit_code,
+                    "message": message,
+                }
+
+    def write_status(self) -> None:
+        """Write ``status.json`` of every subject: short, for schedulers, and kept up to date."""
+        told = ("status", "exit_code", "stage", "error", "message")
+        for subject in self.subjects:
+            series = {run.prefix: self.series[run.key] for run in self.runs if run.subject == subject}
+            content = {
+                "status": self.status,
+                "exit_code": self.exit_code,
+                "run": self.uuid,
+                "started": self.started,
+                "updated": provenance.now(),
+                "series": {name: {key: item[key] for key in told if key in item} for name, item in series.items()},
+            }
+            write_json(self.folder(subject) / "status.json", content)
+
+    def write_settings(self) -> None:
+        """Write the resolved settings of every subject as TOML that `--config-file` reads."""
+        for subject in self.subjects:
+            write_text(self.folder(subject) / "shd_bids.toml", self.settings.to_toml())
+
+    def write_provenance(self) -> None:
+        """Write ``provenance.json`` of every subject: how each file was made."""
+        for subject in self.subjects:
+            series = {run.key: self.series[run.key] for run in self.runs if run.subject == subject}
+            stages = [stage for item in series.values() for stage in item.get("stages", {}).values()]
+            content = {
+                "run": self.uuid,
+                "command": self.command,
+                "status": self.status,
+                "exit_code": self.exit_code,
+                "started": self.started,
+                "ended": provenance.now(),
+                "version": __version__,
+                "software": provenance.software(),
+                "random_seed": self.settings.random_seed,
+                "peak_memory_mb": max((stage.get("peak_memory_mb", 0) for stage in stages), default=None),
+                "series": series,
+            }
+            write_json(self.folder(subject) / "provenance.json", content)
+
+    def keep_logs(self, log_file: Path, crash_dir: Path) -> None:
+        """Copy the log to every subject, and to each the crash files that name one of its series."""
+        for subject in self.subjects:
+            shutil.copy(log_file, self.folder(subject) / "shd_bids.log")
+            names = [run.key for run in self.runs if run.subject == subject]
+            for crash in crash_dir.glob("crash*"):
+                if any(f".{name}_wf." in crash.read_text("utf-8", errors="replace") for name in names):
+                    shutil.copy(crash, self.folder(subject) / crash.name)
+
+
+def exit_code(series: Mapping[str, Mapping[str, Any]], *, n_skipped: int = 0) -> int:
+    """Return the code of a call: 0 all done, 1 some done, else the one code of all failures, or 1 if they differ.
+
+    Parameters
+    ----------
+    series : mapping
+        Name -> record with ``status`` and, where it failed, ``exit_code``.
+    n_skipped : int
+        Series that an earlier call had done.
+    """
+    codes = {record.get("exit_code", 1) for record in series.values() if record["status"] != FINISHED}
+    n_done = n_skipped + sum(record["status"] == FINISHED for record in series.values())
+    if not codes:
+        return 0
+    return codes.pop() if not n_done and len(codes) == 1 else 1
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return what each stage of a series told of itself; a half-run series has some of them."""
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((folder / "facts").glob("*.json"))}
