@@ -1,0 +1,398 @@
+"""The HTML page of a subject: what was found and made, with a sentence on how to read each picture.
+
+The page is assembled from the figures that lie in the output folder and the facts that the stages left, so it can be
+made after a failure as well. It links to its figures and asks the network for nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+from urllib.parse import quote
+
+from shd_bids import __version__
+from shd_bids.atomic import write_text
+from shd_bids.report.methods import methods_text
+from shd_bids.report.run import STAGES, Problem, RunReport, dig, fit_mode, listed, shells, told, voxel_size
+
+__all__ = ["SECTIONS", "Problem", "RunReport", "Section", "Status", "write_report"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure of the report.
+
+    Attributes
+    ----------
+    desc : str
+        Its ``desc`` label in the file name.
+    title, right, wrong : str
+        Heading, what a right picture shows, and what a wrong one means.
+    optional : bool
+        True where not every finished run makes it.
+    """
+
+    desc: str
+    title: str
+    right: str
+    wrong: str
+    optional: bool = False
+
+
+SECTIONS = (
+    Section(
+        "gradients",
+        "Gradient directions",
+        "each shell covers the half sphere evenly, and the table as given has the highest fibre coherence.",
+        "clusters or gaps mean lost volumes; another bar on top means that the directions are flipped or permuted.",
+    ),
+    Section(
+        "mask",
+        "Brain mask",
+        "the outline follows the edge of the brain in every slice, and the letters fit the anatomy.",
+        "missing cortex is lost to all that follows; skull or eyes inside the outline disturb the responses.",
+    ),
+    Section(
+        "response",
+        "Response functions",
+        "white matter is flat across the fibre (wide to the sides) and more so at high b, CSF falls fastest with b; "
+        "the voxels lie in the corpus callosum and deep tracts, in cortex, and in the ventricles.",
+        "a round white matter response or voxels in the wrong tissue mean a bad mask, low quality or wrong gradients.",
+    ),
+    Section(
+        "fodf",
+        "Fibre orientation distributions",
+        "the corpus callosum is red and crosses the midline, the corticospinal tract is blue and runs up and down, "
+        "the cingulum is green; lobes of neighbours point into each other.",
+        "other colours there, or lobes that do not join up, mean wrong gradient directions.",
+    ),
+    Section(
+        "training",
+        "Fit of the network",
+        "training and held-out loss fall together and level off.",
+        "a held-out loss that rises again means overfitting; one that still falls at the end asks for more steps.",
+        optional=True,
+    ),
+    Section(
+        "tissue",
+        "Tissue fractions",
+        "deep white matter is blue, cortex green (where grey matter was fitted), ventricles and sulci red.",
+        "white matter that turns green or red means responses taken from the wrong voxels.",
+    ),
+    Section(
+        "residual",
+        "Fit to the signal",
+        "R² is high and even in white matter, and the residual looks like noise without anatomy.",
+        "bright slices or edges point to motion or distortion; look at a volume that stands out, or leave it out.",
+    ),
+    Section(
+        "peaks",
+        "Fibre peaks",
+        "sticks of neighbours line up along the tracts and cross where tracts cross.",
+        "sticks at random in white matter mean noise or too low a threshold; many in the ventricles mean the same.",
+    ),
+    Section(
+        "tractogram",
+        "Streamlines",
+        "the large bundles can be recognised and stay within the outline of the brain.",
+        "short, broken or mirrored bundles mean wrong directions or too high a stopping threshold.",
+    ),
+    Section(
+        "tdi",
+        "Streamline density",
+        "the deep tracts are brightest and white matter is filled.",
+        "empty white matter or a bright rim means that seeds or stopping rules do not suit the data.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the execution ended, told for the whole page.
+
+    Attributes
+    ----------
+    state : str
+        ``ok``, ``failed`` or ``interrupted``.
+    message : str
+        What happened and what to do, where it concerns no single run.
+    is_sloppy : bool
+        Made with the settings of a quick test.
+    command : str
+        As typed.
+    started : str
+        ISO 8601.
+    versions : mapping
+        Software and version.
+    """
+
+    state: str
+    message: str = ""
+    is_sloppy: bool = False
+    command: str = ""
+    started: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_report(
+    output_dir: Path, subject: str, session: str | None, runs: Sequence[RunReport], status: Status
+) -> Path:
+    """Write ``sub-<label>[_ses-<label>].html`` from the figures and facts that are there.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative data set; figures are looked for in ``sub-<label>/figures``.
+    subject : str
+        Label without ``sub-``.
+    session : str, optional
+        Label without ``ses-``; one page for all sessions when not given.
+    runs : sequence of RunReport
+        In the order of the page.
+    status : Status
+        How it ended.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    name = f"sub-{subject}" + (f"_ses-{session}" if session else "")
+    page = Template(files("shd_bids.report").joinpath("template.html").read_text(encoding="utf-8"))
+    figures_dir = Path(output_dir) / f"sub-{subject}" / "figures"
+    text = page.substitute(
+        title=escape(name),
+        subtitle=escape(status.started.replace("T", " ")[:16]),
+        navigation=_navigation(runs),
+        banners=_banners(runs, status),
+        summary=_summary(runs),
+        runs="\n".join(_run(run, figures_dir, output_dir) for run in runs),
+        methods=methods_text(runs),
+        about=_about(status),
+    )
+    path = Path(output_dir) / f"{name}.html"
+    write_text(path, text)
+    return path
+
+
+def _navigation(runs: Sequence[RunReport]) -> str:
+    links = [("summary", "Summary")]
+    if len(runs) == 1:
+        links += [(f"{_anchor(runs[0])}_{section.desc}", section.title) for section in SECTIONS if not section.optional]
+    else:
+        links += [(_anchor(run), run.prefix) for run in runs]
+    links += [("methods", "Methods"), ("about", "Execution")]
+    return "".join(f'<a href="#{escape(anchor)}">{escape(text)}</a>' for anchor, text in links)
+
+
+def _banners(runs: Sequence[RunReport], status: Status) -> str:
+    """Say first how it ended: one banner for the page, one for each failed run, one for warnings."""
+    failed = [run for run in runs if run.problem]
+    banners = []
+    if status.state == "ok" and not failed:
+        count = f"{len(runs)} run{'s' if len(runs) != 1 else ''} finished" if runs else "Nothing was processed"
+        banners.append(_banner("ok" if runs else "warning", count, status.message))
+    else:
+        head = {"interrupted": "Interrupted before the end", "ok": "Failed"}.get(status.state, "Failed")
+        if failed:
+            head += f": {len(failed)} of {len(runs)} run{'s' if len(runs) != 1 else ''}"
+        rest = "What was finished before is shown below." if any(run.facts for run in runs) else ""
+        banners.append(_banner("failed", head, "\n".join(filter(None, [status.message, rest]))))
+    for run in failed:
+        stage = STAGES.get(run.problem.stage, (run.problem.stage or "before the first stage", ""))[0]
+        banners.append(_banner("failed", f"{run.prefix} stopped at: {stage}", run.problem.message))
+    if status.is_sloppy:
+        banners.append(
+            _banner(
+                "warning",
+                "Quick test (--sloppy)",
+                "The settings were lowered for speed. Do not use these results in a study.",
+            )
+        )
+    noted = [(run, warning) for run in runs for warning in _warnings(run)]
+    if noted:
+        lines = [f"{run.prefix}: {warning}" if len(runs) > 1 else warning for run, warning in noted]
+        banners.append(_banner("warning", f"{len(lines)} warning{'s' if len(lines) != 1 else ''}", "\n".join(lines)))
+    return "\n".join(banners)
+
+
+def _banner(kind: str, head: str, text: str) -> str:
+    body = f"<p>{escape(text)}</p>" if text else ""
+    return f'<div class="banner {kind}"><strong>{escape(head)}</strong>{body}</div>'
+
+
+def _warnings(run: RunReport) -> tuple[str, ...]:
+    """Collect what the stages found worth telling, in order, each once."""
+    found = list(run.warnings)
+    check = dig(run.facts, "gradients", "orientation_check") or {}
+    if check and not (check.get("is_given_best", True) and check.get("is_conclusive", True)):
+        found.append(str(check.get("message", "the orientation check failed")))
+    for facts in run.facts.values():
+        found += [str(note) for note in facts.get("notes") or ()]
+    domain = dig(run.facts, "fod", "info", "domain_check")
+    if isinstance(domain, Mapping) and domain.get("is_inside") is False:
+        found.append(str(domain.get("message", "the acquisition lies outside what the weights were trained for")))
+    found += [str(note) for note in dig(run.facts, "fod", "info", "warnings") or ()]
+    return tuple(dict.fromkeys(found))
+
+
+def _summary(runs: Sequence[RunReport]) -> str:
+    """Lay the main facts out as a table, one column per run."""
+    rows = {
+        "Shells": lambda run: shells(run.facts.get("gradients")),
+        "Voxel size": lambda run: voxel_size(run.facts.get("gradients")),
+        "Mask": _mask,
+        "Orientation check": _orientation,
+        "Tissues fitted": lambda run: told(
+            listed([t.upper() for t in dig(run.facts, "response", "tissues") or ()]) or None
+        ),
+        "Fit": _fit,
+        "Signal explained": lambda run: _quality(run, "fit_r2_median", "median R² {:.3f}"),
+        "Fibres per voxel": lambda run: _quality(run, "nufo_mean", "{:.2f} on average in white matter"),
+        "Streamlines": _streamlines,
+        "Time": _time,
+        "Peak memory": _memory,
+    }
+    if not runs:
+        return '<section class="card"><p>No diffusion run was found for this subject.</p></section>'
+    head = ""
+    if len(runs) > 1:
+        head = "<thead><tr><th></th>" + "".join(f"<th>{escape(run.prefix)}</th>" for run in runs) + "</tr></thead>"
+    body = ""
+    for title, cell in rows.items():
+        cells = [cell(run) for run in runs]
+        if any(text != told(None) for text in cells):
+            body += f"<tr><th>{title}</th>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>"
+    empty = "<p>The run stopped before anything could be measured.</p>"
+    table = f"<table>{head}<tbody>{body}</tbody></table>" if body else empty
+    return f'<section class="card wide">{table}</section>'
+
+
+def _run(run: RunReport, figures_dir: Path, output_dir: Path) -> str:
+    """Show the figures of one run in the order of the stages."""
+    pieces = [f'<h2 id="{escape(_anchor(run))}">{escape(run.prefix)}</h2>']
+    missing = []
+    for section in SECTIONS:
+        found = [figures_dir / f"{run.prefix}_desc-{section.desc}_dwi{kind}" for kind in (".png", ".svg")]
+        figure = next((path for path in found if path.is_file()), None)
+        if figure is not None:
+            pieces.append(_figure(run, section, quote(figure.relative_to(output_dir).as_posix())))
+        elif not section.optional:
+            missing.append(section)
+    if missing:
+        anchors = "".join(f'<span id="{escape(_anchor(run))}_{section.desc}"></span>' for section in missing)
+        names = escape(listed([section.title.lower() for section in missing]))
+        reason = "the run stopped before" if run.problem else "not asked for, or not finished"
+        pieces.append(f'<section class="card missing">{anchors}<h3>Not made</h3><p>{names}: {reason}.</p></section>')
+    return "\n".join(pieces)
+
+
+def _figure(run: RunReport, section: Section, link: str) -> str:
+    return (
+        f'<section class="card" id="{escape(_anchor(run))}_{section.desc}"><h3>{escape(section.title)}</h3>'
+        f'<p class="right">{escape(section.right)}</p><p class="wrong">{escape(section.wrong)}</p>'
+        f'<figure><a href="{escape(link)}">'
+        f'<img src="{escape(link)}" alt="{escape(section.title)} of {escape(run.prefix)}"></a>'
+        "</figure></section>"
+    )
+
+
+def _about(status: Status) -> str:
+    parts = []
+    if status.command:
+        parts.append(f"<h3>Command</h3><pre>{escape(status.command)}</pre>")
+    if status.started:
+        parts.append(f"<p>Started {escape(status.started)}.</p>")
+    versions = {"shd_bids": __version__} | dict(status.versions)
+    lines = "".join(f"<div>{escape(name)} {escape(str(version))}</div>" for name, version in versions.items())
+    return "".join(parts) + f'<h3>Versions</h3><div class="versions">{lines}</div>'
+
+
+def _anchor(run: RunReport) -> str:
+    return f"run-{run.prefix}"
+
+
+def _measured(run: RunReport, column: str) -> Any:
+    """Find a number of the quality table in any stage."""
+    for facts in run.facts.values():
+        value = dig(facts, "qc", column, "value")
+        if value is not None:
+            return value
+    return None
+
+
+def _mask(run: RunReport) -> str:
+    volume, origin = _measured(run, "mask_volume_ml"), dig(run.facts, "gradients", "sidecar", "mask_origin")
+    if volume is None:
+        return told(None)
+    origins = {"given": "given", "derivative": "from the derivatives", "estimated": "estimated here, look at it"}
+    return f"{volume:,.0f} ml" + (f", {escape(origins.get(origin, str(origin)))}" if origin else "")
+
+
+def _orientation(run: RunReport) -> str:
+    check = dig(run.facts, "gradients", "orientation_check")
+    return told(check.get("message")) if check else told(None)
+
+
+def _fit(run: RunReport) -> str:
+    """Name the mode, the device and the weights."""
+    info = dig(run.facts, "fod", "info")
+    if info is None:
+        return told(None)
+    weights = info.get("weights_sha256")
+    parts = [str(fit_mode(run) or ""), f"on {info['device']}" if info.get("device") else ""]
+    parts.append(f"{info['steps']} steps" if info.get("steps") else "")
+    text = escape(", ".join(filter(None, parts)))
+    return text + (
+        f', weights <code title="{escape(str(weights))}">{escape(str(weights)[:12])}</code>' if weights else ""
+    )
+
+
+def _quality(run: RunReport, column: str, form: str) -> str:
+    value = _measured(run, column)
+    return escape(form.format(value)) if isinstance(value, int | float) else told(None)
+
+
+def _streamlines(run: RunReport) -> str:
+    count, length = _measured(run, "n_streamlines"), _measured(run, "streamline_length_median")
+    if count is None:
+        return told(None)
+    return told(count) + (f", median length {length:.0f} mm" if isinstance(length, int | float) else "")
+
+
+def _time(run: RunReport) -> str:
+    """Draw the share of each stage as a bar with its seconds."""
+    seconds = {stage: dig(run.facts, stage, "seconds") for stage in STAGES}
+    seconds = {stage: float(value) for stage, value in seconds.items() if isinstance(value, int | float)}
+    if not seconds:
+        return told(None)
+    total = max(sum(seconds.values()), 1e-9)
+    bar = "".join(
+        f'<span style="width:{100 * s / total:.2f}%;background:{STAGES[k][1]}"></span>' for k, s in seconds.items()
+    )
+    legend = "".join(
+        f'<span><i style="background:{STAGES[stage][1]}"></i>{STAGES[stage][0]} {_duration(value)}</span>'
+        for stage, value in seconds.items()
+    )
+    return f'{_duration(total)}<div class="time">{bar}</div><div class="legend">{legend}</div>'
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if seconds < 3600 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _memory(run: RunReport) -> str:
+    peaks = [dig(facts, "peak_memory_mb") for facts in run.facts.values()]
+    peaks = [value for value in peaks if isinstance(value, int | float)]
+    if not peaks:
+        return told(None)
+    gpu = dig(run.facts, "fod", "info", "peak_gpu_mb")
+    return f"{max(peaks) / 1000:.1f} GB" + (
+        f", {gpu / 1000:.1f} GB on the GPU" if isinstance(gpu, int | float) and gpu else ""
+    )

@@ -1,0 +1,151 @@
+"""The methods text of a report: sentences assembled from what was really done, with numbered references."""
+
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+
+from shd_bids import __version__
+from shd_bids.report.run import STAGES, RunReport, dig, fit_mode, listed, shells, told, voxel_size
+
+TISSUES = {"wm": "white matter", "gm": "grey matter", "csf": "CSF"}
+
+REFERENCES = {
+    "shd": (
+        "Elaldi A, Gerig G, Dey N. Equivariant spatio-hemispherical networks for diffusion MRI deconvolution. "
+        "NeurIPS 2024.",
+        "https://arxiv.org/abs/2411.11819",
+    ),
+    "coherence": (
+        "Schilling KG, et al. A fiber coherence index for quality control of B-table orientation in diffusion MRI "
+        "scans. Magn Reson Imaging 2019;58:82-89.",
+        "https://doi.org/10.1016/j.mri.2019.01.018",
+    ),
+    "dhollander2016": (
+        "Dhollander T, Raffelt D, Connelly A. Unsupervised 3-tissue response function estimation from single-shell or "
+        "multi-shell diffusion MR data without a co-registered T1 image. ISMRM Workshop on Breaking the Barriers of "
+        "Diffusion MRI 2016;5.",
+        "",
+    ),
+    "dhollander2019": (
+        "Dhollander T, Mito R, Raffelt D, Connelly A. Improved white matter response function estimation for 3-tissue "
+        "constrained spherical deconvolution. Proc ISMRM 2019;555.",
+        "",
+    ),
+    "msmt": (
+        "Jeurissen B, et al. Multi-tissue constrained spherical deconvolution for improved analysis of multi-shell "
+        "diffusion MRI data. NeuroImage 2014;103:411-426.",
+        "https://doi.org/10.1016/j.neuroimage.2014.07.061",
+    ),
+    "mrtrix": (
+        "Tournier J-D, et al. MRtrix3: A fast, flexible and open software framework for medical image processing and "
+        "visualisation. NeuroImage 2019;202:116137.",
+        "https://doi.org/10.1016/j.neuroimage.2019.116137",
+    ),
+    "afd": (
+        "Raffelt D, et al. Apparent Fibre Density: a novel measure for the analysis of diffusion-weighted magnetic "
+        "resonance images. NeuroImage 2012;59:3976-3994.",
+        "https://doi.org/10.1016/j.neuroimage.2011.10.045",
+    ),
+    "dipy": (
+        "Garyfallidis E, et al. Dipy, a library for the analysis of diffusion MRI data. Front Neuroinform 2014;8:8.",
+        "https://doi.org/10.3389/fninf.2014.00008",
+    ),
+    "ptt": (
+        "Aydogan DB, Shi Y. Parallel transport tractography. IEEE Trans Med Imaging 2021;40:635-647.",
+        "https://doi.org/10.1109/TMI.2020.3034038",
+    ),
+    "bidsapps": (
+        "Gorgolewski KJ, et al. BIDS apps: Improving ease of use, accessibility, and reproducibility of neuroimaging "
+        "data analysis methods. PLoS Comput Biol 2017;13:e1005209.",
+        "https://doi.org/10.1371/journal.pcbi.1005209",
+    ),
+    "nipype": (
+        "Gorgolewski K, et al. Nipype: a flexible, lightweight and extensible neuroimaging data processing framework "
+        "in Python. Front Neuroinform 2011;5:13.",
+        "https://doi.org/10.3389/fninf.2011.00013",
+    ),
+}
+
+
+def methods_text(runs: Sequence[RunReport]) -> str:
+    """Tell in HTML what was done to the runs, from their facts alone, with numbered references."""
+    cited: list[str] = []
+
+    def cite(*keys: str) -> str:
+        cited.extend(key for key in keys if key not in cited)
+        return "[" + ", ".join(str(cited.index(key) + 1) for key in keys) + "]"
+
+    paragraphs = [
+        f"Diffusion data were processed with shd_bids {escape(__version__)}, a BIDS App {cite('bidsapps')} whose steps "
+        f"run in Nipype {cite('nipype')}. The text below may be copied into a manuscript and is free of rights (CC0)."
+    ]
+    seen: dict[str, list[str]] = {}
+    for run in runs:
+        sentences = " ".join(_sentences(run, cite))
+        if sentences:
+            seen.setdefault(sentences, []).append(run.prefix)
+    for sentences, prefixes in seen.items():
+        head = f"<b>{escape(', '.join(prefixes))}.</b> " if len(runs) > 1 else ""
+        paragraphs.append(head + sentences)
+    body = "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
+    entries = "".join(f"<li>{_reference(key)}</li>" for key in cited)
+    return f'{body}<ol class="references">{entries}</ol>'
+
+
+def _sentences(run: RunReport, cite: Callable[..., str]) -> Iterable[str]:
+    """Yield the sentences on the stages that a run has finished; all values are escaped."""
+    gradients, response, fod, peaks, tracking = (run.facts.get(stage) for stage in STAGES)
+    if gradients:
+        yield f"The series has {shells(gradients)} and voxels of {voxel_size(gradients)}."
+        if gradients.get("orientation_check"):
+            yield (
+                "Gradient directions were turned into world axes and tested against the data by the coherence of "
+                f"fibres over 24 flips and permutations {cite('coherence')}."
+            )
+        origin = dig(gradients, "sidecar", "mask_origin")
+        if origin == "estimated":
+            yield f"The brain mask was estimated from the b = 0 images (median_otsu, {cite('dipy')})."
+    if response:
+        tissues = [TISSUES.get(tissue, tissue) for tissue in response.get("tissues", ())]
+        if run.settings.get("responses"):
+            yield f"Response functions of {escape(listed(tissues))} were taken from files."
+        else:
+            yield (
+                f"Response functions of {escape(listed(tissues))} were estimated from the data without supervision "
+                f"{cite('dhollander2016', 'dhollander2019')}."
+            )
+    if fod:
+        degree = dig(fod, "sidecar", "fod_lmax")
+        how = {
+            "amortised": "with shipped weights, without training on the subject",
+            "subject": "fitted to this subject without supervision",
+            "cohort": "with weights fitted to the cohort without supervision",
+        }.get(str(fit_mode(run)), "")
+        yield (
+            f"Fibre orientation distributions (fODF) and the other tissues' amplitudes {cite('msmt')} were estimated "
+            "with SHD-TV, an equivariant network with spatial and hemispherical convolutions and total variation "
+            f"regularisation {cite('shd')}, {how + ', ' if how else ''}and stored as spherical harmonics of degree "
+            f"{told(degree)} in the basis of MRtrix3 {cite('mrtrix')}."
+        )
+    if peaks:
+        values = dig(peaks, "sidecar", "peaks") or {}
+        separation = values.get("PeakMinimumSeparation", run.settings.get("peak_separation"))
+        yield (
+            f"Peaks were found on the harmonics (at least {told(separation)}° apart), with number of fibres and "
+            f"apparent fibre density {cite('afd')}."
+        )
+    if tracking:
+        block = dig(tracking, "sidecar", "tractography") or {}
+        algorithm = str(dig(block, "StreamlinePropagation", "Algorithm", "Name") or "")
+        kind = {"det": "deterministic", "prob": "probabilistic", "ptt": "parallel transport"}.get(algorithm, algorithm)
+        source = cite("ptt", "dipy") if algorithm == "ptt" else cite("dipy")
+        accepted = dig(block, "StreamlineReconstructionDensity", "AcceptedStreamlines")
+        propagation = dig(block, "StreamlinePropagation") or {}
+        yield (
+            f"{told(accepted)} streamlines were made by {escape(kind)} tractography {source} (step "
+            f"{told(propagation.get('StepSize'))} mm, at most {told(propagation.get('AnglePerStep'))}° per step)."
+        )
+
+
+def _reference(key: str) -> str:
+    text, url = REFERENCES[key]
+    return escape(text) + (f' <a href="{escape(url)}">{escape(url.partition("//")[2])}</a>' if url else "")

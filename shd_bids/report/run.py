@@ -1,0 +1,100 @@
+"""One diffusion series as the report sees it: the facts of its stages, and the words for them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+STAGES = {
+    "gradients": ("Gradients and mask", "#74859a"),
+    "response": ("Responses", "#2f9e44"),
+    "fod": ("fODF", "#2563a8"),
+    "peaks": ("Peaks", "#9c36b5"),
+    "tractography": ("Tractography", "#e8590c"),
+}
+"""Stages with facts, in order: heading and colour of the time bar."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What stopped a run.
+
+    Attributes
+    ----------
+    stage : str
+        Where: the name of the stage, or empty.
+    message : str
+        What was found and expected and what to do.
+    """
+
+    stage: str
+    message: str
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One DWI run of the page.
+
+    Attributes
+    ----------
+    prefix : str
+        Source entities as in the file names, ``sub-01_ses-1_acq-x``.
+    facts : mapping stage -> mapping
+        What each finished stage wrote into its facts file; stages that were not reached are absent.
+    settings : mapping
+        Options of the execution, by name.
+    problem : Problem, optional
+        Present when the run failed.
+    warnings : sequence of str
+        Told besides those found in the facts.
+    """
+
+    prefix: str
+    facts: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    problem: Problem | None = None
+    warnings: Sequence[str] = ()
+
+
+def dig(content: Any, *path: str) -> Any:
+    """Follow keys into nested mappings; ``None`` where one is absent, as after a failure."""
+    for key in path:
+        if not isinstance(content, Mapping):
+            return None
+        content = content.get(key)
+    return content
+
+
+def told(value: Any) -> str:
+    """Write a value for HTML; a dash where there is none."""
+    if value is None or value == "":
+        return "–"
+    return escape(
+        f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    )
+
+
+def listed(items: Sequence[str]) -> str:
+    """Join words with commas and a last "and"."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def shells(gradients: Mapping[str, Any] | None) -> str:
+    """Tell the number of volumes of each shell."""
+    found = dig(gradients, "shells")
+    if not found:
+        return told(None)
+    total = sum(shell["n_volumes"] for shell in found)
+    by_shell = listed([f"{shell['n_volumes']} at b = {shell['bvalue']:.0f}" for shell in found])
+    return f"{total} volumes: {escape(by_shell)} s/mm²"
+
+
+def voxel_size(gradients: Mapping[str, Any] | None) -> str:
+    """Tell the size along the three image axes."""
+    sizes = [dig(gradients, "qc", f"voxel_size_{axis}", "value") for axis in "xyz"]
+    return told(None) if None in sizes else escape(" × ".join(f"{size:.3g}" for size in sizes)) + " mm"
+
+
+def fit_mode(run: RunReport) -> Any:
+    """Take the mode from what the fit says of itself, else from the options."""
+    return dig(run.facts, "fod", "info", "fit") or run.settings.get("fit")
