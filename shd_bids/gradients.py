@@ -22,6 +22,7 @@ SHELL_TOLERANCE = 80.0  # s/mm2, MRtrix3's BValueEpsilon
 MIN_DIRECTIONS = 6  # unknowns of a tensor, and of even harmonics of degree 2
 MAX_DROPPED = 0.05  # share of volumes that may lack a direction
 MAX_SHELLS = 12  # more are a q-space grid
+SHORTEST = 0.1  # a shorter vector is no rounding of a unit vector: the volume has no direction
 CLEAR_LEAD = 3.5  # standard errors; measured: see tests/test_gradients.py
 BLOCK = 4  # voxels; edge of the blocks whose scatter gives the standard error
 
@@ -204,39 +205,29 @@ def gradient_table(
         raise GradientError(
             f"b-values have shape {bvals.shape} and directions {directions.shape}, expected (N,) and (N, 3)"
         )
-    problems = _bvalue_problems(bvals, b0_threshold)
-    is_weighted = bvals > b0_threshold
-    directions[~is_weighted] = 0  # some converters write NaN there, others a real direction
-    if not np.isfinite(directions).all():
-        rows = np.flatnonzero(~np.isfinite(directions).all(axis=1))
-        problems.append(f"directions of {_volumes(rows)} are not finite numbers; give a direction or b=0")
+    problems = _bvalue_problems(bvals, b0_threshold) + _direction_problems(bvals, directions, b0_threshold)
     if problems:
         raise GradientError(problems)
 
+    is_weighted = bvals > b0_threshold
+    directions[~is_weighted] = 0  # some converters write NaN there, others a real direction
     length = np.linalg.norm(directions, axis=1)
-    is_lost = is_weighted & (length < 0.1)  # a direction of length 0.1 is no longer a rounding of a unit vector
-    notes = []
-    if is_lost.sum() >= MAX_DROPPED * is_weighted.sum():
-        if is_lost.any():
-            raise GradientError(
-                f"{is_lost.sum()} of {is_weighted.sum()} weighted volumes have no direction ({_volumes(is_lost)}), "
-                f"expected fewer than {MAX_DROPPED:.0%}; correct the .bvec file"
-            )
-    elif is_lost.any():
-        notes.append(f"{_volumes(is_lost)} dropped: b > {b0_threshold:g} s/mm² without a direction")
+    is_lost = is_weighted & (length < SHORTEST)
     is_off = is_weighted & ~is_lost & (np.abs(length - 1) > 0.01)
+    notes = []
+    if is_lost.any():
+        notes.append(f"{_volumes(is_lost)} dropped: b > {b0_threshold:g} s/mm² without a direction")
     if is_off.any():
         worst = length[is_off][np.argmax(np.abs(length[is_off] - 1))]
         notes.append(
             f"{is_off.sum()} directions were not of unit length (worst {worst:.3g}); normalised, b-values kept"
         )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        directions = np.where(length[:, None] > 0, directions / length[:, None], 0)
+    directions /= np.where(length > 0, length, 1)[:, None]
 
     kept = np.flatnonzero(~is_lost)
     bvals, directions = bvals[kept], directions[kept]
     shells = _cluster(bvals, b0_threshold=b0_threshold, tolerance=shell_tolerance)
-    problems = _shell_problems(shells, bvals, directions)
+    problems = _shell_problems(shells, directions)
     if problems:
         raise GradientError(problems)
     for shell in shells[1:]:
@@ -312,12 +303,14 @@ def read_fsl(bval_file: Path, bvec_file: Path, affine: ArrayLike, n_volumes: int
         problems.append(_count_problem(bval_file, bvals.size, "b-values", n_volumes))
     if bvecs is not None and bvecs.size != 3 * n_volumes:
         problems.append(_count_problem(bvec_file, bvecs.size // 3, "directions", n_volumes))
-    if bvals is not None and bvals.size == n_volumes:  # told even where the directions are unusable
-        in_values = _bvalue_problems(bvals.ravel(), options.get("b0_threshold", B0_THRESHOLD))
-        problems += [f"{bval_file}: {problem}" for problem in in_values]
+    threshold = options.get("b0_threshold", B0_THRESHOLD)
+    if not problems:  # named by file here, because the table knows no files
+        world = fsl_to_world(bvecs, affine)
+        problems += [f"{bval_file}: {problem}" for problem in _bvalue_problems(bvals.ravel(), threshold)]
+        problems += [f"{bvec_file}: {problem}" for problem in _direction_problems(bvals.ravel(), world, threshold)]
     if problems:
         raise GradientError(problems)
-    return _named(bvec_file, lambda: gradient_table(bvals.ravel(), fsl_to_world(bvecs, affine), **options))
+    return _named(bvec_file, lambda: gradient_table(bvals.ravel(), world, **options))
 
 
 def read_mrtrix(b_file: Path, n_volumes: int | None = None, **options: float) -> GradientTable:
@@ -368,7 +361,10 @@ def fit_tensor(signal: np.ndarray, table: GradientTable, *, n_iterations: int = 
     Source: Veraart et al., NeuroImage 81 (2013) 335, equations 5-7.
     """
     design = _tensor_design(table)  # (N, 7)
-    products = np.einsum("ij,ik->ijk", design, design).reshape(len(design), -1)  # (N, 49)
+    upper = np.triu_indices(7)
+    products = design[:, upper[0]] * design[:, upper[1]]  # (N, 28)
+    square = np.empty((7, 7), dtype=int)
+    square[upper] = square[upper[::-1]] = np.arange(28)
     tensors = np.zeros((len(signal), 3, 3))
     for start in range(0, len(signal), 16384):  # bounds the memory of the normal matrices
         block = np.asarray(signal[start : start + 16384], dtype=np.float64)
@@ -379,7 +375,7 @@ def fit_tensor(signal: np.ndarray, table: GradientTable, *, n_iterations: int = 
         log_signal = np.log(block)
         weight = block**2
         for _ in range(n_iterations + 1):
-            normal = (weight @ products).reshape(-1, 7, 7)
+            normal = (weight @ products)[:, square]  # (n, 7, 7)
             normal += 1e-10 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(7)
             solution = np.linalg.solve(normal, ((weight * log_signal) @ design)[..., None])[..., 0]
             weight = np.exp(np.clip(2 * solution @ design.T, -60, 10))
@@ -481,9 +477,24 @@ def _bvalue_problems(bvals: np.ndarray, b0_threshold: float) -> list[str]:
         )
     if bvals.max() <= b0_threshold:
         problems.append(
-            f"no diffusion weighting: the highest b is {bvals.max():g} s/mm², expected more than 50 (s/mm²)"
+            f"no diffusion weighting: the highest b is {bvals.max():g} s/mm², expected more than {b0_threshold:g}; "
+            "check the unit"
         )
     return problems
+
+
+def _direction_problems(bvals: np.ndarray, directions: np.ndarray, b0_threshold: float) -> list[str]:
+    is_weighted = bvals > b0_threshold
+    is_broken = is_weighted & ~np.isfinite(directions).all(axis=1)
+    if is_broken.any():
+        return [f"the directions of {_volumes(is_broken)} are not finite numbers; give a direction or b=0"]
+    is_lost = is_weighted & (np.linalg.norm(directions, axis=1) < SHORTEST)
+    if is_lost.any() and is_lost.sum() >= MAX_DROPPED * is_weighted.sum():
+        return [
+            f"{is_lost.sum()} of {is_weighted.sum()} weighted volumes have no direction ({_volumes(is_lost)}), "
+            f"expected fewer than {MAX_DROPPED:.0%}; correct the directions"
+        ]
+    return []
 
 
 def _cluster(bvals: np.ndarray, *, b0_threshold: float, tolerance: float) -> tuple[Shell, ...]:
@@ -496,12 +507,8 @@ def _cluster(bvals: np.ndarray, *, b0_threshold: float, tolerance: float) -> tup
     return tuple(shells)
 
 
-def _shell_problems(shells: tuple[Shell, ...], bvals: np.ndarray, directions: np.ndarray) -> list[str]:
-    weighted = (
-        directions[bvals > B0_THRESHOLD]
-        if len(shells) < 2
-        else directions[np.concatenate([s.indices for s in shells[1:]])]
-    )
+def _shell_problems(shells: tuple[Shell, ...], directions: np.ndarray) -> list[str]:
+    weighted = np.delete(directions, shells[0].indices, axis=0)
     n_distinct = _count_axes(weighted)
     if n_distinct < MIN_DIRECTIONS:
         return [f"{n_distinct} different gradient directions, expected at least {MIN_DIRECTIONS}"]
@@ -635,9 +642,9 @@ def _coherence_moments(
     rotation = image_rotation(affine)
     tensors = rotation.T @ tensors @ rotation
     fa = fractional_anisotropy(tensors)
-    is_usable = np.isfinite(tensors).all(axis=(1, 2)) & (fa < 1)  # FA >= 1 has negative eigenvalues: noise
-    inside, tensors, fa = inside[is_usable], tensors[is_usable], fa[is_usable]
     norm = np.linalg.norm(tensors, axis=(1, 2))
+    is_usable = (norm > 0) & (fa < 1)  # FA >= 1 has negative eigenvalues: noise
+    inside, tensors, fa, norm = inside[is_usable], tensors[is_usable], fa[is_usable], norm[is_usable]
     shape = (tensors - np.trace(tensors, axis1=1, axis2=2)[:, None, None] * np.eye(3) / 3) / norm[:, None, None]
     e = np.linalg.eigh(tensors)[1][..., 2]  # (n, 3)
 

@@ -171,6 +171,7 @@ def estimate_responses(
     fibres = np.linalg.eigh(tensors[chosen["wm"]])[1][..., 2]  # (n, 3)
     coefficients = _anisotropic(rows[chosen["wm"]], fibres, gradients, l_max=l_max)
     found = Responses(wm=Response("wm", gradients.shell_bvalues, coefficients), **estimates)
+    notes += _doubts(found)
 
     tissues, reason = fitted_tissues(found, gradients)
     voxels = {tissue: _volume(inside[chosen[tissue]], mask.shape) for tissue in ("wm", "gm", "csf")}
@@ -212,7 +213,8 @@ def fitted_tissues(responses: Responses, gradients: GradientTable) -> tuple[tupl
                     f"{names} are fitted ({why}): {shells} cannot tell {' and '.join(left_out)} apart from them",
                 )
             return tissues, f"{names} are fitted ({why})"
-    return ("wm",), "only WM is fitted: the responses of the other tissues cannot be told apart from it in these data"
+    why = "no other tissue can be told apart from it in these data" if len(present) > 1 else "no other tissue was found"
+    return ("wm",), f"only WM is fitted: {why}"
 
 
 def format_response(response: Response) -> str:
@@ -303,16 +305,26 @@ def _safe_voxels(
     signal: np.ndarray, mask: np.ndarray, gradients: GradientTable
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return flat indices, signal (n, N) and SDM (n,) of the voxels with a positive mean in each shell and a decay."""
-    inside = np.flatnonzero(mask)
-    rows = signal[mask]  # (n, N)
-    means = np.stack(
-        [np.maximum(rows[:, s.indices], 0).mean(axis=1, dtype=np.float64) for s in gradients.shells], axis=1
-    )
+    flat = np.flatnonzero(mask)
+    rows = np.empty((len(flat), signal.shape[3]), dtype=signal.dtype)
+    inside, sdm = np.empty(len(flat), dtype=int), np.empty(len(flat))
     n_volumes = np.array([len(shell.indices) for shell in gradients.shells[1:]])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sdm = np.log(means[:, :1] / means[:, 1:]) @ n_volumes / n_volumes.sum()
-    is_safe = np.isfinite(rows).all(axis=1) & (means > 0).all(axis=1) & np.isfinite(sdm) & (sdm > 0)
-    return inside[is_safe], rows[is_safe], np.minimum(sdm[is_safe], 10)
+    weights = n_volumes / n_volumes.sum()
+    voxels = signal.reshape(-1, signal.shape[3])
+    n_safe = 0
+    for start in range(0, len(flat), 32768):  # bounds the memory beside the result
+        block = flat[start : start + 32768]
+        values = voxels[block]
+        means = np.stack(
+            [np.maximum(values[:, s.indices], 0).mean(axis=1, dtype=np.float64) for s in gradients.shells], axis=1
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            decay = np.log(means[:, :1] / means[:, 1:]) @ weights
+        is_safe = np.isfinite(values).all(axis=1) & (means > 0).all(axis=1) & np.isfinite(decay) & (decay > 0)
+        end = n_safe + is_safe.sum()
+        inside[n_safe:end], rows[n_safe:end], sdm[n_safe:end] = block[is_safe], values[is_safe], decay[is_safe]
+        n_safe = end
+    return inside[:n_safe], rows[:n_safe], np.minimum(sdm[:n_safe], 10)
 
 
 def _refined_tissues(
@@ -363,7 +375,11 @@ def _number(voxels: np.ndarray, percent: float, tissue: str, notes: list[str]) -
     if number >= MIN_VOXELS[tissue]:
         return number
     number = min(len(voxels), MIN_VOXELS[tissue])
-    notes.append(f"few voxels of {tissue.upper()}: {number} of {len(voxels)} are averaged, its response is uncertain")
+    name = tissue.upper()
+    if number:
+        notes.append(f"few voxels of {name}: {number} of {len(voxels)} are averaged, its response is uncertain")
+    else:
+        notes.append(f"no voxels of {name} were found")
     return number
 
 
@@ -490,6 +506,23 @@ def _fraction_error(model: np.ndarray, responses: Responses) -> float:
     if len(model) < model.shape[1] or values[-1] < 1e-9 * values[0]:
         return np.inf
     return float(np.sqrt(np.linalg.inv(model.T @ model).diagonal().max()) / ASSUMED_SNR)
+
+
+def _doubts(responses: Responses) -> list[str]:
+    """Say where a response does not look like its tissue."""
+    doubts = []
+    top = responses.wm.coefficients[-1]
+    if top[1] > -0.1 * top[0]:  # -0.28 at b = 1000, -0.56 at b = 2000 in healthy brains
+        doubts.append("the WM response is nearly isotropic: few or no single-fibre voxels; check mask and gradients")
+    if responses.csf is not None:
+        first, second = responses.csf.coefficients[:2, 0]
+        diffusivity = np.log(first / second) / responses.csf.bvalues[1] * 1e3
+        if diffusivity < 2.0:  # free water at 37 degrees: 3.0
+            doubts.append(
+                f"no voxel is pure CSF: the response of the most fluid ones has a diffusivity of {diffusivity:.1f} "
+                "µm²/ms, free water has 3.0"
+            )
+    return doubts
 
 
 def _median(values: np.ndarray) -> float:

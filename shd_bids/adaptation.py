@@ -1,0 +1,273 @@
+"""Adapt the network to one subject by the self-supervised loss, watched on directions that it never sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from shd_bids import losses
+from shd_bids.conditioning import CHANNELS, Conditioner, condition
+from shd_bids.exceptions import TrainingError
+from shd_bids.gradients import GradientTable
+from shd_bids.model import forward_model
+from shd_bids.nn.unet import UNet, UNetConfig
+from shd_bids.response import Responses
+from shd_bids.sphere.harmonics import sh_basis, sh_inverse
+from shd_bids.sphere.healpix import hemisphere
+from shd_bids.weights import Weights
+
+CROP = 12
+"""Side of a training crop, voxels; the network mixes space over about as many."""
+
+NEGATIVITY, SPARSITY = 0.1, 5e-5
+"""Weights of the terms beside reconstruction (weight 1) and smoothness; published configurations."""
+
+_HELD_OUT = 0.12  # share of the directions of a shell kept for watching
+_LEFT_OUT = 0.15  # share of the rest that a step hides from the network and asks it to predict
+_VIEWS = 6  # different choices of hidden directions
+_CHECK_EVERY, _PATIENCE = 10, 4
+_RATE_FROM_WEIGHTS, _RATE_FROM_SCRATCH = 3e-4, 3e-3
+_STEPS_FROM_WEIGHTS, _STEPS_FROM_SCRATCH = 60, 400
+_WATCHED_CROPS = 4
+_SCRATCH_CHANNELS = (16, 32, 32, 32)
+_SCRATCH_L_MAX = 18
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """The network to use, whether it predicts held-out directions better than before, and the record of the fit."""
+
+    network: UNet
+    l_max: int
+    improved: bool
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What one choice of visible directions shows, and the volumes it must predict."""
+
+    conditioner: Conditioner
+    visible: np.ndarray
+    targets: np.ndarray
+
+
+def adapt(
+    voxels: np.ndarray,
+    mask: np.ndarray,
+    gradients: GradientTable,
+    responses: Responses,
+    *,
+    sigma: float,
+    weights: Weights | None,
+    device: torch.device,
+    lambda_tv: float,
+    max_steps: int | None,
+    seed: int,
+    checkpoint: Path | None,
+    progress: Callable[[str, float], None],
+) -> Adapted:
+    r"""Minimise the loss of the paper on crops of one volume.
+
+    .. math:: \langle(\hat S - S)^2\rangle + 0.1\,\langle\min(f,0)^2\rangle
+              + 5\cdot10^{-5}\,\langle 2\ln(1 + f^2/2\sigma)\rangle + \lambda_{TV}\,\mathrm{TV}(f)
+
+    Some directions of each shell are never shown and never asked for: their prediction error, before, during and after,
+    decides when to stop and whether to keep the result. Each step hides some further directions from the input and asks
+    for all, so that copying the noise does not pay.
+
+    Parameters are those of :func:`shd_bids.inference.fit_fod`; ``voxels`` is (n, N) in the order of ``mask``.
+
+    Raises
+    ------
+    TrainingError
+        When the loss stops being finite.
+    """
+    torch.manual_seed(seed)
+    config = weights.config if weights else UNetConfig(len(CHANNELS), 3, channels=_SCRATCH_CHANNELS)
+    l_max = weights.l_max if weights else _SCRATCH_L_MAX
+    net = (weights.network() if weights else UNet(config)).to(device)
+    n_steps = max_steps if max_steps is not None else _STEPS_FROM_WEIGHTS if weights else _STEPS_FROM_SCRATCH
+    rate = _RATE_FROM_WEIGHTS if weights else _RATE_FROM_SCRATCH
+    optimiser = torch.optim.Adam(net.parameters(), lr=rate)
+    problem = _Problem(voxels, mask, gradients, responses, sigma=sigma, nside=config.nside, l_max=l_max, seed=seed)
+    problem.to(device)
+    state = _restore(checkpoint, net, optimiser, device)
+    history, best, best_state, first = state["history"], state["best"], state["best_net"], state["step"]
+    if not history:
+        best, best_state = problem.held_out_error(net), _copy(net)
+        history = [{"step": 0, "held_out": best}]
+    before = history[0]["held_out"] if weights else None
+    stale = 0
+    for step in range(first, n_steps):
+        net.train(weights is None)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * step / n_steps))
+        terms = problem.losses(net, step)
+        total = (
+            terms["reconstruction"]
+            + NEGATIVITY * terms["negativity"]
+            + SPARSITY * terms["sparsity"]
+            + lambda_tv * terms["smoothness"]
+        )
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise TrainingError(f"the loss is not finite in step {step}; check the signal and the responses")
+        optimiser.step()
+        record = {"step": step + 1, "loss": float(total.detach())}
+        record |= {name: float(value.detach()) for name, value in terms.items()}
+        if (step + 1) % _CHECK_EVERY == 0 or step + 1 == n_steps:
+            record["held_out"] = problem.held_out_error(net)
+            stale += 1
+            if record["held_out"] < best:
+                best, best_state, stale = record["held_out"], _copy(net), 0
+            if checkpoint is not None:
+                _save(checkpoint, net, optimiser, step=step + 1, history=[*history, record], best=best, best_net=best_state)
+        history.append(record)
+        progress("fit", (step + 1) / n_steps)
+        if stale == _PATIENCE:
+            break
+    net.load_state_dict(best_state)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    improved = before is None or best < before
+    facts = {
+        "steps": history[-1]["step"],
+        "held_out_before": before,
+        "held_out_after": best,
+        "kept": improved,
+        "lambda_tv": lambda_tv,
+        "history": history,
+    }
+    return Adapted(network=net.eval(), l_max=l_max, improved=improved, facts=facts)
+
+
+class _Problem:
+    """The crops, operators and directions of one subject, ready on a device."""
+
+    def __init__(self, voxels, mask, gradients, responses, *, sigma, nside, l_max, seed):
+        rng = np.random.default_rng(seed)
+        self.voxels, self.seed, self.nside = voxels, seed, nside
+        self.row = np.full(mask.shape, -1, dtype=np.int64)
+        self.row[mask] = np.arange(len(voxels))
+        self.places = np.argwhere(mask)
+        held = _draw(rng, gradients, np.arange(gradients.n_volumes), _HELD_OUT)
+        seen = np.setdiff1d(np.arange(gradients.n_volumes), held)
+
+        def view(visible: np.ndarray, targets: np.ndarray) -> _View:
+            table = gradients.select(visible)
+            return _View(condition(table, responses, sigma=sigma, nside=nside), visible, targets)
+
+        self.watch = view(seen, held if len(held) else seen)
+        hidden = [_draw(rng, gradients.select(seen), seen, _LEFT_OUT) for _ in range(_VIEWS)]
+        self.views = [view(np.setdiff1d(seen, h), seen) for h in hidden]
+        model = forward_model(gradients, responses, l_max=l_max)
+        self.matrix = model.matrix / self.watch.conditioner.scale
+        self.isotropic = [("gm", "csf").index(t) for t in model.tissues[1:]]
+        self.b0 = gradients.b0_indices
+        self.to_sh = torch.as_tensor(sh_inverse(hemisphere(nside), l_max), dtype=torch.float32)
+        self.to_fine = torch.as_tensor(sh_basis(hemisphere(2 * nside), l_max), dtype=torch.float32)
+        places = np.random.default_rng((seed, 1)).choice(self.places, size=_WATCHED_CROPS)
+        self.watched = [self._box(place) for place in places]
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> None:
+        """Move the operators to a device."""
+        self.device = device
+        self.matrix, self.to_sh, self.to_fine = (t.to(device) for t in (self.matrix, self.to_sh, self.to_fine))
+
+    def losses(self, net: UNet, step: int) -> dict[str, Tensor]:
+        """Evaluate the terms of the loss on the crop of a step."""
+        rng = np.random.default_rng((self.seed, 2, step))
+        view = self.views[step % len(self.views)]
+        box = self._box(rng.choice(self.places))
+        amplitudes, predicted, measured, inside = self._forward(net, view, box)
+        fine = amplitudes @ self.to_sh.T @ self.to_fine.T
+        return {
+            "reconstruction": losses.reconstruction(
+                predicted[..., view.targets], measured[..., view.targets], inside
+            ),
+            "negativity": losses.negativity(fine, inside),
+            "sparsity": losses.sparsity(fine, inside),
+            "smoothness": losses.smoothness(fine, inside),
+        }
+
+    @torch.no_grad()
+    def held_out_error(self, net: UNet) -> float:
+        """Return the mean squared error of the signal in the directions kept for watching."""
+        net.eval()
+        total, count = 0.0, 0.0
+        for box in self.watched:
+            _, predicted, measured, inside = self._forward(net, self.watch, box)
+            targets = self.watch.targets
+            error = losses.reconstruction(predicted[..., targets], measured[..., targets], inside)
+            total, count = total + float(error * inside.sum()), count + float(inside.sum())
+        return total / max(count, 1.0)
+
+    def _forward(self, net: UNet, view: _View, box: tuple[slice, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return amplitudes, predicted and measured signal of a crop with a leading axis of one, and its mask."""
+        rows = self.row[box]
+        inside = rows >= 0
+        measured = torch.zeros(*rows.shape, self.voxels.shape[1])
+        measured[torch.as_tensor(inside)] = torch.as_tensor(self.voxels[rows[inside]])
+        measured = measured.to(self.device)
+        mask = torch.as_tensor(inside, device=self.device)
+        seen = view.conditioner.to(self.device)(measured[..., view.visible].flatten(0, 2))
+        channels = seen.view(*seen.shape[:2], *rows.shape).permute(0, 2, 3, 4, 1) * mask[..., None]
+        positive = softplus(net(channels[None]))[0]
+        amplitudes, fractions = positive[0], positive[1:].mean(dim=-1)
+        coefficients = torch.cat(
+            [amplitudes @ self.to_sh.T]
+            + [fractions[i][..., None] / (4 * np.pi) ** 0.5 for i in self.isotropic],
+            dim=-1,
+        )
+        measured = measured / view.conditioner.scale
+        predicted = coefficients @ self.matrix.T
+        ratio = measured[..., self.b0].mean(-1) / predicted[..., self.b0].mean(-1).clamp_min(1e-3)
+        predicted = predicted * ratio[..., None]  # the b=0 signal is matched, as in the output
+        return amplitudes[None], predicted[None], measured[None], mask[None].float()
+
+    def _box(self, place: np.ndarray) -> tuple[slice, ...]:
+        """Return a crop around a voxel, moved inside the volume, with an even side wherever the volume allows."""
+        starts = [int(np.clip(p - CROP // 2, 0, max(n - CROP, 0))) for p, n in zip(place, self.row.shape, strict=True)]
+        return tuple(slice(a, min(a + CROP, n)) for a, n in zip(starts, self.row.shape, strict=True))
+
+
+def _draw(rng: np.random.Generator, gradients: GradientTable, volumes: np.ndarray, share: float) -> np.ndarray:
+    """Choose ``share`` of the directions of each shell with at least ten, as indices taken from ``volumes``."""
+    chosen = [
+        rng.choice(shell.indices, size=max(1, round(share * len(shell.indices))), replace=False)
+        for shell in gradients.shells[1:]
+        if len(shell.indices) >= 10
+    ]
+    return np.sort(volumes[np.concatenate(chosen)]) if chosen else np.array([], dtype=int)
+
+
+def _copy(net: UNet) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+
+def _save(path: Path, net: UNet, optimiser: torch.optim.Optimizer, **state: Any) -> None:
+    scratch = path.with_name(path.name + ".tmp")
+    torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), **state}, scratch)
+    os.replace(scratch, path)
+
+
+def _restore(path: Path | None, net: UNet, optimiser: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:
+    """Load the state of an interrupted fit, or return that of a new one."""
+    if path is None or not path.exists():
+        return {"history": [], "best": float("inf"), "best_net": {}, "step": 0}
+    state = torch.load(path, map_location=device, weights_only=True)
+    net.load_state_dict(state["net"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state

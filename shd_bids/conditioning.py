@@ -1,0 +1,201 @@
+"""Bring any acquisition to one domain: what the network sees instead of raw shells.
+
+The forward operator of the subject (gradient table and responses) turns the signal of a voxel into estimates of its fODF
+on the hemisphere, and these, not the shells, are the channels of the network. Their number is fixed, rotating the
+gradients and the signal rotates them, and so the same weights serve every protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shd_bids.gradients import GradientTable
+from shd_bids.model import ForwardModel, forward_model
+from shd_bids.response import Responses
+from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
+from shd_bids.sphere.healpix import hemisphere
+
+L_MAX_INPUT = 12
+"""Degree of the linear estimates; the prior damps what the data cannot support."""
+
+CHANNELS = ("wiener", "wiener_smooth", "wiener_smoother", "nonnegative", "gm", "csf", "b0", "noise", "resolution")
+"""What each input channel holds, in order."""
+
+_PRIOR_WIDTH = 60.0  # angular concentration of the expected lobes: power falls as exp(-l(l+1)/(2*60))
+_N_MULTIPLICATIVE = 12  # updates of the non-negative estimate; more fit noise, measured in tests/benchmarks
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioner:
+    """Maps the scaled signal of voxels to the input channels of the network.
+
+    Parameters
+    ----------
+    estimate : Tensor, shape (3 V + 2, N)
+        Linear estimates on the hemisphere at three levels of regularisation, then GM and CSF fractions.
+    kernel : Tensor, shape (N, V + 2)
+        Signal of a unit fibre at each vertex, then of GM and CSF.
+    noise, resolution : Tensor, shape (V,)
+        Standard deviation of the first estimate, and its height at a unit fibre.
+    b0 : Tensor, shape (N,)
+        Weights that average the b=0 volumes.
+    scale : float
+        White-matter signal at b=0; the signal is divided by it first.
+    sigma : float
+        Noise level relative to that scale.
+    """
+
+    estimate: Tensor
+    kernel: Tensor
+    noise: Tensor
+    resolution: Tensor
+    b0: Tensor
+    scale: float
+    sigma: float
+
+    def to(self, device: torch.device | str) -> Conditioner:
+        """Return the same maps on another device."""
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Conditioner(**tensors, scale=self.scale, sigma=self.sigma)
+
+    def __call__(self, signal: Tensor) -> Tensor:
+        """Map the signal of voxels (n, N), in input units, to channels (9, V, n)."""
+        scaled = _without_noise_floor(signal / self.scale, self.sigma)
+        vertices = len(self.noise)
+        linear = self.estimate @ scaled.T  # (3V+2, n)
+        nonnegative = self._nonnegative(scaled, linear)
+        maps = linear[: 3 * vertices].view(3, vertices, -1)
+        plain = [linear[-2], linear[-1], scaled @ self.b0]
+        constant = [self.noise, self.resolution]
+        return torch.cat(
+            [
+                maps,
+                nonnegative[None],
+                torch.stack(plain)[:, None].expand(3, vertices, -1),
+                torch.stack(constant)[:, :, None].expand(2, vertices, maps.shape[-1]),
+            ]
+        )
+
+    def _nonnegative(self, scaled: Tensor, linear: Tensor) -> Tensor:
+        r"""Sharpen the first estimate under non-negativity by multiplicative updates, (V, n).
+
+        .. math:: f \leftarrow f \, \frac{H^T y}{H^T H f}
+
+        Reference: Daube-Witherspoon and Muehllehner (1986), IEEE Trans. Med. Imaging 5, equation 6.
+        """
+        vertices = len(self.noise)
+        gram = self.kernel.T @ self.kernel
+        back = (scaled.clamp_min(0) @ self.kernel).T  # (V+2, n)
+        start = linear[vertices : 2 * vertices].clamp_min(0) + 0.02
+        f = torch.cat([start * (4 * np.pi / vertices), linear[-2:].clamp_min(0.02)])
+        for _ in range(_N_MULTIPLICATIVE):
+            f = f * (back / (gram @ f).clamp_min(1e-6))
+        return f[:vertices] * (vertices / (4 * np.pi))  # mass of an axis -> density on the sphere
+
+
+def condition(
+    gradients: GradientTable, responses: Responses, *, sigma: float, nside: int, dtype: torch.dtype = torch.float32
+) -> Conditioner:
+    r"""Build the input maps of a subject.
+
+    The linear estimate is the Wiener solution for a rotation-invariant prior,
+
+    .. math:: \hat c = P A^T (A P A^T + \sigma^2 I)^{-1} y, \qquad
+              P_{lm} = \frac{m^2}{4\pi} e^{-l(l+1)/(2\kappa)},
+
+    at :math:`\sigma`, :math:`3\sigma` (smooth) and :math:`9\sigma` (smoother).
+
+    Parameters
+    ----------
+    gradients, responses
+        Of the subject.
+    sigma : float
+        Standard deviation of the noise, in the units of the signal.
+    nside : int
+        Resolution of the hemisphere grid.
+    """
+    scale = float(responses.wm.coefficients[0, 0]) / np.sqrt(4 * np.pi)
+    model = forward_model(gradients, responses, l_max=L_MAX_INPUT, dtype=torch.float64)
+    matrix = model.matrix.numpy() / scale
+    matrix, n_iso = _with_both_isotropic(matrix, model)
+    basis = sh_basis(hemisphere(nside), L_MAX_INPUT)
+    relative = max(sigma / scale, 1e-3)
+    degree = degrees(L_MAX_INPUT)
+    prior = np.concatenate([0.35 / (4 * np.pi) * np.exp(-degree * (degree + 1) / (2 * _PRIOR_WIDTH)), n_iso])
+    n_wm = len(degree)
+    solutions = [_wiener(matrix, prior, relative * factor) for factor in (1.0, 3.0, 9.0)]
+    first = basis @ solutions[0][:n_wm]  # (V, N)
+    kernel = np.concatenate([matrix[:, :n_wm] @ basis.T, matrix[:, n_wm:] / np.sqrt(4 * np.pi)], axis=1)
+    b0 = np.zeros(gradients.n_volumes)
+    b0[gradients.b0_indices] = 1 / len(gradients.b0_indices)
+    isotropic = solutions[0][n_wm:] * np.sqrt(4 * np.pi)
+    tensors = {
+        "estimate": np.concatenate([basis @ s[:n_wm] for s in solutions] + [isotropic]),
+        "kernel": kernel,
+        "noise": np.sqrt((first**2).sum(1)) * relative,
+        "resolution": (first * kernel[:, : len(basis)].T).sum(1),
+        "b0": b0,
+    }
+    return Conditioner(**{k: torch.as_tensor(v, dtype=dtype) for k, v in tensors.items()}, scale=scale, sigma=relative)
+
+
+def estimate_noise(voxels: np.ndarray, gradients: GradientTable) -> float:
+    r"""Estimate the noise level from what smooth functions on the sphere leave unexplained.
+
+    In each shell the signal is fitted with spherical harmonics of the highest even degree whose coefficients number at most
+    70 % of the directions; the residual gives :math:`\hat\sigma^2 = \|r\|^2/(n - k)`, and the median over voxels is kept.
+    Several b=0 volumes count as a shell of degree 0. The smallest shell estimate is returned: motion and model error only
+    add.
+
+    Parameters
+    ----------
+    voxels : ndarray, shape (n, N)
+        Signal in the mask.
+    gradients : GradientTable
+
+    Returns
+    -------
+    float
+        In the units of the signal; zero when the signal is noise-free.
+    """
+    sample = voxels[:: max(1, len(voxels) // 20000)]
+    estimates = []
+    for shell in gradients.shells:
+        n = len(shell.indices)
+        l_max = max((d for d in (0, 2, 4, 6, 8) if n_coefficients(d) <= 0.7 * n), default=None)
+        if l_max is None or n < 4 or (l_max == 0 and shell.bvalue > 0):
+            continue
+        directions = gradients.directions[shell.indices]
+        basis = sh_basis(directions, l_max) if shell.bvalue > 0 else np.ones((n, 1))
+        values = sample[:, shell.indices]
+        residual = values - values @ np.linalg.pinv(basis).T @ basis.T
+        variance = (residual**2).sum(axis=1) / (n - basis.shape[1])
+        estimates.append(float(np.sqrt(np.median(variance))))
+    return min(estimates, default=float(0.03 * np.median(sample[:, gradients.b0_indices])))
+
+
+def _without_noise_floor(signal: Tensor, sigma: float) -> Tensor:
+    r"""Take the bias of Rician noise off a magnitude: :math:`\operatorname{sign}(d)\sqrt{|d|}`, d = S^2 - 2 sigma^2."""
+    excess = signal**2 - 2 * sigma**2
+    return excess.sign() * excess.abs().sqrt()
+
+
+def _with_both_isotropic(matrix: np.ndarray, model: ForwardModel) -> tuple[np.ndarray, np.ndarray]:
+    """Give the matrix a GM and a CSF column, zero with no prior variance where the tissue is not fitted."""
+    n_wm = matrix.shape[1] - len(model.tissues) + 1
+    columns, variance = [], []
+    for tissue in ("gm", "csf"):
+        fitted = tissue in model.tissues
+        columns.append(matrix[:, n_wm - 1 + model.tissues.index(tissue)] if fitted else np.zeros(len(matrix)))
+        variance.append(0.5 / (4 * np.pi) if fitted else 0.0)
+    return np.concatenate([matrix[:, :n_wm], np.stack(columns, axis=1)], axis=1), np.array(variance)
+
+
+def _wiener(matrix: np.ndarray, prior: np.ndarray, sigma: float) -> np.ndarray:
+    """Return ``P A^T (A P A^T + sigma^2 I)^-1``, shape (C, N)."""
+    weighted = prior[:, None] * matrix.T
+    return np.linalg.solve(matrix @ weighted + sigma**2 * np.eye(len(matrix)), weighted.T).T

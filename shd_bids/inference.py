@@ -1,0 +1,348 @@
+"""Apply the network to a whole volume: from the signal to fODFs, tissue fractions and the quality of the fit."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from shd_bids.adaptation import Adapted, adapt
+from shd_bids.conditioning import CHANNELS, Conditioner, condition, estimate_noise
+from shd_bids.exceptions import DeviceError, WeightsError
+from shd_bids.gradients import GradientTable
+from shd_bids.model import ForwardModel, forward_model
+from shd_bids.nn.tiles import apply_in_tiles
+from shd_bids.nn.unet import UNet
+from shd_bids.response import Responses
+from shd_bids.sphere.harmonics import sh_inverse
+from shd_bids.sphere.healpix import hemisphere
+from shd_bids.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
+
+TRAINED_BVALUES = (500.0, 13000.0)
+"""Smallest and largest b-value of the simulated protocols, s/mm2."""
+
+TRAINED_SNR = (8.0, 60.0)
+"""Range of the simulated signal-to-noise ratio of white matter at b=0."""
+
+MIN_DIRECTIONS = 20
+"""Fewest directions that every simulated protocol had in one of its shells."""
+
+_SQRT_4PI = float(np.sqrt(4 * np.pi))
+_VOXELS_PER_CHUNK = 16384  # bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB
+
+
+@dataclass(frozen=True, eq=False)
+class FodResult:
+    """fODFs and tissue amplitudes of the n voxels of a mask, in the order of its true entries.
+
+    Attributes
+    ----------
+    wm : ndarray, shape (n, C), float32
+        SH coefficients of the fODF, MRtrix3 basis, world axes; a voxel of pure white matter has c_00 = 1/sqrt(4 pi).
+    gm, csf : ndarray, shape (n,)
+        SH coefficient of degree 0; zero where the tissue was not fitted.
+    fractions : ndarray, shape (n, 3)
+        Shares of WM, GM and CSF, sum 1.
+    r_squared : ndarray, shape (n,)
+        Share of the variance of the signal over its volumes that the fit explains.
+    residual_std : ndarray, shape (n,)
+        Root mean square of measured minus predicted signal, in the units of the input.
+    shell_residuals : dict
+        b-value of each shell -> median over voxels of the same within the shell.
+    info : dict
+        JSON-safe facts of the run.
+    """
+
+    wm: np.ndarray
+    gm: np.ndarray
+    csf: np.ndarray
+    fractions: np.ndarray
+    r_squared: np.ndarray
+    residual_std: np.ndarray
+    shell_residuals: dict[float, float]
+    info: dict[str, Any]
+
+
+def fit_fod(
+    signal: np.ndarray,
+    mask: np.ndarray,
+    gradients: GradientTable,
+    responses: Responses,
+    *,
+    fit: str = "amortised",
+    weights: Weights | None,
+    device: str = "auto",
+    precision: str = "float32",
+    lambda_tv: float = 0.5,
+    max_steps: int | None = None,
+    memory_gb: float = 8.0,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> FodResult:
+    """Estimate the fODF of every voxel of a mask.
+
+    Parameters
+    ----------
+    signal : ndarray, shape (X, Y, Z, N)
+        Diffusion-weighted volumes, in any unit.
+    mask : ndarray of bool, shape (X, Y, Z)
+    gradients : GradientTable
+        World axes.
+    responses : Responses
+        Of this subject or of a group, in the unit of the signal.
+    fit : {"amortised", "subject", "cohort"}
+        Apply the weights as they are; adapt them to this subject first by the self-supervised loss; apply weights adapted to
+        a cohort.
+    weights : Weights or None
+        None trains a network of the default configuration from scratch on this subject; only ``subject`` can do that.
+    device : str
+        ``auto`` takes CUDA where it is; ``cpu``, ``cuda`` or ``cuda:N`` insist.
+    precision : {"float32", "tf32", "bf16"}
+        Of the network.
+    lambda_tv : float
+        Weight of the smoothness term when adapting.
+    max_steps : int or None
+        Steps of the adaptation; None chooses by the number of voxels.
+    memory_gb : float
+        Host or device memory the network may use.
+    seed : int
+    checkpoint : Path or None
+        Where an adaptation keeps its state; an interrupted one goes on from there.
+    progress : callable, optional
+        Called with the name of the stage and the share done.
+
+    Raises
+    ------
+    DeviceError
+        When CUDA is asked for and absent.
+    WeightsError
+        When the fit needs weights and there are none.
+    """
+    if weights is None and fit != "subject":
+        raise WeightsError(f"--fit {fit} applies trained weights, but none were given; use --fit subject or --weights")
+    began = time.monotonic()
+    report = progress or (lambda stage, share: None)
+    where = choose_device(device)
+    _set_precision(precision)
+    voxels = np.ascontiguousarray(signal[mask], dtype=np.float32)
+    sigma = estimate_noise(voxels, gradients)
+    adapted = None
+    if fit == "subject":
+        adapted = adapt(
+            voxels,
+            mask,
+            gradients,
+            responses,
+            sigma=sigma,
+            weights=weights,
+            device=where,
+            lambda_tv=lambda_tv,
+            max_steps=max_steps,
+            seed=seed,
+            checkpoint=checkpoint,
+            progress=report,
+        )
+        net, l_max = adapted.network, adapted.l_max
+    else:
+        net, l_max = weights.network(), weights.l_max
+    conditioner = condition(gradients, responses, sigma=sigma, nside=net.config.nside)
+    amplitudes = predict(
+        net, voxels, mask, conditioner, device=where, fall_back=device == "auto", precision=precision,
+        memory_gb=memory_gb, l_max=l_max, progress=report,
+    )  # fmt: skip
+    model = forward_model(gradients, responses, l_max=l_max)
+    wm, isotropic = _normalised(*amplitudes, voxels=voxels, gradients=gradients, model=model)
+    quality = _quality(voxels, wm, isotropic, model=model, gradients=gradients)
+    info = _info(adapted, weights, sigma=sigma, device=where, conditioner=conditioner) | {
+        "fit": fit if adapted is None or adapted.improved else "amortised",
+        "l_max": l_max,
+        "warnings": domain_warnings(gradients, snr=conditioner.scale / max(sigma, 1e-12)),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    by_tissue = dict(zip(model.tissues[1:], isotropic.T, strict=True))
+    zero = np.zeros(len(voxels), dtype=np.float32)
+    gm, csf = by_tissue.get("gm", zero), by_tissue.get("csf", zero)
+    return FodResult(wm=wm, gm=gm, csf=csf, fractions=_fractions(wm[:, 0], gm, csf), info=info, **quality)
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    index = int(name.partition(":")[2] or 0)
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {name!r} was asked for, found {torch.cuda.device_count()} CUDA devices; use --device auto or cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def domain_warnings(gradients: GradientTable, *, snr: float) -> list[str]:
+    """Say in which ways an acquisition lies outside what the shipped weights were trained on; empty when it does not."""
+    weighted = gradients.shells[1:]
+    warnings = []
+    outside = [round(s.bvalue) for s in weighted if not TRAINED_BVALUES[0] <= s.bvalue + 25 <= TRAINED_BVALUES[1] + 50]
+    low, high = (f"{b:.0f}" for b in TRAINED_BVALUES)
+    if outside:
+        warnings.append(f"b-values {outside} lie outside the trained range {low} to {high} s/mm2; try --fit subject")
+    if len(weighted) > 5:
+        warnings.append(f"{len(weighted)} shells, trained with up to 5 (a grid scheme?); try --fit subject")
+    most = max(len(s.indices) for s in weighted)
+    if most < MIN_DIRECTIONS:
+        warnings.append(
+            f"at most {most} directions in a shell, trained with {MIN_DIRECTIONS} or more; crossings will be missed"
+        )
+    if not TRAINED_SNR[0] <= snr <= 2 * TRAINED_SNR[1]:
+        warnings.append(
+            f"signal-to-noise ratio {snr:.0f} in white matter at b=0, trained from {TRAINED_SNR[0]:.0f} to "
+            f"{TRAINED_SNR[1]:.0f}; check the noise of the images, or denoise them first"
+        )
+    return warnings
+
+
+def predict(
+    net: UNet,
+    voxels: np.ndarray,
+    mask: np.ndarray,
+    conditioner: Conditioner,
+    *,
+    device: torch.device,
+    fall_back: bool,
+    precision: str,
+    memory_gb: float,
+    l_max: int,
+    progress: Progress,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run the network over the volume in tiles.
+
+    Returns
+    -------
+    wm : ndarray, shape (n, C), float32
+        SH coefficients of the fODF before normalisation.
+    fractions : ndarray, shape (n, 2), float32
+        GM and CSF.
+    """
+    row = np.full(mask.shape, -1, dtype=np.int64)
+    row[mask] = np.arange(len(voxels))
+    vertices = len(hemisphere(net.config.nside))
+    to_sh = torch.as_tensor(sh_inverse(hemisphere(net.config.nside), l_max), dtype=torch.float32)
+    wm = np.zeros((len(voxels), len(to_sh)), dtype=np.float32)
+    fractions = np.zeros((len(voxels), 2), dtype=np.float32)
+    done = 0
+
+    def make_input(box: tuple[slice, slice, slice], where: torch.device) -> Tensor:
+        rows = torch.as_tensor(row[box])
+        inside = rows >= 0
+        block = torch.zeros(len(CHANNELS), vertices, *rows.shape, device=where)
+        if inside.any():
+            seen = conditioner.to(where)(torch.as_tensor(voxels[rows[inside].numpy()]).to(where))
+            block[:, :, inside.to(where)] = seen
+        return block.permute(0, 2, 3, 4, 1)  # (C, X, Y, Z, V)
+
+    def consume(box: tuple[slice, slice, slice], output: Tensor) -> None:
+        nonlocal done
+        rows = torch.as_tensor(row[box])
+        inside = (rows >= 0).to(output.device)
+        positive = softplus(output[:, inside].float())  # (3, n, V)
+        target = rows[rows >= 0].numpy()
+        wm[target] = (positive[0] @ to_sh.to(positive.device).T).cpu().numpy()
+        fractions[target] = positive[1:].mean(dim=-1).T.cpu().numpy()
+        done += len(target)
+        progress("fod", done / max(len(voxels), 1))
+
+    apply_in_tiles(
+        net, make_input, consume, mask=mask, device=device, precision=precision,
+        memory_bytes=int(memory_gb * 2**30), fall_back=fall_back,
+    )  # fmt: skip
+    return wm, fractions
+
+
+def _set_precision(precision: str) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def _normalised(
+    wm: np.ndarray, fractions: np.ndarray, *, voxels: np.ndarray, gradients: GradientTable, model: ForwardModel
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Scale all tissues of a voxel so that the predicted b=0 signal equals the measured mean b=0.
+
+    .. math:: n = \frac{\sum_t c_{t,00} r_{t,b0,0}}{S_0}, \qquad c_t \leftarrow c_t / n
+
+    Returns the fODF (n, C) and one SH coefficient for each isotropic tissue of the model (n, T - 1).
+    """
+    matrix = model.matrix.numpy()
+    order = {"gm": 0, "csf": 1}
+    isotropic = np.stack([fractions[:, order[t]] for t in model.tissues[1:]], axis=1) if model.tissues[1:] else None
+    isotropic = np.zeros((len(wm), 0), np.float32) if isotropic is None else isotropic / np.float32(_SQRT_4PI)
+    b0_row = matrix[gradients.b0_indices[0]]
+    n_wm = wm.shape[1]
+    predicted = wm[:, 0] * b0_row[0] + isotropic @ b0_row[n_wm:]
+    measured = voxels[:, gradients.b0_indices].mean(axis=1)
+    factor = np.where(predicted > 0, measured / np.maximum(predicted, 1e-12), 0.0).astype(np.float32)[:, None]
+    wm *= factor
+    return wm, isotropic * factor
+
+
+def _quality(
+    voxels: np.ndarray, wm: np.ndarray, isotropic: np.ndarray, *, model: ForwardModel, gradients: GradientTable
+) -> dict[str, Any]:
+    """Compare the predicted with the measured signal, by voxel and by shell."""
+    matrix = model.matrix.numpy()
+    n_wm, shells = wm.shape[1], gradients.shells
+    by_shell = np.zeros((len(voxels), len(shells)), dtype=np.float32)
+    r_squared = np.zeros(len(voxels), dtype=np.float32)
+    for start in range(0, len(voxels), _VOXELS_PER_CHUNK):
+        part = slice(start, start + _VOXELS_PER_CHUNK)
+        error = (voxels[part] - wm[part] @ matrix[:, :n_wm].T - isotropic[part] @ matrix[:, n_wm:].T) ** 2
+        spread = np.maximum(voxels[part].var(axis=1) * voxels.shape[1], 1e-12)
+        r_squared[part] = 1 - error.sum(axis=1) / spread
+        for i, shell in enumerate(shells):
+            by_shell[part, i] = error[:, shell.indices].mean(axis=1)
+    counts = np.array([len(s.indices) for s in shells]) / gradients.n_volumes
+    medians = np.median(np.sqrt(by_shell), axis=0) if len(voxels) else np.zeros(len(shells))
+    return {
+        "r_squared": r_squared,
+        "residual_std": np.sqrt(by_shell @ counts).astype(np.float32),
+        "shell_residuals": {float(s.bvalue): float(m) for s, m in zip(shells, medians, strict=True)},
+    }
+
+
+def _fractions(wm: np.ndarray, gm: np.ndarray, csf: np.ndarray) -> np.ndarray:
+    """Return the share of each tissue among the degree-0 coefficients, (n, 3)."""
+    parts = np.stack([wm, gm, csf], axis=1).clip(0)
+    total = parts.sum(axis=1, keepdims=True)
+    return np.where(total > 0, parts / np.maximum(total, 1e-12), 0).astype(np.float32)
+
+
+def _info(
+    adapted: Adapted | None, weights: Weights | None, *, sigma: float, device: torch.device, conditioner: Conditioner
+) -> dict[str, Any]:
+    """Collect what provenance and the report say about the fit."""
+    facts: dict[str, Any] = {
+        "device": str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})",
+        "weights": weights.name if weights else "none",
+        "weights_sha256": weights.sha256 if weights else None,
+        "noise_sigma": sigma,
+        "snr": conditioner.scale / max(sigma, 1e-12),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    if device.type == "cuda":
+        facts["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+    if adapted is not None:
+        facts["adaptation"] = adapted.facts
+    return facts

@@ -1,0 +1,184 @@
+"""What all interfaces share: one plain function each, the version in the hash, a record of failures and of facts."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
+
+from shd_bids import __version__
+from shd_bids.atomic import write_json
+from shd_bids.exceptions import ShdError
+from shd_bids.interfaces.isolation import call_isolated
+
+__all__ = [
+    "FACTS_DIR",
+    "FAILURE_FILE",
+    "Failure",
+    "StageInputSpec",
+    "StageInterface",
+    "StageOutputSpec",
+    "log_progress",
+    "qc_column",
+    "read_failure",
+    "read_json",
+    "write_failure",
+]
+
+FAILURE_FILE = "failure.json"
+FACTS_DIR = "facts"
+PROGRESS_INTERVAL = 5.0  # seconds between two lines of one stage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one run stopped: what the user reads and what the program returns."""
+
+    run: str
+    node: str
+    error: str
+    exit_code: int
+    message: str
+
+
+def write_failure(run_dir: Path, failure: Failure) -> None:
+    """Write the failure into the run's folder unless an earlier one lies there: the first is the cause."""
+    if not (run_dir / FAILURE_FILE).exists():
+        write_json(run_dir / FAILURE_FILE, asdict(failure))
+
+
+def read_failure(run_dir: Path) -> Failure | None:
+    """Read the failure of a run, ``None`` where it has none."""
+    try:
+        return Failure(**read_json(run_dir / FAILURE_FILE))
+    except FileNotFoundError:
+        return None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def qc_column(value: float | int | str | None, description: str, units: str | None = None) -> dict[str, Any]:
+    """Return one entry of a stage's ``"qc"`` facts: a number for the table and its line in the column dictionary."""
+    return {"value": value, "Description": description} | ({"Units": units} if units else {})
+
+
+def log_progress(label: str) -> Callable[[str, float], None]:
+    """Return a callback ``(what, share in [0, 1])`` that logs a line when ``what`` changes, and every few seconds."""
+    state: dict[str, Any] = {"what": None, "time": 0.0}
+
+    def progress(what: str, share: float) -> None:
+        now = time.monotonic()
+        if what == state["what"] and now - state["time"] < PROGRESS_INTERVAL and share < 1:
+            return
+        state.update(what=what, time=now)
+        logger.info("%s: %s %3.0f %%", label, what, 100 * share)
+
+    return progress
+
+
+class StageInputSpec(BaseInterfaceInputSpec):
+    """Inputs every interface has besides the arguments of its function."""
+
+    app_version = traits.Str(__version__, usedefault=True, desc="a new version must not find old results in the cache")
+    run_key = traits.Str("run", usedefault=True, nohash=True, desc="names the run in messages")
+    run_dir = traits.Str(desc="the run's work folder, where a failure is recorded", nohash=True, hash_files=False)
+    stage = traits.Str("stage", usedefault=True, nohash=True, desc="names the stage in messages")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="set by the node from its n_procs")
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="whether the scheduler counts it as a GPU node")
+
+
+_COMMON_INPUTS = frozenset(StageInputSpec.class_trait_names())
+
+
+class StageOutputSpec(TraitedSpec):
+    """Output every stage has: what it found, for sidecars, QC table, provenance and report.
+
+    The JSON holds ``stage``, ``n_threads``, ``seconds``, ``peak_memory_mb``, the facts that sidecars need under ``sidecar``, numbers
+    for the QC table under ``qc``, and what else the stage has to tell.
+    """
+
+    facts_file = File(exists=True, desc="JSON")
+
+
+class StageInterface(SimpleInterface):
+    """Call one plain function: the inputs are its arguments, what it returns are the outputs.
+
+    The function takes paths and plain values as keyword arguments (``None`` for an input that is not set), writes into the folder
+    ``out_dir`` and returns a dict of outputs with an entry ``"facts"``.
+    """
+
+    function: Callable[..., dict[str, Any]]
+    """The function, as a static method."""
+
+    is_isolated = True
+    """Whether the function is called in a process of its own (`call_isolated`); only there torch and dipy are imported."""
+
+    is_reported = True
+    """Whether the facts are also kept in the run's folder, for provenance and report."""
+
+    wants: tuple[str, ...] = ()
+    """Which of ``n_threads`` (int) and ``label`` (str, for progress lines) the function takes too."""
+
+    def _run_interface(self, runtime: Any) -> Any:
+        inputs, out_dir = self.inputs, Path(runtime.cwd)
+        started = time.perf_counter()
+        try:
+            results = self._call(self._arguments() | {"out_dir": out_dir})
+        except Exception as exception:
+            self._record(exception)
+            raise
+        facts = {"stage": inputs.stage, "n_threads": inputs.num_threads} | results.pop("facts")
+        facts["seconds"] = round(time.perf_counter() - started, 3)
+        write_json(out_dir / "facts.json", facts)
+        if self.is_reported and isdefined(inputs.run_dir):
+            write_json(Path(inputs.run_dir, FACTS_DIR, f"{inputs.stage}.json"), facts)
+        self._results |= results | {"facts_file": str(out_dir / "facts.json")}
+        return runtime
+
+    def _arguments(self) -> dict[str, Any]:
+        inputs = self.inputs
+        offered = {"n_threads": inputs.num_threads, "label": f"{inputs.run_key} {inputs.stage}"}
+        names = [name for name in inputs.copyable_trait_names() if name not in _COMMON_INPUTS]
+        own = {name: _plain(getattr(inputs, name), inputs.trait(name)) for name in names}
+        return own | {name: offered[name] for name in self.wants}
+
+    def _call(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        function = type(self).function
+        if not self.is_isolated:
+            return function(**arguments)
+        log_level = logging.getLogger("shd_bids").getEffectiveLevel()
+        return call_isolated(function, arguments, n_threads=self.inputs.num_threads, log_level=log_level)
+
+    def _record(self, exception: Exception) -> None:
+        """Leave the failure where the command line finds it."""
+        inputs = self.inputs
+        if not isdefined(inputs.run_dir):
+            return
+        is_ours = isinstance(exception, ShdError)
+        text = str(exception) or "no message"
+        failure = Failure(
+            run=inputs.run_key,
+            node=inputs.stage,
+            error=type(exception).__name__,
+            exit_code=exception.exit_code if is_ours else ShdError.exit_code,
+            message=text if is_ours else f"{type(exception).__name__}: {text}",
+        )
+        write_failure(Path(inputs.run_dir), failure)
+
+
+def _plain(value: Any, trait: Any) -> Any:
+    """Return a trait's value as plain Python: a path where it is a file, ``None`` where it is not defined."""
+    if not isdefined(value):
+        return None
+    if isinstance(value, list):
+        return [_plain(item, trait.inner_traits[0]) for item in value]
+    return Path(value) if trait.is_trait_type(File) else value

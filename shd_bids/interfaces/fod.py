@@ -1,0 +1,203 @@
+"""Fibre orientation distributions: the fit, and its maps as images."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nipype.interfaces.base import File, traits
+
+from shd_bids.interfaces.base import (
+    StageInputSpec,
+    StageInterface,
+    StageOutputSpec,
+    log_progress,
+    qc_column,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from shd_bids.inference import FodResult
+
+__all__ = ["FitFOD"]
+
+logger = logging.getLogger(__name__)
+
+
+def fit_image(
+    *,
+    dwi_file: Path,
+    mask_file: Path,
+    gradients_file: Path,
+    wm_response: Path,
+    gm_response: Path | None,
+    csf_response: Path | None,
+    fit: str,
+    weights: str,
+    device: str,
+    precision: str,
+    lambda_tv: float,
+    max_steps: int | None,
+    memory_gb: float,
+    seed: int,
+    fod_lmax: int,
+    label: str,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Fit the fODF of every voxel of a mask and write it with the tissue and quality maps.
+
+    Parameters
+    ----------
+    dwi_file, mask_file, gradients_file : Path
+        4-D image, its mask and the table made by `prepare_gradients`.
+    wm_response, gm_response, csf_response : Path
+        Responses, MRtrix3's text form; a tissue without one is not fitted.
+    fit, device, precision, lambda_tv, max_steps, memory_gb, seed
+        As in `shd_bids.inference.fit_fod`.
+    weights : str
+        ``packaged``, ``none`` or a path.
+    fod_lmax : int
+        Degree of the stored image; the fit itself is written in full to ``fod.npy``, (n, C) float32 in the order of the mask.
+    label : str
+        Names the stage in progress lines.
+    out_dir : Path
+        Gets the maps, and while the fit runs a checkpoint from which an interrupted one goes on.
+    """
+    import numpy as np
+
+    from shd_bids.gradients import GradientTable
+    from shd_bids.images import load_mask, load_volume, save_volume, scatter
+    from shd_bids.inference import fit_fod
+    from shd_bids.response import Responses, parse_response
+    from shd_bids.sphere.harmonics import l_max_of, n_coefficients
+    from shd_bids.weights import load_weights
+
+    volume = load_volume(dwi_file)
+    table = GradientTable.from_dict(read_json(gradients_file))
+    mask = load_mask(mask_file, volume)
+    files = {"wm": wm_response, "gm": gm_response, "csf": csf_response}
+    responses = Responses(
+        **{
+            tissue: parse_response(path.read_text(encoding="utf-8"), tissue, table.shell_bvalues) if path else None
+            for tissue, path in files.items()
+        }
+    )
+    result = fit_fod(
+        table.take(volume.data),
+        mask,
+        table,
+        responses,
+        fit=fit,
+        weights=None if weights == "none" else load_weights(None if weights == "packaged" else Path(weights)),
+        device=device,
+        precision=precision,
+        lambda_tv=lambda_tv,
+        max_steps=max_steps,
+        memory_gb=memory_gb,
+        seed=seed,
+        checkpoint=out_dir / "checkpoint.pt",
+        progress=log_progress(label),
+    )
+    n_stored = min(n_coefficients(fod_lmax), result.wm.shape[1])
+    maps = {
+        "wm": result.wm[:, :n_stored],
+        "vfwm": result.fractions[:, 0],
+        "vfgm": result.fractions[:, 1],
+        "vfcsf": result.fractions[:, 2],
+        "rsquared": result.r_squared,
+        "residualstd": result.residual_std,
+    }
+    if gm_response:
+        maps["gm"] = result.gm[:, None]  # a fourth axis of one coefficient: SH of degree 0
+    if csf_response:
+        maps["csf"] = result.csf[:, None]
+    np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
+    outputs: dict[str, Any] = {"fod_file": str(out_dir / "fod.npy")}
+    for name, values in maps.items():
+        path = out_dir / f"{name}.nii.gz"
+        save_volume(path, scatter(values, mask), volume.affine, reference_header=volume.header)
+        outputs[f"{name}_file"] = str(path)
+    for warning in result.info["warnings"]:
+        logger.warning("%s: %s", label, warning)
+    residuals = {f"b = {bvalue:.0f}": value for bvalue, value in result.shell_residuals.items()}
+    outputs["facts"] = {
+        "sidecar": {
+            "model": _model_facts(result.info, lambda_tv=lambda_tv, seed=seed),
+            "fod_lmax": l_max_of(n_stored),
+        },
+        "info": result.info,
+        "notes": result.info["warnings"],
+        "shell_residuals": residuals,
+        "qc": _qc(result),
+    }
+    return outputs
+
+
+def _model_facts(info: dict[str, Any], *, lambda_tv: float, seed: int) -> dict[str, Any]:
+    """Return ``Model.Parameters`` of the sidecars."""
+    parameters = {
+        "Fit": info["fit"],
+        "Weights": info["weights"],
+        "WeightsSHA256": info["weights_sha256"] or "n/a",
+        "FittedDegree": info["l_max"],
+        "Device": info["device"],
+        "RandomSeed": seed,
+    }
+    return parameters | ({"TotalVariationWeight": lambda_tv} if "adaptation" in info else {})
+
+
+def _qc(result: "FodResult") -> dict[str, Any]:
+    """Return the columns on the quality of the fit."""
+    import numpy as np
+
+    columns = {
+        "fit_r2_median": qc_column(float(np.median(result.r_squared)), "Median share of signal variance explained", "1"),
+        "snr": qc_column(result.info["snr"], "Signal-to-noise ratio of white matter at b = 0", "1"),
+        "device": qc_column(result.info["device"], "Where the network ran"),
+    }
+    for bvalue, value in result.shell_residuals.items():
+        columns[f"fit_residual_std_b{bvalue:.0f}"] = qc_column(
+            value, f"Median residual standard deviation at b = {bvalue:.0f} s/mm2, in units of the image"
+        )
+    if "peak_gpu_mb" in result.info:
+        columns["peak_gpu_mb"] = qc_column(result.info["peak_gpu_mb"], "Largest memory used on the GPU", "MB")
+    return columns
+
+
+class _FitFODInputSpec(StageInputSpec):
+    dwi_file = File(exists=True, mandatory=True, desc="4-D image")
+    mask_file = File(exists=True, mandatory=True, desc="mask on its grid")
+    gradients_file = File(exists=True, mandatory=True, desc="table made by PrepareGradients")
+    wm_response = File(exists=True, mandatory=True)
+    gm_response = File(exists=True)
+    csf_response = File(exists=True)
+    fit = traits.Enum("amortised", "subject", "cohort", mandatory=True)
+    weights = traits.Str(mandatory=True, desc="packaged, none, or a path")
+    device = traits.Str(mandatory=True, desc="auto, cpu, cuda, cuda:N")
+    precision = traits.Enum("float32", "tf32", "bf16", mandatory=True)
+    lambda_tv = traits.Float(mandatory=True)
+    max_steps = traits.Int(desc="of an adaptation; chosen by the data where absent")
+    memory_gb = traits.Float(mandatory=True, nohash=True, desc="memory of the network; no result depends on it")
+    seed = traits.Int(mandatory=True)
+    fod_lmax = traits.Int(mandatory=True, desc="degree of the stored image")
+
+
+class _FitFODOutputSpec(StageOutputSpec):
+    fod_file = File(exists=True, desc="all coefficients, (n, C) float32 in the order of the mask")
+    wm_file = File(exists=True)
+    gm_file = File(exists=True)
+    csf_file = File(exists=True)
+    vfwm_file = File(exists=True)
+    vfgm_file = File(exists=True)
+    vfcsf_file = File(exists=True)
+    rsquared_file = File(exists=True)
+    residualstd_file = File(exists=True)
+
+
+class FitFOD(StageInterface):
+    """fODFs of one series, with tissue and quality maps."""
+
+    input_spec = _FitFODInputSpec
+    output_spec = _FitFODOutputSpec
+    function = staticmethod(fit_image)
+    wants = ("label",)
+    _can_resume = True  # a killed fit keeps its folder, and goes on from the checkpoint there

@@ -1,0 +1,191 @@
+"""Gradients and mask: the table in world axes, tested against the data, and the voxels to work on."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nipype.interfaces.base import File, traits
+
+from shd_bids.atomic import write_json
+from shd_bids.exceptions import GradientError
+from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shd_bids.gradients import GradientTable, OrientationCheck
+    from shd_bids.images import Volume
+
+__all__ = ["PrepareGradients"]
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_gradients(
+    *,
+    dwi_file: Path,
+    bval_file: Path | None,
+    bvec_file: Path | None,
+    b_file: Path | None,
+    mask_file: Path | None,
+    mask_origin: str,
+    b0_threshold: float,
+    shell_tolerance: float,
+    gradient_check: str,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Read the gradient table of an image, find its mask and test the directions by the data.
+
+    Parameters
+    ----------
+    dwi_file : Path
+        4-D image.
+    bval_file, bvec_file : Path, optional
+        FSL/BIDS gradients; not needed beside ``b_file``.
+    b_file : Path, optional
+        Gradients in world axes, MRtrix3's form; they win.
+    mask_file : Path, optional
+        Mask on the grid of the image; estimated where absent.
+    mask_origin : str
+        ``given``, ``derivative`` or ``estimated``.
+    b0_threshold, shell_tolerance : float
+        s/mm2.
+    gradient_check : str
+        What to do when another orientation fits clearly better: ``error``, ``warn``, ``fix``, or ``off`` for no test.
+    out_dir : Path
+        Gets ``gradients.json``, ``mask.nii.gz`` and ``b0.nii.gz``, the mean b=0.
+
+    Raises
+    ------
+    InputError
+        The image, the mask or the gradients cannot be used.
+    """
+    from shd_bids.gradients import read_fsl, read_mrtrix
+    from shd_bids.images import check_signal, estimate_mask, load_mask, load_volume, mask_notes, save_volume
+
+    volume = load_volume(dwi_file, n_dims=(4,))
+    thresholds = {"b0_threshold": b0_threshold, "shell_tolerance": shell_tolerance}
+    if b_file is not None:
+        table = read_mrtrix(b_file, volume.shape[3], **thresholds)
+    else:
+        table = read_fsl(bval_file, bvec_file, volume.affine, volume.shape[3], **thresholds)
+    b0 = table.take(volume.data)[..., table.b0_indices].mean(axis=-1)
+    mask = estimate_mask(b0) if mask_file is None else load_mask(mask_file, volume)
+    notes = [*volume.notes, *table.notes, *mask_notes(mask), *check_signal(volume, mask)]
+    if mask_file is None:
+        notes.append("no mask was given; it was estimated from the b=0 images: look at it in the report")
+    n_empty = int((mask & (b0 <= 0)).sum())
+    mask &= b0 > 0  # without a b=0 signal nothing can be scaled
+    table, check = _checked(volume, mask, table, name=dwi_file.name, action=gradient_check)
+    for note in notes:
+        logger.warning("%s: %s", dwi_file.name, note)
+
+    write_json(out_dir / "gradients.json", table.to_dict())
+    save_volume(out_dir / "mask.nii.gz", mask, volume.affine, reference_header=volume.header, dtype="uint8")
+    save_volume(out_dir / "b0.nii.gz", b0, volume.affine, reference_header=volume.header)
+    return {
+        "gradients_file": str(out_dir / "gradients.json"),
+        "mask_file": str(out_dir / "mask.nii.gz"),
+        "b0_file": str(out_dir / "b0.nii.gz"),
+        "facts": {
+            "sidecar": {"shells": table.shell_bvalues.tolist(), "mask_origin": mask_origin},
+            "shells": [{"bvalue": shell.bvalue, "n_volumes": len(shell.indices)} for shell in table.shells],
+            "notes": notes,
+            "repaired": volume.n_repaired,
+            "orientation_check": check and _check_facts(check, action=gradient_check),
+            "qc": _qc(volume, table, mask, n_empty=n_empty, check=check),
+        },
+    }
+
+
+def _checked(
+    volume: "Volume", mask: "np.ndarray", table: "GradientTable", *, name: str, action: str
+) -> tuple["GradientTable", "OrientationCheck | None"]:
+    """Test the directions against the data and do what was asked where another orientation fits clearly better."""
+    from shd_bids.gradients import check_orientation, corrected
+
+    if action == "off":
+        return table, None
+    check = check_orientation(table.take(volume.data), mask, table, volume.affine)
+    if check.is_given_best:
+        return table, check
+    advice = "correct the gradient file, or use --gradient-check fix (to take the better one), warn or off"
+    if action == "error" or (action == "fix" and not check.is_fixable):
+        raise GradientError(f"{name}: {check.message}; {advice}")
+    logger.warning("%s: %s", name, check.message)
+    return (corrected(table, check, volume.affine) if action == "fix" else table), check
+
+
+def _check_facts(check: "OrientationCheck", *, action: str) -> dict[str, Any]:
+    return {
+        "action": action,
+        "is_given_best": check.is_given_best,
+        "is_conclusive": check.is_conclusive,
+        "given": check.given,
+        "best": check.best,
+        "confidence": check.confidence,
+        "message": check.message,
+        "scores": [{"label": label, "matrix": matrix.tolist(), "score": score} for label, matrix, score in check.scores],
+    }
+
+
+def _qc(
+    volume: "Volume", table: "GradientTable", mask: "np.ndarray", *, n_empty: int, check: "OrientationCheck | None"
+) -> dict[str, Any]:
+    """Return the columns on the input; names as in QSIPrep where it measures the same."""
+    voxel_ml = float(volume.voxel_size.prod()) / 1000
+    columns = {
+        "n_volumes": qc_column(table.n_volumes, "Volumes used", "1"),
+        "n_b0": qc_column(len(table.b0_indices), "Volumes with b = 0", "1"),
+        "shells": qc_column(
+            " ".join(f"{shell.bvalue:.0f}:{len(shell.indices)}" for shell in table.shells),
+            "Mean b-value and number of volumes of each shell",
+            "s/mm2",
+        ),
+    }
+    for axis, size in zip("xyz", volume.voxel_size, strict=True):
+        columns[f"voxel_size_{axis}"] = qc_column(float(size), f"Voxel size along image axis {axis}", "mm")
+    columns |= {
+        "mask_volume_ml": qc_column(float(mask.sum()) * voxel_ml, "Volume of the mask", "ml"),
+        "mask_zero_signal_fraction": qc_column(
+            n_empty / max(int(mask.sum()) + n_empty, 1), "Share of the mask without b = 0 signal, left out", "1"
+        ),
+        "nan_fraction": qc_column(
+            (volume.n_repaired["nan"] + volume.n_repaired["inf"]) / volume.data.size, "Share of values not finite", "1"
+        ),
+    }
+    if check is not None:
+        columns |= {
+            "gradient_coherence_given": qc_column(check.given, "Coherence of fibres with the directions as given", "1"),
+            "gradient_coherence_best": qc_column(check.best, "Coherence of fibres with the best orientation", "1"),
+            "gradient_flip_suggested": qc_column(
+                "n/a" if check.is_given_best else check.scores[0][0], "Orientation that fits clearly better than the given"
+            ),
+        }
+    return columns
+
+
+class _PrepareGradientsInputSpec(StageInputSpec):
+    dwi_file = File(exists=True, mandatory=True, desc="4-D image")
+    bval_file = File(exists=True, desc="b-values, FSL's form")
+    bvec_file = File(exists=True, desc="directions, FSL's form")
+    b_file = File(exists=True, desc="gradients in world axes, MRtrix3's form")
+    mask_file = File(exists=True, desc="mask on the grid of the image; estimated where absent")
+    mask_origin = traits.Enum("given", "derivative", "estimated", mandatory=True)
+    b0_threshold = traits.Float(mandatory=True, desc="s/mm2")
+    shell_tolerance = traits.Float(mandatory=True, desc="s/mm2")
+    gradient_check = traits.Enum("error", "warn", "fix", "off", mandatory=True)
+
+
+class _PrepareGradientsOutputSpec(StageOutputSpec):
+    gradients_file = File(exists=True, desc="GradientTable as JSON")
+    mask_file = File(exists=True)
+    b0_file = File(exists=True, desc="mean b=0")
+
+
+class PrepareGradients(StageInterface):
+    """Gradient table, mask and mean b=0 of one series."""
+
+    input_spec = _PrepareGradientsInputSpec
+    output_spec = _PrepareGradientsOutputSpec
+    function = staticmethod(prepare_gradients)

@@ -1,0 +1,339 @@
+"""Figures of the report: each stage's files in, one picture out; a picture that fails costs nothing but itself."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import File, TraitedSpec
+
+from shd_bids.interfaces.base import StageInputSpec, StageInterface, read_json
+
+__all__ = [
+    "DrawFOD",
+    "DrawGradients",
+    "DrawMask",
+    "DrawPeaks",
+    "DrawResidual",
+    "DrawResponse",
+    "DrawStreamlines",
+    "DrawTDI",
+    "DrawTissue",
+    "DrawTraining",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def draw_gradients(*, gradients_file: Path, facts_file: Path, out_dir: Path) -> Path:
+    """Draw the table and the result of its test against the data."""
+    import numpy as np
+
+    from shd_bids.gradients import GradientTable
+    from shd_bids.report.figures import plot_gradients
+
+    table = GradientTable.from_dict(read_json(gradients_file))
+    check = read_json(facts_file)["orientation_check"]
+    scores = [(row["label"], np.array(row["matrix"]), row["score"]) for row in check["scores"]] if check else []
+    return plot_gradients(
+        out_dir / "gradients.png",
+        bvals=table.bvals,
+        directions=table.directions,
+        shell_index=table.shell_index,
+        scores=scores,
+    )
+
+
+def draw_mask(*, b0_file: Path, mask_file: Path, out_dir: Path) -> Path:
+    """Draw the mask over the mean b=0 image."""
+    from shd_bids.images import load_mask, load_volume
+    from shd_bids.report.figures import plot_mask
+
+    b0 = load_volume(b0_file)
+    return plot_mask(out_dir / "mask.png", b0=b0.data, mask=load_mask(mask_file, b0), affine=b0.affine)
+
+
+def draw_response(
+    *, gradients_file: Path, facts_file: Path, voxels_file: Path | None, b0_file: Path, mask_file: Path, out_dir: Path
+) -> Path:
+    """Draw the responses and the voxels they come from."""
+    import numpy as np
+
+    from shd_bids.images import load_mask, load_volume
+    from shd_bids.report.figures import plot_response
+
+    b0 = load_volume(b0_file)
+    bvalues = [shell["bvalue"] for shell in read_json(gradients_file)["shells"]]
+    coefficients = read_json(facts_file)["sidecar"]["response"]
+    labels = load_volume(voxels_file).data if voxels_file else None
+    return plot_response(
+        out_dir / "response.png",
+        responses={tissue: (bvalues, np.array(rows)) for tissue, rows in coefficients.items()},
+        voxels=None if labels is None else {tissue: labels == n for n, tissue in enumerate(("wm", "gm", "csf"), start=1)},
+        b0=b0.data,
+        mask=load_mask(mask_file, b0),
+        affine=b0.affine,
+    )
+
+
+def draw_fod(*, fod_file: Path, mask_file: Path, b0_file: Path, out_dir: Path) -> Path:
+    """Draw the fODFs."""
+    import numpy as np
+
+    from shd_bids.images import load_mask, load_volume
+    from shd_bids.report.figures import plot_fod
+
+    b0 = load_volume(b0_file)
+    return plot_fod(
+        out_dir / "fodf.png",
+        coefficients=np.load(fod_file, mmap_mode="r"),
+        mask=load_mask(mask_file, b0),
+        affine=b0.affine,
+        background=b0.data,
+    )
+
+
+def draw_tissue(*, vfwm_file: Path, vfgm_file: Path, vfcsf_file: Path, mask_file: Path, out_dir: Path) -> Path:
+    """Draw the tissue fractions."""
+    import numpy as np
+
+    from shd_bids.images import gather, load_mask, load_volume
+    from shd_bids.report.figures import plot_tissue
+
+    volumes = [load_volume(path) for path in (vfwm_file, vfgm_file, vfcsf_file)]
+    mask = load_mask(mask_file, volumes[0])
+    fractions = np.stack([gather(volume.data, mask) for volume in volumes], axis=1)  # (n, 3)
+    return plot_tissue(out_dir / "tissue.png", fractions=fractions, mask=mask, affine=volumes[0].affine)
+
+
+def draw_residual(
+    *, rsquared_file: Path, residualstd_file: Path, facts_file: Path, mask_file: Path, out_dir: Path
+) -> Path:
+    """Draw how well the signal is explained."""
+    from shd_bids.images import gather, load_mask, load_volume
+    from shd_bids.report.figures import plot_residual
+
+    r_squared = load_volume(rsquared_file, keep_negative=True)
+    mask = load_mask(mask_file, r_squared)
+    return plot_residual(
+        out_dir / "residual.png",
+        r_squared=gather(r_squared.data, mask),
+        residual_std=gather(load_volume(residualstd_file).data, mask),
+        mask=mask,
+        affine=r_squared.affine,
+        shell_residuals=read_json(facts_file)["shell_residuals"],
+    )
+
+
+def draw_training(*, facts_file: Path, out_dir: Path) -> Path:
+    """Draw the course of an adaptation to the subject."""
+    from shd_bids.report.figures import plot_training
+
+    history = read_json(facts_file)["info"]["adaptation"]["history"]
+    trained = [row for row in history if "loss" in row]
+    watched = [row for row in history if "held_out" in row]
+    terms = [name for name in trained[0] if name not in ("step", "held_out")]
+    return plot_training(
+        out_dir / "training.png",
+        train={name: [row[name] for row in trained] for name in terms},
+        held_out={"held-out directions": [row["held_out"] for row in watched]},
+        train_steps=[row["step"] for row in trained],
+        held_out_steps=[row["step"] for row in watched],
+    )
+
+
+def draw_peaks(*, peaks_file: Path, mask_file: Path, b0_file: Path, out_dir: Path) -> Path:
+    """Draw the peaks as sticks."""
+    import numpy as np
+
+    from shd_bids.images import gather, load_mask, load_volume
+    from shd_bids.report.figures import plot_peaks
+
+    b0 = load_volume(b0_file)
+    mask = load_mask(mask_file, b0)
+    vectors = gather(load_volume(peaks_file, keep_negative=True).data, mask)
+    vectors = vectors.reshape(len(vectors), -1, 3)  # (n, K, 3)
+    amplitudes = np.linalg.norm(vectors, axis=-1)
+    return plot_peaks(
+        out_dir / "peaks.png",
+        directions=vectors / np.where(amplitudes > 0, amplitudes, 1)[..., None],
+        amplitudes=amplitudes,
+        mask=mask,
+        affine=b0.affine,
+        background=b0.data,
+    )
+
+
+def draw_streamlines(*, preview_file: Path, mask_file: Path, out_dir: Path) -> Path:
+    """Draw some of the streamlines."""
+    import numpy as np
+
+    from shd_bids.images import load_mask, load_volume
+    from shd_bids.report.figures import plot_streamlines
+
+    reference = load_volume(mask_file)
+    with np.load(preview_file) as preview:
+        streamlines = np.split(preview["points"], np.cumsum(preview["counts"])[:-1])
+    mask = load_mask(mask_file, reference)
+    return plot_streamlines(out_dir / "tractogram.png", streamlines=streamlines, affine=reference.affine, mask=mask)
+
+
+def draw_tdi(*, tdi_file: Path, mask_file: Path, out_dir: Path) -> Path:
+    """Draw the density of the streamlines."""
+    from shd_bids.images import load_mask, load_volume
+    from shd_bids.report.figures import plot_tdi
+
+    density = load_volume(tdi_file)
+    mask = load_mask(mask_file, density)
+    return plot_tdi(out_dir / "tdi.png", density=density.data, affine=density.affine, mask=mask)
+
+
+class _FigureOutputSpec(TraitedSpec):
+    figure_file = File(exists=True, desc="PNG; absent when it could not be drawn")
+
+
+class FigureInterface(StageInterface):
+    """Call one drawing function, which returns its file; what it raises is logged and stops nothing."""
+
+    output_spec = _FigureOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        try:
+            self._results["figure_file"] = str(type(self).function(**self._arguments(), out_dir=Path(runtime.cwd)))
+        except Exception as exception:
+            logger.warning(
+                "%s: the figure %s could not be drawn (%s: %s)",
+                self.inputs.run_key,
+                self.inputs.stage,
+                type(exception).__name__,
+                exception,
+            )
+            logger.debug("traceback of the figure", exc_info=True)
+        return runtime
+
+
+class _DrawGradientsInputSpec(StageInputSpec):
+    gradients_file = File(exists=True, mandatory=True)
+    facts_file = File(exists=True, mandatory=True)
+
+
+class DrawGradients(FigureInterface):
+    """Gradient table and its test against the data."""
+
+    input_spec = _DrawGradientsInputSpec
+    function = staticmethod(draw_gradients)
+
+
+class _DrawMaskInputSpec(StageInputSpec):
+    b0_file = File(exists=True, mandatory=True)
+    mask_file = File(exists=True, mandatory=True)
+
+
+class DrawMask(FigureInterface):
+    """Mask over the mean b=0 image."""
+
+    input_spec = _DrawMaskInputSpec
+    function = staticmethod(draw_mask)
+
+
+class _DrawResponseInputSpec(StageInputSpec):
+    gradients_file = File(exists=True, mandatory=True)
+    facts_file = File(exists=True, mandatory=True)
+    voxels_file = File(exists=True)
+    b0_file = File(exists=True, mandatory=True)
+    mask_file = File(exists=True, mandatory=True)
+
+
+class DrawResponse(FigureInterface):
+    """Responses and the voxels they come from."""
+
+    input_spec = _DrawResponseInputSpec
+    function = staticmethod(draw_response)
+
+
+class _DrawFODInputSpec(StageInputSpec):
+    fod_file = File(exists=True, mandatory=True)
+    mask_file = File(exists=True, mandatory=True)
+    b0_file = File(exists=True, mandatory=True)
+
+
+class DrawFOD(FigureInterface):
+    """fODFs in colour and as surfaces."""
+
+    input_spec = _DrawFODInputSpec
+    function = staticmethod(draw_fod)
+
+
+class _DrawTissueInputSpec(StageInputSpec):
+    vfwm_file = File(exists=True, mandatory=True)
+    vfgm_file = File(exists=True, mandatory=True)
+    vfcsf_file = File(exists=True, mandatory=True)
+    mask_file = File(exists=True, mandatory=True)
+
+
+class DrawTissue(FigureInterface):
+    """Tissue fractions."""
+
+    input_spec = _DrawTissueInputSpec
+    function = staticmethod(draw_tissue)
+
+
+class _DrawResidualInputSpec(StageInputSpec):
+    rsquared_file = File(exists=True, mandatory=True)
+    residualstd_file = File(exists=True, mandatory=True)
+    facts_file = File(exists=True, mandatory=True)
+    mask_file = File(exists=True, mandatory=True)
+
+
+class DrawResidual(FigureInterface):
+    """How well the signal is explained."""
+
+    input_spec = _DrawResidualInputSpec
+    function = staticmethod(draw_residual)
+
+
+class _DrawPeaksInputSpec(StageInputSpec):
+    peaks_file = File(exists=True, mandatory=True)
+    mask_file = File(exists=True, mandatory=True)
+    b0_file = File(exists=True, mandatory=True)
+
+
+class DrawPeaks(FigureInterface):
+    """Peaks as sticks."""
+
+    input_spec = _DrawPeaksInputSpec
+    function = staticmethod(draw_peaks)
+
+
+class _DrawStreamlinesInputSpec(StageInputSpec):
+    preview_file = File(exists=True, mandatory=True)
+    mask_file = File(exists=True, mandatory=True)
+
+
+class DrawStreamlines(FigureInterface):
+    """Streamlines in three projections."""
+
+    input_spec = _DrawStreamlinesInputSpec
+    function = staticmethod(draw_streamlines)
+
+
+class _DrawTDIInputSpec(StageInputSpec):
+    tdi_file = File(exists=True, mandatory=True)
+    mask_file = File(exists=True, mandatory=True)
+
+
+class DrawTDI(FigureInterface):
+    """Density of the streamlines."""
+
+    input_spec = _DrawTDIInputSpec
+    function = staticmethod(draw_tdi)
+
+
+class _DrawTrainingInputSpec(StageInputSpec):
+    facts_file = File(exists=True, mandatory=True)
+
+
+class DrawTraining(FigureInterface):
+    """Course of an adaptation to the subject."""
+
+    input_spec = _DrawTrainingInputSpec
+    function = staticmethod(draw_training)

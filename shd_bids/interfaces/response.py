@@ -1,0 +1,127 @@
+"""Response functions: from this image, or as given."""
+
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import File, traits
+
+from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column, read_json
+
+__all__ = ["EstimateResponses", "ReadResponses"]
+
+TISSUES = ("wm", "gm", "csf")
+
+
+def estimate_from_image(*, dwi_file: Path, mask_file: Path, gradients_file: Path, out_dir: Path) -> dict[str, Any]:
+    """Estimate the responses of white matter, grey matter and CSF from an image.
+
+    Parameters
+    ----------
+    dwi_file, mask_file, gradients_file : Path
+        4-D image, its mask and the table made by `prepare_gradients`.
+    out_dir : Path
+        Gets ``wm.txt``, ``gm.txt``, ``csf.txt`` (MRtrix3's form; only the tissues that can be fitted) and ``voxels.nii.gz``, the
+        voxels each was measured in: 1 WM, 2 GM, 3 CSF.
+    """
+    import numpy as np
+
+    from shd_bids.gradients import GradientTable
+    from shd_bids.images import load_mask, load_volume, save_volume
+    from shd_bids.response import estimate_responses
+
+    volume = load_volume(dwi_file)
+    table = GradientTable.from_dict(read_json(gradients_file))
+    mask = load_mask(mask_file, volume)
+    estimate = estimate_responses(table.take(volume.data), mask, table)
+    labels = np.zeros(mask.shape, dtype=np.uint8)
+    for number, tissue in enumerate(TISSUES, start=1):
+        if tissue in estimate.voxels:
+            labels[estimate.voxels[tissue]] = number
+    save_volume(out_dir / "voxels.nii.gz", labels, volume.affine, reference_header=volume.header, dtype="uint8")
+    counts = {tissue: int((labels == number).sum()) for number, tissue in enumerate(TISSUES, start=1)}
+    outputs = _write(estimate.responses, out_dir, message=estimate.message, counts=counts)
+    return outputs | {"voxels_file": str(out_dir / "voxels.nii.gz")}
+
+
+def read_given(*, response_files: list[Path], gradients_file: Path, out_dir: Path) -> dict[str, Any]:
+    """Read given responses, in the order WM, GM, CSF, and check that they fit the shells of the image."""
+    from shd_bids.gradients import GradientTable
+    from shd_bids.response import Responses, parse_response
+
+    table = GradientTable.from_dict(read_json(gradients_file))
+    given = dict(zip(_tissues_of(response_files), response_files, strict=True))
+    parsed = {
+        tissue: parse_response(path.read_text(encoding="utf-8"), tissue, table.shell_bvalues)
+        for tissue, path in given.items()
+    }
+    responses = Responses(wm=parsed["wm"], gm=parsed.get("gm"), csf=parsed.get("csf"))
+    message = f"responses were given: {', '.join(path.name for path in response_files)}"
+    return _write(responses, out_dir, message=message, counts={})
+
+
+def _write(responses: Any, out_dir: Path, *, message: str, counts: dict[str, int]) -> dict[str, Any]:
+    """Write each response as text; return the outputs and facts."""
+    from shd_bids.response import format_response
+
+    outputs: dict[str, Any] = {}
+    for response in responses.tissues:
+        path = out_dir / f"{response.tissue}.txt"
+        path.write_text(format_response(response), encoding="utf-8")
+        outputs[f"{response.tissue}_file"] = str(path)
+    coefficients = {response.tissue: response.coefficients.tolist() for response in responses.tissues}
+    shares = {
+        f"response_wm_l2_share_b{bvalue:.0f}": qc_column(
+            float(row[1] / row[0]), f"WM response, zonal degree 2 over degree 0, at b = {bvalue:.0f} s/mm2", "1"
+        )
+        for bvalue, row in zip(responses.wm.bvalues, responses.wm.coefficients, strict=True)
+        if bvalue > 0 and len(row) > 1 and row[0]
+    }
+    first = {
+        f"response_{tissue}_b0": qc_column(rows[0][0], f"Degree-0 coefficient of the {tissue.upper()} response at b = 0")
+        for tissue, rows in coefficients.items()
+    }
+    n_voxels = {
+        f"n_voxels_response_{tissue}": qc_column(count, f"Voxels in which the {tissue.upper()} response was measured")
+        for tissue, count in counts.items()
+    }
+    outputs["facts"] = {
+        "sidecar": {"response": coefficients},
+        "fitted_tissues": list(coefficients),
+        "message": message,
+        "qc": first | shares | n_voxels,
+    }
+    return outputs
+
+
+class _ResponseOutputSpec(StageOutputSpec):
+    wm_file = File(exists=True)
+    gm_file = File(exists=True)
+    csf_file = File(exists=True)
+    voxels_file = File(exists=True)
+
+
+class _EstimateResponsesInputSpec(StageInputSpec):
+    dwi_file = File(exists=True, mandatory=True, desc="4-D image")
+    mask_file = File(exists=True, mandatory=True, desc="mask on its grid")
+    gradients_file = File(exists=True, mandatory=True, desc="table made by PrepareGradients")
+
+
+class EstimateResponses(StageInterface):
+    """Responses of the tissues that this image can tell apart."""
+
+    input_spec = _EstimateResponsesInputSpec
+    output_spec = _ResponseOutputSpec
+    function = staticmethod(estimate_from_image)
+
+
+class _ReadResponsesInputSpec(StageInputSpec):
+    response_files = traits.List(File(exists=True), mandatory=True, desc="WM, GM, CSF in MRtrix3's text form")
+    gradients_file = File(exists=True, mandatory=True, desc="table made by PrepareGradients")
+
+
+class ReadResponses(StageInterface):
+    """Responses that the user gave."""
+
+    input_spec = _ReadResponsesInputSpec
+    output_spec = _ResponseOutputSpec
+    function = staticmethod(read_given)

@@ -1,0 +1,225 @@
+"""Results into the derivative data set: each file whole or absent, with its sidecar."""
+
+import contextlib
+import csv
+import io
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import File, Str, traits
+
+from shd_bids.atomic import atomic_path, write_json, write_text
+from shd_bids.bids.names import OUTPUTS, figure_path, output_path, sidecar, sidecar_path
+from shd_bids.exceptions import OutputError
+from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, read_json
+
+__all__ = ["FIGURES", "SaveDerivatives", "SaveFigures", "SaveQC"]
+
+FIGURES = (
+    "gradients",
+    "mask",
+    "response",
+    "fodf",
+    "training",
+    "tissue",
+    "residual",
+    "peaks",
+    "tractogram",
+    "tdi",
+)
+"""``desc`` labels of the figures, in the order of the report."""
+
+
+def save_derivatives(
+    *,
+    run: Any,
+    output_dir: str,
+    files: Mapping[str, Path | list[Path]],
+    facts_files: Sequence[Path],
+    method: str | None,
+    sloppy: bool,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Put files in their places in the derivative data set and write their sidecars.
+
+    Parameters
+    ----------
+    run : DWIRun
+        Source.
+    output_dir : str
+        Root of the data set.
+    files : mapping
+        Key of the table of outputs -> file, or files in several formats.
+    facts_files : sequence of Path
+        Facts of the stages so far; the sidecars take what they need from their ``sidecar`` entries.
+    method : str, optional
+        Tracking algorithm.
+    sloppy : bool
+        Stamp the sidecars as made by a test run.
+    out_dir : Path
+        Not used: all is written to its final place.
+
+    Raises
+    ------
+    OutputError
+        A file cannot be written.
+    """
+    root = Path(output_dir)
+    facts = {name: value for path in facts_files for name, value in read_json(path)["sidecar"].items()}
+    facts["sloppy"] = sloppy
+    placed = []
+    for key, given in files.items():
+        for source in given if isinstance(given, list) else [given]:
+            form = source.name.partition(".")[2]
+            target = output_path(root, run, key, method=method, format=form)
+            with _told(target):
+                place(source, target)
+                if OUTPUTS[key]["extension"] != ".txt":
+                    write_json(sidecar_path(target), sidecar(run, key, facts, method=method, format=form))
+            placed.append(str(target))
+    return {"out_files": placed, "facts": {"n_files": len(placed)}}
+
+
+def save_figures(*, run: Any, output_dir: str, files: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Put figures, by their ``desc`` label, in their places in the derivative data set."""
+    placed = []
+    for desc, source in files.items():
+        target = figure_path(Path(output_dir), run, desc, extension=source.suffix)
+        with _told(target):
+            place(source, target)
+        placed.append(str(target))
+    return {"out_files": placed, "facts": {"n_files": len(placed)}}
+
+
+def save_qc(*, run: Any, output_dir: str, facts_files: Sequence[Path], out_dir: Path) -> dict[str, Any]:
+    """Write the table of quality numbers of one series, one row, with its column dictionary."""
+    stages = [read_json(path) for path in facts_files]
+    columns: dict[str, Any] = {
+        "subject": {"value": run.subject, "Description": "Subject label"},
+        "session": {"value": run.session, "Description": "Session label"},
+        "series": {"value": run.prefix, "Description": "Source entities of the series"},
+    }
+    for facts in stages:
+        columns |= facts["qc"]
+        columns[f"runtime_s_{facts['stage']}"] = {
+            "value": facts["seconds"],
+            "Description": f"Time of the stage {facts['stage']}",
+            "Units": "s",
+        }
+    columns["peak_rss_mb"] = {
+        "value": max(facts["peak_memory_mb"] for facts in stages),
+        "Description": "Largest resident memory of a stage",
+        "Units": "MB",
+    }
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerows([columns, [_cell(column["value"]) for column in columns.values()]])
+    dictionary = {
+        name: {key: value for key, value in column.items() if key != "value"} for name, column in columns.items()
+    }
+    target = output_path(Path(output_dir), run, "qc")
+    with _told(target):
+        write_text(target, text.getvalue())
+        write_json(sidecar_path(target), sidecar(run, "qc", {"columns": dictionary}))
+    return {"out_files": [str(target)], "facts": {"n_files": 1}}
+
+
+def place(source: Path, target: Path) -> None:
+    """Give a file its final name, whole or not at all: by a hard link where both lie on one file system, else by a copy."""
+    if target.exists() and target.samefile(source):
+        return
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, temporary)
+
+
+@contextlib.contextmanager
+def _told(target: Path) -> Any:
+    """Tell the user which file could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def _cell(value: Any) -> str:
+    """Write a value as BIDS wants it in a table."""
+    if value is None:
+        return "n/a"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+class _SinkInputSpec(StageInputSpec):
+    run = traits.Any(mandatory=True, desc="DWIRun: names and sources")
+    output_dir = Str(mandatory=True, hash_files=False, desc="root of the derivative data set")
+
+
+class _SinkOutputSpec(StageOutputSpec):
+    out_files = traits.List(Str, desc="what was written")
+
+
+def _spec(name: str, keys: Sequence[str], **fields: Any) -> type[_SinkInputSpec]:
+    """Return an input spec with one input per key: a file, or files in several formats; a stage may leave some out."""
+    return type(name, (_SinkInputSpec,), {key: traits.Any() for key in keys} | fields | {"__module__": __name__})
+
+
+_SaveDerivativesInputSpec = _spec(
+    "_SaveDerivativesInputSpec",
+    [key for key in OUTPUTS if key != "qc"],
+    facts_files=traits.List(File(exists=True), mandatory=True, desc="facts of the stages so far"),
+    method=traits.Str(desc="tracking algorithm"),
+    sloppy=traits.Bool(False, usedefault=True, desc="whether the settings were those of a quick test"),
+)
+_SaveFiguresInputSpec = _spec("_SaveFiguresInputSpec", FIGURES)
+_SaveQCInputSpec = _spec(
+    "_SaveQCInputSpec", (), facts_files=traits.List(File(exists=True), mandatory=True, desc="facts of all stages")
+)
+
+
+class _Sink(StageInterface):
+    """Base of the sinks: always run, because the cache does not know what was deleted from the data set."""
+
+    output_spec = _SinkOutputSpec
+    _always_run = True
+    is_isolated = False  # links and small texts
+    is_reported = False
+    keys: Sequence[str] = ()
+
+    def _arguments(self) -> dict[str, Any]:
+        arguments = super()._arguments()
+        if not self.keys:
+            return arguments
+        files = {key: arguments.pop(key) for key in self.keys}
+        return arguments | {"files": {key: _paths(value) for key, value in files.items() if value}}
+
+
+class SaveDerivatives(_Sink):
+    """Images, responses and tractograms with their sidecars."""
+
+    input_spec = _SaveDerivativesInputSpec
+    function = staticmethod(save_derivatives)
+    keys = tuple(key for key in OUTPUTS if key != "qc")
+
+
+class SaveFigures(_Sink):
+    """Pieces of the report."""
+
+    input_spec = _SaveFiguresInputSpec
+    function = staticmethod(save_figures)
+    keys = FIGURES
+
+
+class SaveQC(_Sink):
+    """The table of quality numbers of one series."""
+
+    input_spec = _SaveQCInputSpec
+    function = staticmethod(save_qc)
+
+
+def _paths(value: str | list[str]) -> Path | list[Path]:
+    return [Path(item) for item in value] if isinstance(value, list) else Path(value)

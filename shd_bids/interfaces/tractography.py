@@ -1,0 +1,216 @@
+"""Streamlines and their density."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nipype.interfaces.base import File, traits
+
+from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, log_progress, qc_column
+
+if TYPE_CHECKING:
+    import numpy as np
+    from nibabel.streamlines import ArraySequence
+
+    from shd_bids.tractography import Tractogram
+
+__all__ = ["TrackStreamlines"]
+
+ALGORITHMS = {
+    "det": "deterministic: the direction of largest amplitude within the cone",
+    "prob": "probabilistic: a direction within the cone, drawn in proportion to amplitude",
+    "ptt": "parallel transport tractography (Aydogan and Shi 2021)",
+}
+SEED_WM_FRACTION = 0.5  # seeded where white matter makes most of the signal
+PREVIEW_STREAMLINES = 4000
+MIN_STREAMLINES = 100  # fewer mean that something is wrong, not that there are few tracts
+
+
+def track_image(
+    *,
+    fod_file: Path,
+    mask_file: Path,
+    vfwm_file: Path,
+    algorithm: str,
+    seeds: int,
+    select: int,
+    step_size: float | None,
+    max_angle: float,
+    min_length: float,
+    max_length: float,
+    formats: list[str],
+    seed: int,
+    n_threads: int,
+    label: str,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Track streamlines from white matter and write them in every format asked for, with their density.
+
+    Parameters
+    ----------
+    fod_file : Path
+        ``fod.npy`` of `shd_bids.interfaces.fod.fit_image`.
+    mask_file, vfwm_file : Path
+        Mask, and WM signal fraction, which decides where to seed.
+    algorithm, select, step_size, max_angle, min_length, max_length
+        As in `shd_bids.tractography.track`.
+    seeds : int
+        Per voxel.
+    formats : list of str
+        ``trx``, ``tck``, ``trk``.
+    seed : int
+        Of the random numbers.
+    n_threads : int
+        Results do not depend on it.
+    label : str
+        Names the stage in progress lines.
+    out_dir : Path
+        Gets ``tractogram.<format>``, ``tdi.nii.gz`` and ``preview.npz``, some streamlines for the report.
+    """
+    import numpy as np
+
+    from shd_bids.images import load_mask, load_volume, save_volume
+    from shd_bids.tractography import save_tractogram, track, track_density
+
+    reference = load_volume(mask_file)
+    mask = load_mask(mask_file, reference)
+    tractogram = track(
+        np.load(fod_file, mmap_mode="r"),
+        mask,
+        reference.affine,
+        seed_mask=mask & (load_volume(vfwm_file).data > SEED_WM_FRACTION),
+        algorithm=algorithm,
+        seeds_per_voxel=seeds,
+        select=select or None,
+        step_size=step_size,
+        max_angle=max_angle,
+        min_length=min_length,
+        max_length=max_length,
+        random_seed=seed,
+        nprocs=n_threads,
+        progress=log_progress(label),
+    )
+    files = []
+    for form in formats:
+        path = out_dir / f"tractogram.{form}"
+        save_tractogram(path, tractogram.streamlines, reference.affine, mask.shape)
+        files.append(str(path))
+    density = track_density(tractogram.streamlines, reference.affine, mask.shape)
+    save_volume(out_dir / "tdi.nii.gz", density, reference.affine, reference_header=reference.header)
+    _save_preview(out_dir / "preview.npz", tractogram.streamlines)
+    notes = []
+    if tractogram.n_accepted < MIN_STREAMLINES:
+        notes.append(
+            f"only {tractogram.n_accepted} streamlines from {tractogram.n_seeds} seeds: look at the fODFs before using any"
+        )
+    blocks = _bep046(
+        tractogram,
+        algorithm=algorithm,
+        seeds=seeds,
+        max_angle=max_angle,
+        min_length=min_length,
+        max_length=max_length,
+        seed=seed,
+    )
+    return {
+        "tractogram_files": files,
+        "tdi_file": str(out_dir / "tdi.nii.gz"),
+        "preview_file": str(out_dir / "preview.npz"),
+        "facts": {"sidecar": {"tractography": blocks}, "notes": notes, "qc": _qc(tractogram, density, mask)},
+    }
+
+
+def _bep046(
+    tractogram: "Tractogram",
+    *,
+    algorithm: str,
+    seeds: int,
+    max_angle: float,
+    min_length: float,
+    max_length: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the sidecar blocks of BEP046."""
+    return {
+        "Name": "wholebrain",
+        "StreamlineSeeding": {
+            "Sources": [{"Type": "RandomPerElement", "Source": "WM signal fraction", "SeedsPerElement": seeds}],
+            "AcceptanceCriteria": [{"Metric": "WM signal fraction", "Threshold": SEED_WM_FRACTION}],
+        },
+        "StreamlinePropagation": {
+            "Algorithm": {"Name": algorithm, "Description": ALGORITHMS[algorithm], "URL": "https://dipy.org"},
+            "AnglePerStep": max_angle,
+            "Interpolation": "Linear",
+            "StepSize": tractogram.step_size,
+        },
+        "StreamlineTermination": {
+            "Anisotropy": [{"Metric": "fODF amplitude", "Threshold": tractogram.stop_amplitude}],
+            "AnglePerStep": max_angle,
+            "MaximumLength": max_length,
+        },
+        "StreamlineAcceptanceCriteria": {"MinimumLength": min_length, "MaximumLength": max_length},
+        "StreamlineReconstructionDensity": {
+            "Seeds": tractogram.n_seeds,
+            "GeneratedStreamlines": tractogram.n_generated,
+            "AcceptedStreamlines": tractogram.n_accepted,
+        },
+        "RandomSeed": seed,
+    }
+
+
+def _save_preview(path: Path, streamlines: "ArraySequence") -> None:
+    """Write an evenly spaced part of the streamlines as points, (p, 3) mm, and number of points of each."""
+    import numpy as np
+
+    chosen = np.unique(np.linspace(0, len(streamlines) - 1, PREVIEW_STREAMLINES).astype(int)) if len(streamlines) else []
+    few = [np.asarray(streamlines[index], dtype=np.float32) for index in chosen]
+    points = np.concatenate(few) if few else np.zeros((0, 3), dtype=np.float32)
+    np.savez(path, points=points, counts=np.array([len(line) for line in few], dtype=int))
+
+
+def _qc(tractogram: "Tractogram", density: "np.ndarray", mask: "np.ndarray") -> dict[str, Any]:
+    """Return the columns on streamlines."""
+    import numpy as np
+
+    lengths = np.array([np.linalg.norm(np.diff(points, axis=0), axis=1).sum() for points in tractogram.streamlines])
+    measures = {"mean": np.mean, "median": np.median, "p95": lambda values: np.percentile(values, 95)}
+    columns = {
+        "n_streamlines": qc_column(tractogram.n_accepted, "Streamlines accepted", "1"),
+        "streamlines_out_of_bounds": qc_column(
+            tractogram.n_out_of_box, "Streamlines removed because they left the image", "1"
+        ),
+        "mask_coverage": qc_column(float((density[mask] > 0).mean()), "Share of the mask that streamlines visit", "1"),
+    }
+    for name, measure in measures.items():
+        value = float(measure(lengths)) if len(lengths) else None
+        columns[f"streamline_length_{name}"] = qc_column(value, f"Length of the streamlines, {name}", "mm")
+    return columns
+
+
+class _TrackStreamlinesInputSpec(StageInputSpec):
+    fod_file = File(exists=True, mandatory=True, desc="coefficients in the order of the mask")
+    mask_file = File(exists=True, mandatory=True)
+    vfwm_file = File(exists=True, mandatory=True, desc="WM signal fraction")
+    algorithm = traits.Enum("prob", "det", "ptt", mandatory=True)
+    seeds = traits.Int(mandatory=True, desc="per voxel")
+    select = traits.Int(0, usedefault=True, desc="streamlines wanted; 0 for all")
+    step_size = traits.Float(desc="mm; half a voxel where absent")
+    max_angle = traits.Float(mandatory=True, desc="degrees per step")
+    min_length = traits.Float(mandatory=True, desc="mm")
+    max_length = traits.Float(mandatory=True, desc="mm")
+    formats = traits.List(traits.Enum("trx", "tck", "trk"), mandatory=True)
+    seed = traits.Int(mandatory=True)
+
+
+class _TrackStreamlinesOutputSpec(StageOutputSpec):
+    tractogram_files = traits.List(File(exists=True), desc="one per format")
+    tdi_file = File(exists=True, desc="streamlines per voxel")
+    preview_file = File(exists=True, desc="some streamlines, for the report")
+
+
+class TrackStreamlines(StageInterface):
+    """Whole-brain streamlines."""
+
+    input_spec = _TrackStreamlinesInputSpec
+    output_spec = _TrackStreamlinesOutputSpec
+    function = staticmethod(track_image)
+    wants = ("n_threads", "label")

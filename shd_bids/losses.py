@@ -1,0 +1,75 @@
+"""The terms of the training loss, each a function of whole-volume tensors.
+
+fODF amplitudes are held on the hemisphere grid, so a mean over its vertices equals the mean over the sphere. ``mask`` is 1
+in the voxels that count. Shapes: amplitudes (B, X, Y, Z, V), signals (B, X, Y, Z, N), masks (B, X, Y, Z).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CAUCHY_SCALE = 1e-5
+"""Scale sigma of the sparsity term in the published configurations."""
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Average ``values`` (..., K) over the voxels of ``mask`` (...) and the last axis."""
+    return (values.mean(dim=-1) * mask).sum() / mask.sum().clamp_min(1)
+
+
+def reconstruction(predicted: Tensor, measured: Tensor, mask: Tensor) -> Tensor:
+    r"""Penalise the misfit of the signal: :math:`\langle(\hat S - S)^2\rangle`."""
+    return masked_mean((predicted - measured) ** 2, mask)
+
+
+def negativity(amplitudes: Tensor, mask: Tensor) -> Tensor:
+    r"""Penalise negative amplitudes: :math:`\langle\min(f, 0)^2\rangle`."""
+    return masked_mean(amplitudes.clamp_max(0) ** 2, mask)
+
+
+def sparsity(amplitudes: Tensor, mask: Tensor, *, scale: float = CAUCHY_SCALE) -> Tensor:
+    r"""Favour few directions by the Cauchy prior: :math:`\langle 2\ln(1 + f^2/(2\sigma))\rangle`."""
+    return masked_mean(2 * torch.log1p(amplitudes**2 / (2 * scale)), mask)
+
+
+def smoothness(amplitudes: Tensor, mask: Tensor, *, squared: bool = True) -> Tensor:
+    r"""Penalise change of the shape of the fODF between neighbours (the "TV" of SHD-TV).
+
+    .. math:: \frac16 \sum_{e} \langle |\hat f(x) - \hat f(x+e)|^p \rangle, \qquad
+              \hat f = f / \|f\|_2
+
+    over the six neighbours of each voxel, both in the mask. ``squared`` gives the published p = 2; otherwise the true
+    total variation, the norm over the sphere of each difference without the square.
+
+    Parameters
+    ----------
+    amplitudes : Tensor, shape (B, X, Y, Z, V)
+    mask : Tensor, shape (B, X, Y, Z)
+    squared : bool
+    """
+    unit = amplitudes / amplitudes.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    total, count = amplitudes.new_zeros(()), amplitudes.new_zeros(())
+    for axis in (1, 2, 3):
+        n = mask.shape[axis] - 1
+        pair = mask.narrow(axis, 0, n) * mask.narrow(axis, 1, n)
+        change = ((unit.narrow(axis, 0, n) - unit.narrow(axis, 1, n)) ** 2).mean(dim=-1)
+        total = total + ((change if squared else (change + 1e-8).sqrt()) * pair).sum()
+        count = count + pair.sum()
+    return total / count.clamp_min(1)
+
+
+def fibre_density_error(amplitudes: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    r"""Penalise the distance to a known fODF, relative to how much white matter the voxel holds.
+
+    .. math:: \left\langle \frac{(f - f^*)^2}{\bar f^* + 0.1} \right\rangle
+
+    where the bar is the mean over the sphere times :math:`4\pi`, so that voxels with few fibres still count.
+    """
+    mass = 4 * torch.pi * truth.mean(dim=-1, keepdim=True)
+    return masked_mean((amplitudes - truth) ** 2 / (mass + 0.1), mask)
+
+
+def fraction_error(fractions: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """Penalise the squared error of the isotropic tissue fractions (B, X, Y, Z, 2)."""
+    return masked_mean((fractions - truth) ** 2, mask)

@@ -1,0 +1,400 @@
+"""Train the network on simulated volumes: any protocol, responses of the simulated subject, known truth.
+
+Run as ``python -m shd_bids.training CONFIG.toml OUTPUT_DIR``; the same configuration and seed give the same cases in the
+same order, and a run that was stopped goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+from torch.utils.data import DataLoader, IterableDataset
+
+from shd_bids import losses, simulation
+from shd_bids.conditioning import CHANNELS, condition
+from shd_bids.exceptions import TrainingError
+from shd_bids.model import forward_model
+from shd_bids.nn.unet import UNet, UNetConfig
+from shd_bids.response import Response, Responses
+from shd_bids.sphere.harmonics import sh_basis, sh_inverse
+from shd_bids.sphere.healpix import hemisphere
+from shd_bids.weights import save_weights
+
+logger = logging.getLogger(__name__)
+
+TISSUES = ("wm", "gm", "csf")
+"""Output channels of the network."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each term: three of the supervised kind, then those of the paper on the measured signal."""
+
+    fibre_density: float = 1.0
+    fractions: float = 1.0
+    reconstruction: float = 0.0
+    negativity: float = 0.0
+    sparsity: float = 0.0
+    smoothness: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides the trained weights.
+
+    Attributes
+    ----------
+    nside, channels, l_max : network resolution, features of each level, and degree of its fODF
+    size : int
+        Side of a training crop, voxels.
+    batch : int
+        Crops of a step, each of another subject and protocol.
+    steps : int
+    learning_rate : float
+        Highest of a schedule with a short linear rise and a cosine fall to zero.
+    frozen_share : float
+        Last part of the training in which batch normalisation keeps its averages.
+    sharpness : float
+        Concentration kappa of the lobe ``exp(-kappa sin^2)`` that stands for a fibre in the truth.
+    reuse : int
+        How often a simulated crop is shown.
+    pool : int
+        Crops held in memory, from which a step draws.
+    seed : int
+    """
+
+    nside: int = 8
+    channels: tuple[int, ...] = (16, 32, 32, 32)
+    l_max: int = 18
+    size: int = 12
+    batch: int = 2
+    steps: int = 3000
+    learning_rate: float = 4e-3
+    frozen_share: float = 0.15
+    sharpness: float = 45.0
+    reuse: int = 2
+    pool: int = 48
+    seed: int = 1
+    loss: LossWeights = field(default_factory=LossWeights)
+
+    @classmethod
+    def from_toml(cls, text: str) -> TrainingConfig:
+        """Read a configuration; unknown names are errors."""
+        values = tomllib.loads(text)
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise TrainingError(f"unknown training settings {unknown}; known: {[f.name for f in fields(cls)]}")
+        loss = LossWeights(**values.pop("loss", {}))
+        if "channels" in values:
+            values["channels"] = tuple(values["channels"])
+        return cls(**values, loss=loss)
+
+    def network(self) -> UNetConfig:
+        """Return the configuration of the network."""
+        return UNetConfig(
+            in_channels=len(CHANNELS), out_channels=len(TISSUES), nside=self.nside, channels=self.channels
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One simulated crop: input channels (C, X, Y, Z, V), truth, signal and the operator that predicts it."""
+
+    channels: Tensor
+    density: Tensor  # (X, Y, Z, V)
+    fractions: Tensor  # (X, Y, Z, 2)
+    mask: Tensor  # (X, Y, Z)
+    signal: Tensor  # (X, Y, Z, N), scaled
+    matrix: Tensor  # (N, C)
+
+
+def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
+    """Simulate one crop of a random subject and protocol; ``seed`` fixes it."""
+    rng = np.random.default_rng(seed)
+    size = config.size
+    phantom = simulation.random_phantom(rng, size)
+    micro = simulation.draw_microstructure(rng, len(phantom.bundles))
+    gradients = simulation.random_gradients(rng)
+    clean = simulation.noiseless_signal(phantom, micro, gradients)
+    if rng.random() < 0.5:
+        clean *= simulation.bias_field(rng, phantom.gm.shape, rng.uniform(0.02, 0.2))[..., None].astype(np.float32)
+    sigma = float(np.exp(rng.uniform(np.log(1 / 60), np.log(1 / 8))))
+    signal = simulation.add_noise(clean, sigma, rng, n_coils=int(rng.choice([1, 1, 1, 4])))
+    responses = _estimated(rng, simulation.true_responses(micro, gradients))
+    conditioner = condition(gradients, responses, sigma=sigma * np.exp(rng.normal() * 0.15), nside=config.nside)
+    mask = _crop_mask(rng, phantom)
+    flat = torch.as_tensor(signal.reshape(-1, gradients.n_volumes))
+    channels = conditioner(flat).view(len(CHANNELS), -1, size, size, size).permute(0, 2, 3, 4, 1)
+    inside = torch.as_tensor(mask)
+    model = forward_model(gradients, responses, l_max=config.l_max)
+    return Case(
+        channels=(channels * inside[..., None]).half().contiguous(),
+        density=torch.as_tensor(true_density(phantom, nside=config.nside, sharpness=config.sharpness)).half(),
+        fractions=torch.as_tensor(np.stack([phantom.gm, phantom.csf], axis=-1), dtype=torch.float32),
+        mask=inside,
+        signal=torch.as_tensor(signal / conditioner.scale).half(),
+        matrix=model.matrix / conditioner.scale,
+    )
+
+
+def true_density(phantom: simulation.Phantom, *, nside: int, sharpness: float) -> np.ndarray:
+    r"""Return the true fODF on the hemisphere, each fibre a lobe :math:`e^{-\kappa\sin^2}` of unit integral.
+
+    Returns
+    -------
+    ndarray, shape (X, Y, Z, V), float32
+    """
+    vertices = hemisphere(nside).astype(np.float32)
+    angle_grid = np.linspace(0, 1, 20001)
+    integral = 4 * np.pi * np.exp(sharpness * (angle_grid**2 - 1)).mean()
+    density = np.zeros((*phantom.gm.shape, len(vertices)), dtype=np.float32)
+    for slot in range(simulation.MAX_FIBRES):
+        cosine = phantom.directions[..., slot, :].astype(np.float32) @ vertices.T
+        lobe = np.exp(sharpness * (cosine**2 - 1)) / integral
+        density += phantom.fractions[..., slot, None].astype(np.float32) * lobe.astype(np.float32)
+    return density
+
+
+def _estimated(rng: np.random.Generator, true: Responses) -> Responses:
+    """Return the responses as an estimate from data would give them: scaled and bent a little, one tissue at times absent."""
+
+    def jitter(response: Response) -> Response:
+        bent = response.coefficients * (1 + 0.03 * rng.normal(size=response.coefficients.shape))
+        return Response(response.tissue, response.bvalues, bent)
+
+    single_shell = len(true.wm.coefficients) == 2
+    dropped = rng.choice(["", "gm", "csf"], p=[0.4, 0.4, 0.2] if single_shell else [0.9, 0.1, 0.0])
+    return Responses(
+        wm=jitter(true.wm),
+        gm=None if dropped == "gm" else jitter(true.gm),
+        csf=None if dropped == "csf" else jitter(true.csf),
+    )
+
+
+def _crop_mask(rng: np.random.Generator, phantom: simulation.Phantom) -> np.ndarray:
+    """Cut a side of the crop off now and then, as the brain mask does."""
+    shape = phantom.gm.shape
+    mask = np.ones(shape, dtype=bool)
+    if rng.random() < 0.3:
+        normal = rng.normal(size=3)
+        normal /= np.linalg.norm(normal)
+        grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) - np.array(shape) / 2
+        mask = grid @ normal < rng.uniform(0.0, 0.5) * shape[0]
+    return mask
+
+
+class _Cases(IterableDataset):
+    """Endless simulated crops; worker w of n draws those with index w, w + n, ..."""
+
+    def __init__(self, config: TrainingConfig, start: int):
+        self.config, self.start = config, start
+
+    def __iter__(self) -> Iterator[Case]:
+        torch.set_num_threads(1)
+        worker = torch.utils.data.get_worker_info()
+        index, step = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        while True:
+            yield draw_case((self.config.seed, index), self.config)
+            index += step
+
+
+def batches(config: TrainingConfig, *, start: int, n_workers: int) -> Iterator[list[Case]]:
+    """Yield the crops of each step, drawn from a pool in which every crop is shown ``reuse`` times."""
+    loader = DataLoader(
+        _Cases(config, start * config.batch // config.reuse),
+        batch_size=None,
+        num_workers=n_workers,
+        prefetch_factor=4 if n_workers else None,
+        multiprocessing_context="forkserver" if n_workers else None,
+    )
+    source = iter(loader)
+    rng = np.random.default_rng((config.seed, start, 7))
+    pool: list[list] = []
+    while True:
+        while len(pool) < min(config.pool, 4 * config.batch) or (len(pool) < config.pool and rng.random() < 0.9):
+            pool.append([next(source), config.reuse])
+        chosen = rng.choice(len(pool), size=config.batch, replace=False)
+        yield [pool[i][0] for i in chosen]
+        for i in chosen:
+            pool[i][1] -= 1
+        pool = [entry for entry in pool if entry[1] > 0]
+
+
+def interpret(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn network output (B, 3, X, Y, Z, V) into the fODF on the hemisphere (B, X, Y, Z, V) and fractions (B, X, Y, Z, 2)."""
+    positive = softplus(output)
+    return positive[:, 0], positive[:, 1:].mean(dim=-1).permute(0, 2, 3, 4, 1)
+
+
+def loss_terms(output: Tensor, cases: list[Case], config: TrainingConfig, *, device: torch.device) -> dict[str, Tensor]:
+    """Evaluate every term with a weight; the keys are those of :class:`LossWeights`."""
+    weights = config.loss
+    amplitudes, fractions = interpret(output)
+    mask = torch.stack([c.mask for c in cases]).to(device, torch.float32)
+    terms = {}
+    if weights.fibre_density:
+        truth = torch.stack([c.density for c in cases]).to(device, torch.float32)
+        terms["fibre_density"] = losses.fibre_density_error(amplitudes, truth, mask)
+    if weights.fractions:
+        truth = torch.stack([c.fractions for c in cases]).to(device)
+        terms["fractions"] = losses.fraction_error(fractions, truth, mask)
+    if weights.reconstruction:
+        terms["reconstruction"] = _reconstruction(amplitudes, fractions, cases, mask, config.l_max)
+    if weights.negativity or weights.sparsity:
+        fine = _between(amplitudes, config)
+        terms["negativity"] = losses.negativity(fine, mask)
+        terms["sparsity"] = losses.sparsity(fine, mask)
+    if weights.smoothness:
+        terms["smoothness"] = losses.smoothness(amplitudes, mask)
+    return terms
+
+
+def _between(amplitudes: Tensor, config: TrainingConfig) -> Tensor:
+    """Evaluate the fODF of degree ``l_max`` on the next finer hemisphere grid, (B, X, Y, Z, 4 V)."""
+    to_sh = sh_inverse(hemisphere(config.nside), config.l_max)
+    finer = torch.as_tensor(sh_basis(hemisphere(2 * config.nside), config.l_max) @ to_sh).to(amplitudes)
+    return amplitudes @ finer.T
+
+
+def _reconstruction(amplitudes: Tensor, fractions: Tensor, cases: list[Case], mask: Tensor, l_max: int) -> Tensor:
+    """Evaluate the misfit of the signal, crop by crop, as each has its own operator; b=0 is matched as in the paper."""
+    to_sh = torch.as_tensor(sh_inverse(hemisphere(8 if amplitudes.shape[-1] == 384 else 4), l_max)).to(amplitudes)
+    total = amplitudes.new_zeros(())
+    for i, case in enumerate(cases):
+        matrix, measured = case.matrix.to(amplitudes), case.signal.to(amplitudes)
+        n_iso = matrix.shape[1] - len(to_sh)
+        iso = fractions[i][..., :n_iso] / (4 * torch.pi) ** 0.5
+        predicted = torch.cat([amplitudes[i] @ to_sh.T, iso], dim=-1) @ matrix.T
+        total = total + losses.reconstruction(predicted[None], measured[None], mask[i][None])
+    return total / len(cases)
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Return the rate of a step: linear rise over 3 % of the budget, then a half cosine to zero."""
+    rise = max(1, round(0.03 * config.steps))
+    if step < rise:
+        return config.learning_rate * (step + 1) / rise
+    return config.learning_rate * 0.5 * (1 + np.cos(np.pi * (step - rise) / max(1, config.steps - rise)))
+
+
+def train(
+    config: TrainingConfig, output_dir: Path, *, device: str, n_workers: int = 1, minutes: float = np.inf
+) -> Path | None:
+    """Train, writing ``checkpoint.pt``, ``log.jsonl`` and at the end ``weights.safetensors`` to ``output_dir``.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    output_dir : Path
+        A checkpoint found there is continued.
+    device : str
+    n_workers : int
+        Processes that simulate.
+    minutes : float
+        Stop after this time with a checkpoint; the next call goes on.
+
+    Returns
+    -------
+    Path or None
+        The weights, or None when the time ended first.
+
+    Raises
+    ------
+    TrainingError
+        When the loss is not finite in three steps running.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    where = torch.device(device)
+    net = UNet(config.network()).to(where)
+    optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
+    checkpoint = output_dir / "checkpoint.pt"
+    first = _restore(checkpoint, net, optimiser, where)
+    weights = asdict(config.loss)
+    began, bad = time.monotonic(), 0
+    stream = batches(config, start=first, n_workers=n_workers)
+    with (output_dir / "log.jsonl").open("a") as log:
+        for step in range(first, config.steps):
+            cases = next(stream)
+            net.train()
+            if step >= (1 - config.frozen_share) * config.steps:
+                _freeze_norms(net)
+            rate = learning_rate(step, config)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            inputs = torch.stack([c.channels for c in cases]).to(where, torch.float32)
+            terms = loss_terms(net(inputs), cases, config, device=where)
+            total = sum(weights[name] * value for name, value in terms.items())
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()
+            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            finite = bool(torch.isfinite(norm))
+            bad = 0 if finite else bad + 1
+            if bad == 3:
+                raise TrainingError(f"the loss was not finite in three steps up to {step}; lower learning_rate")
+            if finite:
+                optimiser.step()
+            record = {"step": step, "lr": rate, "loss": float(total), **{k: float(v) for k, v in terms.items()}}
+            log.write(json.dumps(record | {"seconds": round(time.monotonic() - began, 1)}) + "\n")
+            log.flush()
+            late = time.monotonic() - began > 60 * minutes
+            if step % 50 == 49 or late:
+                _save_checkpoint(checkpoint, net, optimiser, step + 1)
+            if late:
+                return None
+    return save_weights(output_dir / "weights.safetensors", net, l_max=config.l_max, training=asdict(config))
+
+
+def _freeze_norms(net: UNet) -> None:
+    """Use, and no longer change, the averages of batch normalisation, as inference will."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.eval()
+
+
+def _restore(checkpoint: Path, net: UNet, optimiser: torch.optim.Optimizer, device: torch.device) -> int:
+    """Load a checkpoint if there is one and return the step to go on with."""
+    if not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, map_location=device, weights_only=True)
+    net.load_state_dict(state["net"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])
+
+
+def _save_checkpoint(path: Path, net: UNet, optimiser: torch.optim.Optimizer, step: int) -> None:
+    scratch = path.with_suffix(".tmp")
+    torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, scratch)
+    os.replace(scratch, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the training command."""
+    parser = argparse.ArgumentParser(prog="python -m shd_bids.training", description=__doc__)
+    parser.add_argument("config", type=Path, help="TOML file with the fields of TrainingConfig")
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that simulate")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
+    parser.add_argument("--minutes", type=float, default=np.inf, help="stop with a checkpoint after this time")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    config = TrainingConfig.from_toml(options.config.read_text())
+    train(config, options.output_dir, device=options.device, n_workers=options.workers, minutes=options.minutes)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,106 @@
+"""Save and load network weights: safetensors with what is needed to refuse a wrong file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shd_bids.conditioning import CHANNELS
+from shd_bids.exceptions import WeightsError
+from shd_bids.nn.unet import UNet, UNetConfig
+
+FORMAT = "shd_bids-1"
+"""Meaning of input channels, output channels and parameter names; a change of any of them is a new format."""
+
+SHIPPED = "shd_bids.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A trained network: configuration, parameters, degree of its fODF, and the SHA-256 of the file."""
+
+    config: UNetConfig
+    state: dict[str, Tensor]
+    l_max: int
+    sha256: str
+    name: str
+    training: dict[str, Any]
+
+    def network(self) -> UNet:
+        """Build the network with these parameters, in evaluation mode."""
+        net = UNet(self.config)
+        net.load_state_dict(self.state)
+        return net.eval()
+
+
+def save_weights(path: Path, net: UNet, *, l_max: int, training: dict[str, Any]) -> Path:
+    """Write the parameters of a network; the file appears under its name only when complete."""
+    metadata = {
+        "format": FORMAT,
+        "channels": json.dumps(CHANNELS),
+        "config": json.dumps(net.config.to_dict()),
+        "l_max": str(l_max),
+        "training": json.dumps(training),
+    }
+    scratch = path.with_name(path.name + ".tmp")
+    save_file({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}, scratch, metadata=metadata)
+    os.replace(scratch, path)
+    return path
+
+
+def load_weights(path: Path | None = None) -> Weights:
+    """Read weights from ``path``, or those of the package.
+
+    Raises
+    ------
+    WeightsError
+        When the file is missing, damaged, of another format, or does not fit its own configuration.
+    """
+    file = path if path is not None else Path(str(resources.files("shd_bids.data") / SHIPPED))
+    if not file.is_file():
+        raise WeightsError(f"no weights file at {file}; give a .safetensors file to --weights, or leave the option out")
+    try:
+        with safe_open(file, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} cannot be read as safetensors ({error}); copy or download it again") from error
+    if metadata.get("format") != FORMAT or tuple(json.loads(metadata.get("channels", "[]"))) != CHANNELS:
+        raise WeightsError(
+            f"{file} is of format {metadata.get('format', 'unknown')!r}, expected {FORMAT!r} with inputs {CHANNELS}; "
+            "use weights trained with this version"
+        )
+    return _checked(file, metadata, state)
+
+
+def _checked(file: Path, metadata: dict[str, str], state: dict[str, Tensor]) -> Weights:
+    """Build the weights, refusing parameters that do not fit the configuration or are not finite."""
+    try:
+        config = UNetConfig.from_dict(json.loads(metadata["config"]))
+        expected = UNet(config).state_dict()
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{file} holds no usable network configuration ({error})") from error
+    wrong = sorted(
+        set(expected) ^ set(state) | {k for k in set(expected) & set(state) if expected[k].shape != state[k].shape}
+    )
+    wrong += [k for k, v in state.items() if not torch.isfinite(v.float()).all()]
+    if wrong:
+        raise WeightsError(f"{file} does not fit its network in {len(wrong)} parameters, first: {wrong[0]}")
+    return Weights(
+        config=config,
+        state=state,
+        l_max=int(metadata["l_max"]),
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        name=file.stem,
+        training=json.loads(metadata.get("training", "{}")),
+    )

@@ -1,0 +1,85 @@
+"""Network input: it turns with the data, its scale does not matter, and the noise level is found."""
+
+import numpy as np
+import pytest
+import torch
+
+from shd_bids import simulation
+from shd_bids.conditioning import CHANNELS, condition, estimate_noise
+from shd_bids.gradients import gradient_table
+from shd_bids.response import Response, Responses
+from shd_bids.sphere.healpix import hemisphere, hemisphere_lookup, match
+
+NSIDE = 4
+SIGMA = 1 / 30
+
+
+@pytest.fixture(scope="module")
+def scene():
+    rng = np.random.default_rng(0)
+    phantom = simulation.crossing_phantom(rng, size=10, angles=(60.0,))
+    gradients = simulation.make_gradients(rng, {1000.0: 30, 3000.0: 60}, n_b0=4)
+    micro = simulation.draw_microstructure(rng, len(phantom.bundles))
+    clean = simulation.noiseless_signal(phantom, micro, gradients).reshape(-1, gradients.n_volumes)
+    noisy = simulation.add_noise(clean, SIGMA, rng)
+    return phantom, gradients, simulation.true_responses(micro, gradients), noisy
+
+
+def test_channels_turn_with_the_gradients(scene):
+    _, gradients, responses, voxels = scene
+    quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # maps the HEALPix grid to itself
+    turned = gradient_table(gradients.bvals, gradients.directions @ quarter.T)
+    there = hemisphere_lookup(NSIDE)[match(hemisphere(NSIDE) @ quarter.T, NSIDE)]
+    signal = torch.as_tensor(voxels[:50], dtype=torch.float64)
+    before, after = (
+        condition(g, responses, sigma=SIGMA, nside=NSIDE, dtype=torch.float64)(signal) for g in (gradients, turned)
+    )
+    torch.testing.assert_close(after[:, there], before, rtol=1e-6, atol=1e-8)
+
+
+def test_the_unit_of_the_signal_does_not_matter(scene):
+    _, gradients, responses, voxels = scene
+
+    def scaled(r: Response) -> Response:
+        return Response(r.tissue, r.bvalues, r.coefficients * 700)
+
+    other = Responses(*(scaled(t) for t in responses.tissues))
+    signal = torch.as_tensor(voxels[:50], dtype=torch.float64)
+    plain = condition(gradients, responses, sigma=SIGMA, nside=NSIDE, dtype=torch.float64)(signal)
+    large = condition(gradients, other, sigma=SIGMA * 700, nside=NSIDE, dtype=torch.float64)(signal * 700)
+    torch.testing.assert_close(large, plain, rtol=1e-6, atol=1e-8)
+
+
+def test_the_estimate_is_largest_along_a_single_fibre(scene):
+    phantom, gradients, responses, voxels = scene
+    alone = np.flatnonzero((phantom.fractions[..., 0] > 0.95).reshape(-1))
+    seen = condition(gradients, responses, sigma=SIGMA, nside=NSIDE)(torch.as_tensor(voxels[alone]))
+    truth = phantom.directions[..., 0, :].reshape(-1, 3)[alone]
+    for channel in ("wiener", "wiener_smooth", "wiener_smoother", "nonnegative"):
+        axis = hemisphere(NSIDE)[seen[CHANNELS.index(channel)].argmax(0).numpy()]
+        angle = np.degrees(np.arccos(np.abs((axis * truth).sum(1)).clip(0, 1)))
+        assert np.median(angle) < 12, f"{channel} points {np.median(angle):.0f} degrees away"  # vertices: 15 apart
+
+
+def test_non_negative_estimate_is_non_negative(scene):
+    _, gradients, responses, voxels = scene
+    seen = condition(gradients, responses, sigma=SIGMA, nside=NSIDE)(torch.as_tensor(voxels))
+    assert seen[CHANNELS.index("nonnegative")].min() >= 0
+
+
+def test_a_tissue_that_is_not_fitted_has_an_empty_channel(scene):
+    _, gradients, responses, voxels = scene
+    without = Responses(wm=responses.wm, gm=None, csf=responses.csf)
+    seen = condition(gradients, without, sigma=SIGMA, nside=NSIDE)(torch.as_tensor(voxels))
+    assert torch.all(seen[CHANNELS.index("gm")] == 0)
+    assert seen[CHANNELS.index("csf")].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("sigma", [1 / 60, 1 / 20, 1 / 8])
+def test_noise_level_is_found(scene, sigma):
+    phantom, gradients, _, _ = scene
+    rng = np.random.default_rng(9)
+    micro = simulation.draw_microstructure(rng, len(phantom.bundles))
+    clean = simulation.noiseless_signal(phantom, micro, gradients)
+    voxels = simulation.add_noise(clean, sigma, rng).reshape(-1, gradients.n_volumes)
+    assert estimate_noise(voxels, gradients) == pytest.approx(sigma, rel=0.25)  # the noise floor flattens weak signal
