@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from shd_bids.nn import native
 from shd_bids.nn.cheb import SphereBasis
 
 N_SHELLS = 4  # distances 0, 1, sqrt 2, sqrt 3 in the 3 x 3 x 3 kernel, with 1, 6, 12, 8 taps
@@ -59,9 +60,13 @@ class SpatioSphericalConv(nn.Module):
         """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
         device = inputs[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
+        inputs = tuple(x.to(dtype) for x in inputs)
+        if device == "cpu" and dtype == self.bias.dtype == torch.float32 and native.library() is not None:
+            parameters = (self.weightSph, self.weightSpa, self.bias)
+            return native.spectral_conv(inputs, *parameters, self.basis.nside, self.basis.hemisphere, False)
         weight = mode_weights(self.weightSph, self.weightSpa, self.basis.terms).to(dtype)  # (U, D, I, O)
         pairs = zip(inputs, weight.split(self.in_channels, dim=2), strict=True)
-        arguments = [tensor for x, w in pairs for tensor in (x.to(dtype), w)]
+        arguments = [tensor for pair in pairs for tensor in pair]
         return _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
 
 

@@ -1,0 +1,311 @@
+"""The compiled CPU kernel of the spatio-spherical convolution, as torch operators.
+
+The source ``spectral.cpp`` beside this file has no dependency. A library built with the package is used if it is there;
+else the source is compiled at first use, once per user, if a C++ compiler is found; else :func:`library` returns None and the
+layer runs in plain PyTorch, computing the same at a fraction of the speed.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shd_bids.nn.cheb import chebyshev
+from shd_bids.sphere import symmetry
+
+_log = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("spectral.cpp")
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
+_VERSION = 1  # shd_version() of the source
+
+# Bytes of the expansion held at once, measured: tests/benchmarks/README.md.
+_CACHE_BYTES = 4 << 20
+
+# Below this many vertices one dense block costs less than the butterflies.
+_DENSE_VERTICES = 24
+
+
+class _Basis(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in ("vertices", "distinct", "order", "blocks")] + [
+        (name, ctypes.c_void_p)
+        for name in (
+            "size",
+            "copies",
+            "analyse_start",
+            "analyse_index",
+            "analyse_sign",
+            "synthesise_start",
+            "synthesise_index",
+            "synthesise_sign",
+            "analyse_matrix",
+            "synthesise_matrix",
+            "terms",
+        )
+    ]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("shape", ctypes.c_int64 * 4),
+        ("inputs", ctypes.c_int32),
+        ("out_channels", ctypes.c_int32),
+        ("in_channels", ctypes.c_void_p),
+        ("weight_sph", ctypes.c_void_p),
+        ("weight_spa", ctypes.c_void_p),
+        ("threads", ctypes.c_int32),
+        ("level", ctypes.c_int32),
+        ("cache_bytes", ctypes.c_int64),
+    ]
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """Load the kernel, compiling it if need be and possible; None without one."""
+    for path in (_SOURCE.with_name("_spectral" + suffix) for suffix in EXTENSION_SUFFIXES):
+        if path.exists() and (loaded := _load(path)):
+            return loaded
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        _log.warning("no compiled kernel and no C++ compiler: convolutions run in plain PyTorch, about 4 times slower")
+        return None
+    try:
+        return _load(_compile(compiler))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("the kernel could not be compiled (%s): convolutions run in plain PyTorch", error)
+        return None
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    loaded = ctypes.CDLL(str(path))
+    if loaded.shd_version() != _VERSION:
+        _log.warning("%s belongs to another version of the package and is left out; reinstall the package", path)
+        return None
+    for name in ("shd_forward", "shd_backward"):
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+def _compile(compiler: str) -> Path:
+    """Compile into the user's cache (or a private temporary folder) under a name that says what from."""
+    source = _SOURCE.read_bytes()
+    key = hashlib.sha256(source + " ".join((compiler, *_FLAGS)).encode()).hexdigest()[:16]
+    for folder in (Path.home() / ".cache" / "shd_bids", Path(tempfile.gettempdir()) / f"shd_bids-{os.getuid()}"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid != os.getuid():
+                continue
+            target = folder / f"spectral-{key}.so"
+            if not target.exists():
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    fresh = Path(scratch) / "spectral.so"
+                    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(fresh)]
+                    subprocess.run(command, check=True, capture_output=True, timeout=300)
+                    fresh.replace(target)
+            return target
+        except (PermissionError, FileNotFoundError, NotADirectoryError, OSError) as error:
+            _log.debug("no kernel in %s: %s", folder, error)
+    raise OSError("no writable folder for the compiled kernel")
+
+
+@lru_cache
+def _basis(nside: int, hemisphere: bool, order: int) -> tuple[_Basis, list[np.ndarray]]:
+    """Lay the eigenbasis out for the kernel; the arrays are returned to keep them alive."""
+    exact = symmetry.eigenbasis(nside, hemisphere_only=hemisphere)
+    adapted, blocks, eigenvalues = exact.adapted, exact.blocks, exact.eigenvalues
+    if len(adapted) <= _DENSE_VERTICES:
+        adapted, blocks, eigenvalues = np.eye(len(adapted)), ((exact.vectors, 1),), eigenvalues[exact.mode]
+    signs, analyse, synthesise, start = [], [], [], 0
+    for rotation, copies in blocks:
+        columns = adapted[:, start : start + len(rotation) * copies]
+        scale = np.abs(columns[:, ::copies]).max(axis=0)
+        signs.append(columns / np.repeat(scale, copies))
+        analyse.append((rotation.T * scale).ravel())
+        synthesise.append((rotation * scale[:, None]).ravel())
+        start += len(rotation) * copies
+    sign = np.concatenate(signs, axis=1)
+    sign[np.abs(sign) < 1e-9] = 0
+    tables = [
+        np.array([len(rotation) for rotation, _ in blocks], dtype=np.int32),
+        np.array([copies for _, copies in blocks], dtype=np.int32),
+        *_compressed(sign.T),
+        *_compressed(sign),
+        np.concatenate(analyse).astype(np.float32),
+        np.concatenate(synthesise).astype(np.float32),
+        np.ascontiguousarray(chebyshev(eigenvalues, order), dtype=np.float32),
+    ]
+    return _Basis(len(adapted), len(eigenvalues), order, len(blocks), *(t.ctypes.data for t in tables)), tables
+
+
+def _compressed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give row starts, column indices and values of the non-zeros."""
+    rows, columns = np.nonzero(matrix)
+    start = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(matrix)))])
+    return start.astype(np.int32), columns.astype(np.int32), matrix[rows, columns].astype(np.float32)
+
+
+def _layer(
+    x: Sequence[Tensor], weight_sph: Tensor, weight_spa: Tensor | None, level: int | None
+) -> tuple[_Layer, object]:
+    channels = (ctypes.c_int32 * len(x))(*(tensor.shape[-1] for tensor in x))
+    layer = _Layer(
+        (ctypes.c_int64 * 4)(*x[0].shape[1:5]),
+        len(x),
+        len(weight_sph),
+        ctypes.cast(channels, ctypes.c_void_p),
+        weight_sph.data_ptr(),
+        None if weight_spa is None else weight_spa.data_ptr(),
+        torch.get_num_threads(),
+        library().shd_best_level() if level is None else level,
+        _CACHE_BYTES,
+    )
+    return layer, channels
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+
+
+def forward(
+    inputs: Sequence[Tensor],
+    weight_sph: Tensor,
+    weight_spa: Tensor | None,
+    bias: Tensor,
+    *,
+    nside: int,
+    hemisphere: bool,
+    relu: bool,
+    level: int | None = None,
+) -> Tensor:
+    """Evaluate one layer: inputs (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), all float32 and contiguous on the CPU."""
+    basis, _ = _basis(nside, hemisphere, weight_sph.shape[2])
+    layer, _channels = _layer(inputs, weight_sph, weight_spa, level)
+    output = inputs[0].new_empty(*inputs[0].shape[:-1], len(weight_sph))
+    library().shd_forward(
+        ctypes.byref(basis),
+        ctypes.byref(layer),
+        _pointers(inputs),
+        ctypes.c_void_p(bias.data_ptr()),
+        ctypes.c_int(relu),
+        ctypes.c_void_p(output.data_ptr()),
+    )
+    return output
+
+
+def backward(
+    gradient: Tensor,
+    inputs: Sequence[Tensor],
+    weight_sph: Tensor,
+    weight_spa: Tensor | None,
+    *,
+    nside: int,
+    hemisphere: bool,
+    needed: Sequence[bool],
+    level: int | None = None,
+) -> tuple[list[Tensor | None], Tensor, Tensor | None]:
+    """Give the gradients of the needed inputs, of weight_sph and of weight_spa."""
+    basis, _ = _basis(nside, hemisphere, weight_sph.shape[2])
+    layer, _channels = _layer(inputs, weight_sph, weight_spa, level)
+    results = [torch.empty_like(x) if need else None for x, need in zip(inputs, needed, strict=True)]
+    sph = torch.empty_like(weight_sph)
+    spa = None if weight_spa is None else torch.empty_like(weight_spa)
+    library().shd_backward(
+        ctypes.byref(basis),
+        ctypes.byref(layer),
+        _pointers(inputs),
+        ctypes.c_void_p(gradient.data_ptr()),
+        _pointers(results),
+        ctypes.c_void_p(sph.data_ptr()),
+        None if spa is None else ctypes.c_void_p(spa.data_ptr()),
+    )
+    return results, sph, spa
+
+
+@torch.library.custom_op("shd_bids::spectral_conv", mutates_args=(), device_types="cpu")
+def spectral_conv(
+    inputs: Sequence[Tensor],
+    weight_sph: Tensor,
+    weight_spa: Tensor | None,
+    bias: Tensor,
+    nside: int,
+    hemisphere: bool,
+    relu: bool,
+) -> Tensor:
+    """Evaluate one layer by the compiled kernel; see :class:`shd_bids.nn.conv.SpatioSphericalConv`."""
+    return forward(
+        [x.contiguous() for x in inputs],
+        weight_sph.contiguous(),
+        None if weight_spa is None else weight_spa.contiguous(),
+        bias.contiguous(),
+        nside=nside,
+        hemisphere=hemisphere,
+        relu=relu,
+    )
+
+
+@torch.library.custom_op("shd_bids::spectral_conv_backward", mutates_args=(), device_types="cpu")
+def spectral_conv_backward(
+    gradient: Tensor,
+    inputs: Sequence[Tensor],
+    weight_sph: Tensor,
+    weight_spa: Tensor | None,
+    nside: int,
+    hemisphere: bool,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    """Give the gradients of the needed inputs, then of the weights."""
+    results, sph, spa = backward(
+        gradient.contiguous(),
+        [x.contiguous() for x in inputs],
+        weight_sph.contiguous(),
+        None if weight_spa is None else weight_spa.contiguous(),
+        nside=nside,
+        hemisphere=hemisphere,
+        needed=needed,
+    )
+    return [result for result in (*results, sph, spa) if result is not None]
+
+
+@spectral_conv.register_fake
+def _(inputs, weight_sph, weight_spa, bias, nside, hemisphere, relu):
+    return inputs[0].new_empty(*inputs[0].shape[:-1], len(weight_sph))
+
+
+@spectral_conv_backward.register_fake
+def _(gradient, inputs, weight_sph, weight_spa, nside, hemisphere, needed):
+    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+    weights = [weight_sph] if weight_spa is None else [weight_sph, weight_spa]
+    return [torch.empty_like(tensor) for tensor in (*wanted, *weights)]
+
+
+def _save(ctx, inputs, output) -> None:
+    tensors, weight_sph, weight_spa, _bias, ctx.nside, ctx.hemisphere, ctx.relu = inputs
+    ctx.n_inputs, ctx.spatial = len(tensors), weight_spa is not None
+    kept = [weight_sph] + [weight_spa] * ctx.spatial + [output] * ctx.relu
+    ctx.save_for_backward(*tensors, *kept)
+
+
+def _differentiate(ctx, gradient: Tensor):
+    inputs, (weight_sph, *rest) = ctx.saved_tensors[: ctx.n_inputs], ctx.saved_tensors[ctx.n_inputs :]
+    if ctx.relu:
+        gradient = gradient * (rest.pop() > 0)
+    weight_spa = rest.pop() if ctx.spatial else None
+    needed = [tensor.requires_grad for tensor in inputs]
+    results = iter(spectral_conv_backward(gradient, inputs, weight_sph, weight_spa, ctx.nside, ctx.hemisphere, needed))
+    of_inputs = [next(results) if need else None for need in needed]
+    of_sph, of_spa = next(results), next(results) if ctx.spatial else None
+    return of_inputs, of_sph, of_spa, gradient.flatten(0, -2).sum(0), None, None, None
+
+
+spectral_conv.register_autograd(_differentiate, setup_context=_save)

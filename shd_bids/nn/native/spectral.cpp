@@ -1,0 +1,746 @@
+// The spatio-spherical convolution on the CPU: forward and backward of one layer, each in one call.
+//
+// Arrays are float32, rows outermost: x[vertex][plane][voxel of the plane][channel], where a plane is one x position of one
+// batch element. The layer runs through the volume a few planes at a time:
+//
+//   1. analyse     columns of the next planes: butterflies of the grid's symmetry, then one small matrix per block
+//   2. mode        per mode: shell sums over space, then one product with that mode's weights, made on the spot
+//   3. synthesise  the same columns back, in place in the output, with bias and ReLU
+//
+// so that the expansion in eigenvectors is only ever held for those planes. Backward is the same with the output gradient
+// going in and transposed weights, since the basis is orthogonal and shell sums are symmetric.
+//
+// Portable C++17 with the vector extension of GCC and Clang. The file includes itself once per instruction set; the best one
+// the processor has is chosen at run time. No dependency, plain C interface.
+
+#ifndef SHD_PASS
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#if defined(__clang__)
+#pragma clang fp contract(fast)
+#endif
+
+extern "C" {
+
+// Eigenbasis in factored form (see shd_bids.sphere.symmetry), with the scale of S moved into the block matrices.
+struct ShdBasis {
+  int32_t vertices, distinct, order, blocks;
+  const int32_t *size, *copies;                 // [blocks]
+  const int32_t *analyse_start, *analyse_index; // rows of S^T, entries +-1
+  const float *analyse_sign;
+  const int32_t *synthesise_start, *synthesise_index; // rows of S
+  const float *synthesise_sign;
+  const float *analyse_matrix, *synthesise_matrix; // per block, row-major (size, size), out x in
+  const float *terms;                              // [distinct][order]
+};
+
+struct ShdShape {
+  int64_t batch, x, y, z;
+};
+
+// One layer. Inputs act as concatenated along channels. A null `weight_spa` means no spatial kernel.
+struct ShdLayer {
+  ShdShape shape;
+  int32_t inputs, out_channels;
+  const int32_t *in_channels; // [inputs]
+  const float *weight_sph;    // [out][in][order]
+  const float *weight_spa;    // [out][in][4]
+  int32_t threads, level;     // level: instruction set, see shd_best_level
+  int64_t cache_bytes;        // size of the expansion held at once
+};
+}
+
+namespace {
+
+constexpr int kShells = 4;
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Threads of one call, meeting between phases. Spinning is short since phases last milliseconds; then the core is given away.
+class Barrier {
+public:
+  explicit Barrier(int members) : members_(members) {}
+  void wait() {
+    if (members_ == 1) return;
+    const int round = round_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin)
+      if (spin > 1000) std::this_thread::yield();
+  }
+
+private:
+  const int members_;
+  std::atomic<int> arrived_{0}, round_{0};
+};
+
+// Floats aligned to a cache line, never initialised: pages are only touched where used.
+class Buffer {
+public:
+  explicit Buffer(int64_t size) : data_(new (std::align_val_t(64)) float[std::max<int64_t>(size, 1)]) {}
+  ~Buffer() { ::operator delete[](data_, std::align_val_t(64)); }
+  Buffer(const Buffer &) = delete;
+  Buffer &operator=(const Buffer &) = delete;
+  float *get() const { return data_; }
+
+private:
+  float *data_;
+};
+
+// Everything the threads of one call share.
+struct Job {
+  const ShdBasis *basis;
+  const ShdLayer *layer;
+  int64_t planes, plane_voxels, x; // planes of the whole call; voxels of one; planes of one batch element
+  int64_t group, ring, halo;       // planes worked on at once; planes held; planes needed on each side
+  int channels;                    // of all inputs together
+  const float *const *inputs;      // forward: x; backward: x
+  float *const *input_gradients;   // backward; entries may be null
+  const float *output_gradient;    // backward
+  float *output;                   // forward
+  const float *bias;
+  bool relu;
+  const float *analyse_panels, *synthesise_panels; // block matrices in panels of rows
+  const float *sph, *spa;                          // weights with the vectorised channel innermost, padded
+  float *expansion;                                // ring of analysed planes (forward: inputs; backward: output gradient)
+  float *input_expansion;                          // backward: inputs of the group
+  float *gradient_sph, *gradient_spa;              // backward: per thread
+  std::atomic<int64_t> *counters;                  // one per phase, for dynamic scheduling
+  Barrier *barrier;
+};
+
+} // namespace
+
+#define SHD_PASS
+#define SHD_JOIN2(a, b) a##b
+#define SHD_JOIN(a, b) SHD_JOIN2(a, b)
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define SHD_LEVELS 3
+#define SHD_NAME avx512
+#define SHD_WIDTH 16
+#define SHD_ROWS 12
+#define SHD_TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw")))
+#include "spectral.cpp"
+#undef SHD_NAME
+#undef SHD_WIDTH
+#undef SHD_ROWS
+#undef SHD_TARGET
+#define SHD_NAME avx2
+#define SHD_WIDTH 8
+#define SHD_ROWS 6
+#define SHD_TARGET __attribute__((target("avx2,fma")))
+#include "spectral.cpp"
+#undef SHD_NAME
+#undef SHD_WIDTH
+#undef SHD_ROWS
+#undef SHD_TARGET
+#else
+#define SHD_LEVELS 1
+#endif
+#define SHD_NAME generic
+#define SHD_WIDTH 4
+#if defined(__aarch64__)
+#define SHD_ROWS 12
+#else
+#define SHD_ROWS 4
+#endif
+#define SHD_TARGET
+#include "spectral.cpp"
+
+namespace {
+
+struct Level {
+  int width, rows;
+  void (*forward)(const Job &, int), (*backward)(const Job &, int);
+};
+
+const Level kLevels[] = {
+    {generic::kWidth, generic::kRows, generic::forward, generic::backward},
+#if SHD_LEVELS == 3
+    {avx2::kWidth, avx2::kRows, avx2::forward, avx2::backward},
+    {avx512::kWidth, avx512::kRows, avx512::forward, avx512::backward},
+#endif
+};
+
+// Rows of each block matrix in panels, [panel][column][row of the panel], zero-padded: one cache line feeds a tile.
+std::vector<float> pack_panels(const ShdBasis &basis, const float *matrix, int rows) {
+  std::vector<float> packed;
+  for (int block = 0; block < basis.blocks; ++block) {
+    const int n = basis.size[block];
+    for (int first = 0; first < n; first += rows)
+      for (int column = 0; column < n; ++column)
+        for (int row = first; row < first + rows; ++row) packed.push_back(row < n ? matrix[row * n + column] : 0.0f);
+    matrix += n * n;
+  }
+  return packed;
+}
+
+// weights[out][in][term] to [term][k][vectorised], where the vectorised channel is `out` going forward and `in` going back.
+std::vector<float> pack_weights(const float *weights, int out, int in, int terms, bool forward, int width) {
+  const int rows = forward ? in : out, columns = forward ? out : in;
+  const int64_t padded = round_up(columns, width);
+  std::vector<float> packed(weights ? terms * rows * padded : 0, 0.0f);
+  for (int o = 0; weights && o < out; ++o)
+    for (int i = 0; i < in; ++i)
+      for (int t = 0; t < terms; ++t)
+        packed[(int64_t(t) * rows + (forward ? i : o)) * padded + (forward ? o : i)] = *weights++;
+  return packed;
+}
+
+void run(const Job &job, void (*work)(const Job &, int), int threads) {
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back(work, std::cref(job), t);
+  work(job, 0);
+  for (auto &other : others) other.join();
+}
+
+} // namespace
+
+extern "C" {
+
+// 0: any processor, 1: AVX2 and FMA, 2: AVX-512.
+int shd_best_level() {
+#if SHD_LEVELS == 3
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}
+
+// Interface version: the Python side refuses a library built from another source.
+int shd_version() { return 1; }
+
+static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int cached_channels) {
+  const ShdShape &shape = layer.shape;
+  job.basis = &basis;
+  job.layer = &layer;
+  job.planes = shape.batch * shape.x;
+  job.plane_voxels = shape.y * shape.z;
+  job.x = shape.x;
+  job.halo = layer.weight_spa ? 1 : 0;
+  job.channels = 0;
+  for (int j = 0; j < layer.inputs; ++j) job.channels += layer.in_channels[j];
+  const int64_t plane_bytes = std::max<int64_t>(basis.vertices * job.plane_voxels * cached_channels * 4, 1);
+  const int64_t fitting = std::max<int64_t>(layer.cache_bytes / plane_bytes - 2 * job.halo, 1);
+  const int64_t groups = (job.planes + fitting - 1) / fitting;
+  job.group = (job.planes + groups - 1) / groups;
+  job.ring = std::min(job.group + 2 * job.halo, job.planes);
+}
+
+// out[V][planes][voxels][O] = layer(inputs) + bias, rectified where asked.
+void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *const *inputs, const float *bias, int relu,
+                 float *output) {
+  const Level &level = kLevels[layer->level];
+  int channels = 0;
+  for (int j = 0; j < layer->inputs; ++j) channels += layer->in_channels[j];
+  Job job{};
+  describe(job, *basis, *layer, channels);
+  if (job.planes * job.plane_voxels == 0) return;
+  const auto analyse = pack_panels(*basis, basis->analyse_matrix, level.rows);
+  const auto synthesise = pack_panels(*basis, basis->synthesise_matrix, level.rows);
+  const auto sph = pack_weights(layer->weight_sph, layer->out_channels, channels, basis->order, true, level.width);
+  const auto spa = pack_weights(layer->weight_spa, layer->out_channels, channels, kShells, true, level.width);
+  const Buffer expansion(basis->vertices * job.ring * job.plane_voxels * channels);
+  const int64_t phases = 3 * ((job.planes + job.group - 1) / job.group);
+  const std::unique_ptr<std::atomic<int64_t>[]> counters(new std::atomic<int64_t>[phases]());
+  Barrier barrier(layer->threads);
+  job.inputs = inputs;
+  job.output = output;
+  job.bias = bias;
+  job.relu = relu;
+  job.analyse_panels = analyse.data();
+  job.synthesise_panels = synthesise.data();
+  job.sph = sph.data();
+  job.spa = spa.data();
+  job.expansion = expansion.get();
+  job.counters = counters.get();
+  job.barrier = &barrier;
+  run(job, level.forward, layer->threads);
+}
+
+// Gradients with respect to the inputs (null entries are skipped) and to the weights, from that of the output.
+void shd_backward(const ShdBasis *basis, const ShdLayer *layer, const float *const *inputs, const float *output_gradient,
+                  float *const *input_gradients, float *gradient_sph, float *gradient_spa) {
+  const Level &level = kLevels[layer->level];
+  int channels = 0;
+  for (int j = 0; j < layer->inputs; ++j) channels += layer->in_channels[j];
+  const int out = layer->out_channels, order = basis->order, shells = layer->weight_spa ? kShells : 0;
+  Job job{};
+  describe(job, *basis, *layer, out + channels);
+  std::fill_n(gradient_sph, int64_t(out) * channels * order, 0.0f);
+  if (shells) std::fill_n(gradient_spa, int64_t(out) * channels * shells, 0.0f);
+  if (job.planes * job.plane_voxels == 0) return;
+  const auto analyse = pack_panels(*basis, basis->analyse_matrix, level.rows);
+  const auto synthesise = pack_panels(*basis, basis->synthesise_matrix, level.rows);
+  // Both orders of the weights: forward (out innermost) to contract gradients, backward (in innermost) to apply them.
+  auto sph = pack_weights(layer->weight_sph, out, channels, order, true, level.width);
+  auto spa = pack_weights(layer->weight_spa, out, channels, kShells, true, level.width);
+  auto sph_back = pack_weights(layer->weight_sph, out, channels, order, false, level.width);
+  auto spa_back = pack_weights(layer->weight_spa, out, channels, kShells, false, level.width);
+  const int64_t sph_size = sph.size(), spa_size = spa.size();
+  sph.insert(sph.end(), sph_back.begin(), sph_back.end());
+  spa.insert(spa.end(), spa_back.begin(), spa_back.end());
+  sph.resize(sph.size() + 2 * level.width); // the last tile of an input may read past its channels
+  spa.resize(spa.size() + 2 * level.width);
+  const Buffer expansion(basis->vertices * job.ring * job.plane_voxels * out);
+  const Buffer input_expansion(basis->vertices * job.group * job.plane_voxels * channels);
+  std::vector<float> sums_sph(sph_size * layer->threads), sums_spa(spa_size * layer->threads);
+  const int64_t phases = 3 * ((job.planes + job.group - 1) / job.group);
+  const std::unique_ptr<std::atomic<int64_t>[]> counters(new std::atomic<int64_t>[phases]());
+  Barrier barrier(layer->threads);
+  job.inputs = inputs;
+  job.output_gradient = output_gradient;
+  job.input_gradients = input_gradients;
+  job.analyse_panels = analyse.data();
+  job.synthesise_panels = synthesise.data();
+  job.sph = sph.data();
+  job.spa = spa.data();
+  job.expansion = expansion.get();
+  job.input_expansion = input_expansion.get();
+  job.gradient_sph = sums_sph.data();
+  job.gradient_spa = sums_spa.data();
+  job.counters = counters.get();
+  job.barrier = &barrier;
+  run(job, level.backward, layer->threads);
+  const int64_t padded = round_up(out, level.width);
+  for (int thread = 0; thread < layer->threads; ++thread)
+    for (int o = 0; o < out; ++o)
+      for (int i = 0; i < channels; ++i) {
+        for (int k = 0; k < order; ++k)
+          gradient_sph[(int64_t(o) * channels + i) * order + k] +=
+              sums_sph[thread * sph_size + (int64_t(k) * channels + i) * padded + o];
+        for (int d = 0; d < shells; ++d)
+          gradient_spa[(int64_t(o) * channels + i) * shells + d] +=
+              sums_spa[thread * spa_size + (int64_t(d) * channels + i) * padded + o];
+      }
+}
+}
+
+#else // one pass per instruction set
+
+namespace {
+namespace SHD_NAME {
+
+constexpr int kWidth = SHD_WIDTH, kRows = SHD_ROWS;
+constexpr int kPanel = 2 * kWidth; // columns of a register tile
+constexpr int kTile = 64;          // columns of a change of basis
+
+typedef float Vec __attribute__((vector_size(SHD_WIDTH * 4), aligned(4), may_alias));
+#define SHD_LOAD(p) (*reinterpret_cast<const Vec *>(p))
+#define SHD_STORE(p, v) (*reinterpret_cast<Vec *>(p) = (v))
+
+// c[M][NV * kWidth] (+)= a[M][depth] b[depth][NV * kWidth] in registers. Rows of `a` lie side by side (Side: a[k][m]) or apart.
+template <int M, int NV, bool Side>
+SHD_TARGET void tile(const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth, float *c,
+                     int64_t c_stride, int valid, bool add) {
+  Vec sum[M][NV];
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < NV; ++v) sum[m][v] = Vec{};
+  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+    Vec w[NV];
+    for (int v = 0; v < NV; ++v) w[v] = SHD_LOAD(b + v * kWidth);
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
+      const float s = Side ? a[k * stride + m] : a[m * stride + k];
+      for (int v = 0; v < NV; ++v) sum[m][v] += s * w[v];
+    }
+  }
+  for (int m = 0; m < M; ++m, c += c_stride) {
+    if (valid >= NV * kWidth) {
+      for (int v = 0; v < NV; ++v) SHD_STORE(c + v * kWidth, add ? SHD_LOAD(c + v * kWidth) + sum[m][v] : sum[m][v]);
+    } else {
+      float spilled[NV * kWidth];
+      for (int v = 0; v < NV; ++v) SHD_STORE(spilled + v * kWidth, sum[m][v]);
+      for (int n = 0; n < valid; ++n) c[n] = add ? c[n] + spilled[n] : spilled[n];
+    }
+  }
+}
+
+template <int M, bool Side>
+SHD_TARGET void some_rows(int rows, const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth, float *c,
+                          int64_t c_stride, int valid, bool add) {
+  if (rows == M) {
+    if (valid > kWidth)
+      tile<M, 2, Side>(a, stride, b, b_stride, depth, c, c_stride, valid, add);
+    else
+      tile<M, 1, Side>(a, stride, b, b_stride, depth, c, c_stride, valid, add);
+  } else if constexpr (M > 1) {
+    some_rows<M - 1, Side>(rows, a, stride, b, b_stride, depth, c, c_stride, valid, add);
+  }
+}
+
+// One panel of columns over any number of rows, in register tiles of nearly equal height.
+template <bool Side>
+SHD_TARGET void product(int64_t rows, const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth, float *c,
+                        int64_t c_stride, int valid, bool add) {
+  const int64_t tiles = (rows + kRows - 1) / kRows;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = rows * t / tiles, last = rows * (t + 1) / tiles;
+    some_rows<kRows, Side>(int(last - first), a + first * (Side ? 1 : stride), stride, b, b_stride, depth, c + first * c_stride,
+                           c_stride, valid, add);
+  }
+}
+
+// y[row][kTile] = sum of sign * x[index][kTile]: the sparse factor of the basis, entries +-1.
+SHD_TARGET void butterflies(int rows, const int32_t *start, const int32_t *index, const float *sign, const float *x, float *y) {
+  for (int row = 0; row < rows; ++row)
+    for (int q = 0; q < kTile; q += kPanel) {
+      Vec low = Vec{}, high = Vec{};
+      for (int e = start[row]; e < start[row + 1]; ++e) {
+        const float *p = x + int64_t(index[e]) * kTile + q;
+        low += sign[e] * SHD_LOAD(p);
+        high += sign[e] * SHD_LOAD(p + kWidth);
+      }
+      SHD_STORE(y + int64_t(row) * kTile + q, low);
+      SHD_STORE(y + int64_t(row) * kTile + q + kWidth, high);
+    }
+}
+
+// Each block of rows of y = its matrix times the same rows of x; rows of one copy lie `copies` apart.
+SHD_TARGET void blocks(const ShdBasis &basis, const float *panels, const float *x, float *y, int64_t y_stride, int columns) {
+  int first = 0;
+  for (int block = 0; block < basis.blocks; ++block) {
+    const int n = basis.size[block], copies = basis.copies[block];
+    for (int row = 0; row < n; row += kRows, panels += int64_t(kRows) * n)
+      for (int copy = 0; copy < copies; ++copy)
+        for (int q = 0; q < columns; q += kPanel)
+          some_rows<kRows, true>(std::min(kRows, n - row), panels, kRows, x + int64_t(first + copy) * kTile + q,
+                                 int64_t(copies) * kTile, n, y + int64_t(first + row * copies + copy) * y_stride + q,
+                                 copies * y_stride, std::min(kPanel, columns - q), false);
+    first += n * copies;
+  }
+}
+
+SHD_TARGET void gather(int rows, const float *x, int64_t stride, int columns, float *tile) {
+  for (int row = 0; row < rows; ++row, x += stride, tile += kTile) {
+    if (columns == kTile) {
+      for (int q = 0; q < kTile; q += kWidth) SHD_STORE(tile + q, SHD_LOAD(x + q));
+    } else {
+      for (int q = 0; q < kTile; ++q) tile[q] = q < columns ? x[q] : 0.0f;
+    }
+  }
+}
+
+SHD_TARGET void to_modes(const Job &job, const float *x, int64_t x_stride, float *y, int64_t y_stride, int columns,
+                         float *scratch) {
+  const ShdBasis &basis = *job.basis;
+  float *adapted = scratch + int64_t(basis.vertices) * kTile;
+  gather(basis.vertices, x, x_stride, columns, scratch);
+  butterflies(basis.vertices, basis.analyse_start, basis.analyse_index, basis.analyse_sign, scratch, adapted);
+  blocks(basis, job.analyse_panels, adapted, y, y_stride, columns);
+}
+
+// In place; then bias (one for each of `channels`, starting at that of the first column) and rectification.
+SHD_TARGET void to_vertices(const Job &job, float *x, int64_t stride, int columns, const float *bias, int channel, int channels,
+                            bool relu, float *scratch) {
+  const ShdBasis &basis = *job.basis;
+  const int vertices = basis.vertices;
+  float *adapted = scratch + int64_t(vertices) * kTile;
+  gather(vertices, x, stride, columns, scratch);
+  blocks(basis, job.synthesise_panels, scratch, adapted, kTile, kTile);
+  butterflies(vertices, basis.synthesise_start, basis.synthesise_index, basis.synthesise_sign, adapted, scratch);
+  float shift[kTile];
+  for (int q = 0; q < kTile; ++q, channel = channel + 1 == channels ? 0 : channel + 1) shift[q] = bias ? bias[channel] : 0.0f;
+  for (int v = 0; v < vertices; ++v, x += stride, scratch += kTile) {
+    if (columns == kTile) {
+      for (int q = 0; q < kTile; q += kWidth) {
+        Vec value = SHD_LOAD(scratch + q) + SHD_LOAD(shift + q);
+        if (relu) value = value > Vec{} ? value : Vec{};
+        SHD_STORE(x + q, value);
+      }
+    } else {
+      for (int q = 0; q < columns; ++q) {
+        const float value = scratch[q] + shift[q];
+        x[q] = relu && !(value > 0) ? 0.0f : value;
+      }
+    }
+  }
+}
+
+// r[f] = a[f] + b[f] (+ c[f])
+SHD_TARGET inline void add(int n, const float *a, const float *b, float *r) {
+  int f = 0;
+  for (; f + kWidth <= n; f += kWidth) SHD_STORE(r + f, SHD_LOAD(a + f) + SHD_LOAD(b + f));
+  for (; f < n; ++f) r[f] = a[f] + b[f];
+}
+
+SHD_TARGET inline void add(int n, const float *a, const float *b, const float *c, float *r) {
+  int f = 0;
+  for (; f + kWidth <= n; f += kWidth) SHD_STORE(r + f, SHD_LOAD(a + f) + SHD_LOAD(b + f) + SHD_LOAD(c + f));
+  for (; f < n; ++f) r[f] = a[f] + b[f] + c[f];
+}
+
+// Shell sums of planes [begin, end) of one mode: out[voxel][depth], four times `channels` from `offset` on. `x` is the mode's
+// ring of planes. With A the sum of two neighbours along an axis: S1 = Ax + Ay + Az, S2 = AyAz + Ax(Ay + Az), S3 = AxAyAz.
+SHD_TARGET void shells(const Job &job, const float *x, int64_t ring, int channels, int64_t begin, int64_t end, float *out,
+                       int64_t depth, float *scratch) {
+  const int64_t Y = job.layer->shape.y, Z = job.layer->shape.z, X = job.x, plane = job.plane_voxels * channels;
+  const int F = channels;
+  if (!job.halo) {
+    for (int64_t p = begin; p < end; ++p)
+      for (int64_t n = 0; n < job.plane_voxels; ++n, out += depth)
+        std::memcpy(out, x + (p % ring) * plane + n * F, F * sizeof(float));
+    return;
+  }
+  float *zero = scratch, *along_z = zero + round_up(F, 16), *in_plane = along_z + plane; // in_plane: [plane][2][voxel][F]
+  for (int f = 0; f < F; ++f) zero[f] = 0.0f;
+  const int64_t first = begin % X ? begin - 1 : begin, last = end % X ? end : end - 1;
+  for (int64_t p = first; p <= last; ++p) {
+    const float *v = x + (p % ring) * plane;
+    float *edges = in_plane + (p - begin + 1) * 2 * plane, *corners = edges + plane;
+    for (int64_t y = 0; y < Y; ++y)
+      for (int64_t z = 0; z < Z; ++z) {
+        const int64_t at = (y * Z + z) * F;
+        add(F, z > 0 ? v + at - F : zero, z + 1 < Z ? v + at + F : zero, along_z + at);
+      }
+    for (int64_t y = 0; y < Y; ++y)
+      for (int64_t z = 0; z < Z; ++z) {
+        const int64_t at = (y * Z + z) * F, row = Z * F;
+        const bool before = y > 0, after = y + 1 < Y;
+        add(F, before ? v + at - row : zero, after ? v + at + row : zero, along_z + at, edges + at);
+        add(F, before ? along_z + at - row : zero, after ? along_z + at + row : zero, corners + at);
+      }
+  }
+  for (int64_t p = begin; p < end; ++p) {
+    const float *v = x + (p % ring) * plane, *edges = in_plane + (p - begin + 1) * 2 * plane, *corners = edges + plane;
+    const bool before = p % X > 0, after = p % X + 1 < X;
+    const float *left = before ? x + ((p - 1) % ring) * plane : nullptr, *right = after ? x + ((p + 1) % ring) * plane : nullptr;
+    for (int64_t n = 0; n < job.plane_voxels; ++n, out += depth) {
+      const int64_t at = n * F;
+      std::memcpy(out, v + at, F * sizeof(float));
+      add(F, left ? left + at : zero, right ? right + at : zero, edges + at, out + F);
+      add(F, before ? edges + at - 2 * plane : zero, after ? edges + at + 2 * plane : zero, corners + at, out + 2 * F);
+      add(F, before ? corners + at - 2 * plane : zero, after ? corners + at + 2 * plane : zero, out + 3 * F);
+    }
+  }
+}
+
+// Weights of one mode for one input, in panels of columns [panel][shell, row][column]: sum_k T_k sph_k times spa_d.
+// `sph`, `spa` are [term][rows of all][padded]; rows [row, row + rows) and columns [column, column + columns) are used.
+SHD_TARGET void mode_weights(const Job &job, const float *terms, const float *sph, const float *spa, int64_t all_rows,
+                             int64_t padded, int row, int rows, int column, int columns, float *out, int64_t row_offset,
+                             int64_t depth) {
+  const int order = job.basis->order;
+  for (int q = 0; q < columns; q += kWidth) {
+    const int panel = q / kPanel, width = columns - panel * kPanel > kWidth ? kPanel : kWidth;
+    float *target = out + int64_t(panel) * kPanel * depth + row_offset * width + q % kPanel;
+    for (int i = 0; i < rows; ++i) {
+      const int64_t at = int64_t(row + i) * padded + column + q, step = all_rows * padded;
+      Vec filter = terms[0] * SHD_LOAD(sph + at);
+      for (int k = 1; k < order; ++k) filter += terms[k] * SHD_LOAD(sph + k * step + at);
+      if (!job.halo) {
+        SHD_STORE(target + int64_t(i) * width, filter);
+        continue;
+      }
+      for (int d = 0; d < kShells; ++d)
+        SHD_STORE(target + (int64_t(d) * rows + i) * width, filter * SHD_LOAD(spa + d * step + at));
+    }
+  }
+}
+
+SHD_TARGET void multiply(int64_t rows, const float *a, int64_t depth, const float *panels, int columns, float *c) {
+  for (int q = 0; q < columns; q += kPanel) {
+    const int valid = std::min(kPanel, columns - q);
+    product<false>(rows, a, depth, panels + int64_t(q) * depth, valid > kWidth ? kPanel : kWidth, depth, c + q, columns, valid,
+                   false);
+  }
+}
+
+// Turn the gradient of one mode's matrix, [in][shell, out], into that of the two weights and add it to the thread's sums.
+SHD_TARGET void contract(const Job &job, const float *terms, const float *gradient, int input_row, int rows, float *sums_sph,
+                         float *sums_spa) {
+  const int order = job.basis->order, out = job.layer->out_channels, shells = job.halo ? kShells : 1;
+  const int64_t padded = round_up(out, kWidth), step = job.channels * padded;
+  for (int i = 0; i < rows; ++i)
+    for (int o = 0; o < out; o += kWidth) {
+      const int64_t at = int64_t(input_row + i) * padded + o;
+      const float *g = gradient + int64_t(i) * shells * out + o;
+      Vec total = Vec{};
+      if (job.halo) {
+        Vec filter = Vec{};
+        for (int k = 0; k < order; ++k) filter += terms[k] * SHD_LOAD(job.sph + k * step + at);
+        for (int d = 0; d < kShells; ++d) {
+          const Vec part = SHD_LOAD(g + d * out);
+          total += part * SHD_LOAD(job.spa + d * step + at);
+          SHD_STORE(sums_spa + d * step + at, SHD_LOAD(sums_spa + d * step + at) + filter * part);
+        }
+      } else {
+        total = SHD_LOAD(g);
+      }
+      for (int k = 0; k < order; ++k)
+        SHD_STORE(sums_sph + k * step + at, SHD_LOAD(sums_sph + k * step + at) + terms[k] * total);
+    }
+}
+
+// Analyse planes [begin, end) of x (channels F) into a ring of planes, together with the other threads: takes tiles number
+// `base`, `base + 1`, ... of the phase and returns the number after its last.
+SHD_TARGET int64_t analyse_planes(const Job &job, const float *x, int F, int64_t begin, int64_t end, float *out, int64_t ring,
+                                  int64_t base, int64_t &ticket, std::atomic<int64_t> &counter, float *scratch) {
+  const int64_t plane = job.plane_voxels * F, x_stride = job.planes * plane, out_stride = ring * plane;
+  while (begin < end) {
+    const int64_t run_end = std::min(end, (begin / ring + 1) * ring); // the ring wraps there
+    const int64_t columns = (run_end - begin) * plane, tiles = (columns + kTile - 1) / kTile;
+    for (; ticket < base + tiles; ticket = counter.fetch_add(1)) {
+      const int64_t column = (ticket - base) * kTile;
+      to_modes(job, x + begin * plane + column, x_stride, out + (begin % ring) * plane + column, out_stride,
+               int(std::min<int64_t>(kTile, columns - column)), scratch);
+    }
+    base += tiles;
+    begin = run_end;
+  }
+  return base;
+}
+
+SHD_TARGET int64_t synthesise_planes(const Job &job, float *x, int F, int64_t begin, int64_t end, const float *bias, bool relu,
+                                     int64_t base, int64_t &ticket, std::atomic<int64_t> &counter, float *scratch) {
+  const int64_t plane = job.plane_voxels * F, columns = (end - begin) * plane, tiles = (columns + kTile - 1) / kTile;
+  for (; ticket < base + tiles; ticket = counter.fetch_add(1)) {
+    const int64_t column = (ticket - base) * kTile;
+    to_vertices(job, x + begin * plane + column, job.planes * plane, int(std::min<int64_t>(kTile, columns - column)), bias,
+                int(column % F), F, relu, scratch);
+  }
+  return base + tiles;
+}
+
+// Row of the first copy of a distinct mode, and how many follow it.
+inline int mode_row(const ShdBasis &basis, int64_t mode, int &copies) {
+  int row = 0;
+  for (int block = 0;; ++block) {
+    copies = basis.copies[block];
+    if (mode < basis.size[block]) return row + int(mode) * copies;
+    row += basis.size[block] * copies;
+    mode -= basis.size[block];
+  }
+}
+
+SHD_TARGET void forward(const Job &job, int) {
+  const ShdBasis &basis = *job.basis;
+  const ShdLayer &layer = *job.layer;
+  const int out = layer.out_channels, shells_used = job.halo ? kShells : 1;
+  const int64_t depth = int64_t(shells_used) * job.channels, voxels = job.group * job.plane_voxels;
+  const int64_t shell_scratch = 16 + round_up(job.channels, 16) + job.plane_voxels * job.channels * (1 + 2 * (job.group + 2));
+  const int64_t ring_voxels = job.ring * job.plane_voxels;
+  const Buffer tiles(2 * int64_t(basis.vertices) * kTile), sums(voxels * depth + kPanel), neighbours(shell_scratch),
+      weights(depth * round_up(out, kPanel));
+  std::atomic<int64_t> *counter = job.counters;
+  for (int64_t begin = 0, done = 0; begin < job.planes; begin += job.group, counter += 3) {
+    const int64_t end = std::min(begin + job.group, job.planes), want = std::min(end + job.halo, job.planes);
+    int64_t ticket = counter[0].fetch_add(1), base = 0;
+    float *expansion = job.expansion;
+    for (int j = 0; j < layer.inputs; ++j) {
+      const int F = layer.in_channels[j];
+      base = analyse_planes(job, job.inputs[j], F, done, want, expansion, job.ring, base, ticket, counter[0], tiles.get());
+      expansion += int64_t(basis.vertices) * ring_voxels * F;
+    }
+    done = want;
+    job.barrier->wait();
+    for (int64_t mode; (mode = counter[1].fetch_add(1)) < basis.distinct;) {
+      int copies;
+      const int row = mode_row(basis, mode, copies);
+      const float *terms = basis.terms + mode * basis.order;
+      for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++])
+        mode_weights(job, terms, job.sph, job.spa, job.channels, round_up(out, kWidth), first, layer.in_channels[j], 0, out,
+                     weights.get(), int64_t(shells_used) * first, depth);
+      for (int copy = 0; copy < copies; ++copy) {
+        const float *ring = job.expansion;
+        for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
+          const int64_t stride = ring_voxels * layer.in_channels[j];
+          shells(job, ring + (row + copy) * stride, job.ring, layer.in_channels[j], begin, end,
+                 sums.get() + int64_t(shells_used) * first, depth, neighbours.get());
+          ring += basis.vertices * stride;
+        }
+        multiply((end - begin) * job.plane_voxels, sums.get(), depth, weights.get(), out,
+                 job.output + ((row + copy) * job.planes + begin) * job.plane_voxels * out);
+      }
+    }
+    job.barrier->wait();
+    ticket = counter[2].fetch_add(1);
+    synthesise_planes(job, job.output, out, begin, end, job.bias, job.relu, 0, ticket, counter[2], tiles.get());
+  }
+}
+
+SHD_TARGET void backward(const Job &job, int thread) {
+  const ShdBasis &basis = *job.basis;
+  const ShdLayer &layer = *job.layer;
+  const int out = layer.out_channels, order = basis.order, shells_used = job.halo ? kShells : 1;
+  const int64_t depth = int64_t(shells_used) * out, voxels = job.group * job.plane_voxels;
+  const int64_t shell_scratch = 16 + round_up(out, 16) + job.plane_voxels * out * (1 + 2 * (job.group + 2));
+  const int64_t padded = round_up(out, kWidth), padded_back = round_up(job.channels, kWidth);
+  const int64_t ring_voxels = job.ring * job.plane_voxels;
+  const Buffer tiles(2 * int64_t(basis.vertices) * kTile), sums(voxels * depth + kPanel), neighbours(shell_scratch),
+      weights(depth * round_up(job.channels, kPanel)), gradient(depth * job.channels + kPanel);
+  float *sums_sph = job.gradient_sph + int64_t(thread) * order * job.channels * padded;
+  float *sums_spa = job.gradient_spa + int64_t(thread) * kShells * job.channels * padded;
+  const float *sph_back = job.sph + int64_t(order) * job.channels * padded;
+  const float *spa_back = job.spa + int64_t(kShells) * job.channels * padded;
+  std::atomic<int64_t> *counter = job.counters;
+  for (int64_t begin = 0, done = 0; begin < job.planes; begin += job.group, counter += 3) {
+    const int64_t end = std::min(begin + job.group, job.planes), want = std::min(end + job.halo, job.planes);
+    int64_t ticket = counter[0].fetch_add(1);
+    int64_t base = analyse_planes(job, job.output_gradient, out, done, want, job.expansion, job.ring, 0, ticket, counter[0],
+                                  tiles.get());
+    float *expansion = job.input_expansion;
+    for (int j = 0; j < layer.inputs; ++j) {
+      const int F = layer.in_channels[j];
+      // Planes [begin, end) lie at the start of their buffer: it is a ring that never wraps within the group.
+      base = analyse_planes(job, job.inputs[j], F, begin, end, expansion, job.group, base, ticket, counter[0], tiles.get());
+      expansion += int64_t(basis.vertices) * voxels * F;
+    }
+    done = want;
+    job.barrier->wait();
+    const int64_t rows = (end - begin) * job.plane_voxels;
+    for (int64_t mode; (mode = counter[1].fetch_add(1)) < basis.distinct;) {
+      int copies;
+      const int row = mode_row(basis, mode, copies);
+      const float *terms = basis.terms + mode * order;
+      for (int copy = 0; copy < copies; ++copy) {
+        const float *ring = job.expansion + (row + copy) * ring_voxels * out;
+        shells(job, ring, job.ring, out, begin, end, sums.get(), depth, neighbours.get());
+        const float *input = job.input_expansion;
+        for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
+          const int F = layer.in_channels[j];
+          if (job.input_gradients[j]) {
+            mode_weights(job, terms, sph_back, spa_back, out, padded_back, 0, out, first, F, weights.get(), 0, depth);
+            multiply(rows, sums.get(), depth, weights.get(), F,
+                     job.input_gradients[j] + ((row + copy) * job.planes + begin) * job.plane_voxels * F);
+          }
+          const float *expanded = input + (row + copy) * voxels * F;
+          for (int64_t q = 0; q < depth; q += kPanel)
+            product<true>(F, expanded, F, sums.get() + q, depth, rows, gradient.get() + first * depth + q, depth,
+                          int(std::min<int64_t>(kPanel, depth - q)), copy > 0);
+          input += int64_t(basis.vertices) * voxels * F;
+        }
+      }
+      contract(job, terms, gradient.get(), 0, job.channels, sums_sph, sums_spa);
+    }
+    job.barrier->wait();
+    ticket = counter[2].fetch_add(1);
+    base = 0;
+    for (int j = 0; j < layer.inputs; ++j)
+      if (job.input_gradients[j])
+        base = synthesise_planes(job, job.input_gradients[j], layer.in_channels[j], begin, end, nullptr, false, base, ticket,
+                                 counter[2], tiles.get());
+  }
+}
+
+#undef SHD_LOAD
+#undef SHD_STORE
+
+} // namespace SHD_NAME
+} // namespace
+
+#endif
