@@ -1,7 +1,7 @@
 """Show the app at work: write a small BIDS data set, run ``shd_bids`` on it, and say what was found.
 
-``python -m shd_bids.cli.demo DIR`` writes ``DIR/bids`` with two subjects, runs the command on them as a user would, and
-leaves the results in ``DIR/derivatives``:
+``python -m shd_bids.cli.demo DIR`` writes ``DIR/bids`` with two subjects and ``DIR/masks`` with their brain masks, runs the
+command on them as a user would, and leaves the results in ``DIR/derivatives``:
 
 * ``sub-real``: 10 x 10 x 10 voxels of a human brain, 64 directions at b = 1000 s/mm2, from the data that dipy ships;
 * ``sub-sim``: a simulated volume with crossings of two and three fibres, whose truth is kept in ``DIR/truth``.
@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_data(folder)
     if options.data_only:
         return 0
-    command = [str(folder / "bids"), str(folder / "derivatives"), "participant", "-w", str(folder / "work"), *further]
-    print(f"shd_bids {' '.join(command)}", flush=True)
+    command = [*(str(folder / name) for name in ("bids", "derivatives")), "participant"]
+    command += ["--derivatives", f"masks={folder / 'masks'}", "--work-dir", str(folder / "work"), *further]
+    print(f"shd_bids {' '.join(command)}\n", flush=True)
     start = time.monotonic()
     code = subprocess.run([sys.executable, "-m", "shd_bids", *command], check=False).returncode
     print(f"\nfinished in {time.monotonic() - start:.0f} s with exit code {code}")
@@ -55,18 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_data(folder: Path) -> None:
-    """Write ``bids/`` with both subjects and ``truth/`` with the simulated fibres under ``folder``."""
-    bids = folder / "bids"
-    write_json(
-        bids / "dataset_description.json",
-        {"Name": "shd_bids demonstration", "BIDSVersion": "1.10.0", "DatasetType": "raw", "License": "CC0"},
-    )
-    write_text(bids / "README", "A crop of a real scan (sub-real) and a simulated volume (sub-sim).\n")
-    _write_real(bids)
-    _write_simulated(bids, folder / "truth")
+    """Write ``bids/`` with both subjects, ``masks/``, and ``truth/`` with the simulated fibres under ``folder``."""
+    about = {"Name": "shd_bids demonstration", "BIDSVersion": "1.10.0", "License": "CC0"}
+    write_json(folder / "bids" / "dataset_description.json", about | {"DatasetType": "raw"})
+    generated = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "shd_bids.cli.demo"}]}
+    write_json(folder / "masks" / "dataset_description.json", about | generated)
+    write_text(folder / "bids" / "README", "A crop of a real scan (sub-real) and a simulated volume (sub-sim).\n")
+    _write_real(folder)
+    _write_simulated(folder)
 
 
-def _write_real(bids: Path) -> None:
+def _write_real(folder: Path) -> None:
     """Write the crop of a scan that dipy ships.
 
     Its directions are in image axes, which for this affine (determinant below zero) is FSL's convention: the callosal
@@ -76,10 +76,10 @@ def _write_real(bids: Path) -> None:
     volume = load_volume(Path(image_file))
     bvals, bvecs = np.loadtxt(bval_file), np.nan_to_num(np.loadtxt(bvec_file))
     table = gradient_table(bvals, fsl_to_world(bvecs, volume.affine))
-    _write_series(bids, "real", volume.data, volume.affine, table)
+    _write_series(folder, "real", volume.data, volume.affine, table)
 
 
-def _write_simulated(bids: Path, truth: Path) -> None:
+def _write_simulated(folder: Path) -> None:
     """Simulate crossings of known angle with noise, and keep their directions as a peaks image."""
     rng = np.random.default_rng(SEED)
     phantom = simulation.crossing_phantom(rng, size=SIZE)
@@ -87,18 +87,21 @@ def _write_simulated(bids: Path, truth: Path) -> None:
     micro = simulation.draw_microstructure(rng, len(phantom.bundles))
     signal = simulation.noiseless_signal(phantom, micro, table)
     signal = simulation.add_noise(signal, 1 / SNR, rng)
-    _write_series(bids, "sim", 1000 * signal, AFFINE, table)
+    _write_series(folder, "sim", 1000 * signal, AFFINE, table)
     directions = phantom.true_directions()
-    save_volume(truth / TRUTH, directions.reshape(*directions.shape[:3], -1), AFFINE)
+    save_volume(folder / "truth" / TRUTH, directions.reshape(*directions.shape[:3], -1), AFFINE)
 
 
-def _write_series(bids: Path, subject: str, data: np.ndarray, affine: np.ndarray, table: GradientTable) -> None:
-    stem = bids / f"sub-{subject}" / "dwi" / f"sub-{subject}_dwi"
+def _write_series(folder: Path, subject: str, data: np.ndarray, affine: np.ndarray, table: GradientTable) -> None:
+    """Write one series, with a mask of all voxels: neither volume holds anything but brain."""
+    stem = folder / "bids" / f"sub-{subject}" / "dwi" / f"sub-{subject}_dwi"
     save_volume(stem.with_suffix(".nii.gz"), data, affine)
     bvecs = world_to_fsl(table.directions, affine).T
     write_text(stem.with_suffix(".bval"), " ".join(f"{b:g}" for b in table.bvals) + "\n")
     write_text(stem.with_suffix(".bvec"), "".join(" ".join(f"{x:.8f}" for x in row) + "\n" for row in bvecs))
     write_json(stem.with_suffix(".json"), {"EchoTime": 0.09, "PhaseEncodingDirection": "j"})
+    mask = folder / "masks" / f"sub-{subject}" / "dwi" / f"sub-{subject}_desc-brain_mask.nii.gz"
+    save_volume(mask, np.ones(data.shape[:3]), affine, dtype=np.uint8)
 
 
 def findings(folder: Path) -> str:
