@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def adapt(
     for step in range(first, n_steps):
         net.train(weights is None)
         for group in optimiser.param_groups:
-            group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * step / n_steps))
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / n_steps))
         terms = problem.losses(net, step)
         total = (
             terms["reconstruction"]

@@ -136,7 +136,7 @@ def draw_microstructure(rng: np.random.Generator, n_bundles: int) -> Microstruct
 def random_bundles(rng: np.random.Generator, size: int) -> tuple[Bundle, ...]:
     """Draw curved bundles that cross, kiss, bend and fan inside a cube of ``size`` voxels."""
     bundles: list[Bundle] = []
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(rng.integers(3, 7)):
         centre = rng.uniform(0.1, 0.9, size=3) * size
         direction = _unit(rng.normal(size=3))
         bend = rng.normal(size=3) * rng.choice([0.0, 0.02, 0.06]) * 16 / max(size, 16)
@@ -162,7 +162,7 @@ def _cubic_bundle(rng, size, centre, direction, bend) -> Bundle:
     twist = rng.normal(size=3) * rng.choice([0.0, 0.003]) * 16 / max(size, 16)
     curve = centre + s[:, None] * direction + s[:, None] ** 2 / 2 * bend + s[:, None] ** 3 / 6 * twist
     keep = np.all((curve > -8) & (curve < size + 8), axis=1)
-    widest = rng.choice([2.0, 3.5, 6.0], p=[0.45, 0.35, 0.2])
+    widest = rng.choice([2.0, 3.5, 6.0], p=[0.35, 0.35, 0.3])
     growth = rng.normal() * rng.choice([0.0, 0.035])
     radius = rng.uniform(0.6, 1.0) * widest * np.exp(np.clip(growth * s, -1.2, 1.2))
     return Bundle(

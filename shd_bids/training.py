@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import time
 import tomllib
@@ -286,7 +287,7 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     rise = max(1, round(0.03 * config.steps))
     if step < rise:
         return config.learning_rate * (step + 1) / rise
-    return config.learning_rate * 0.5 * (1 + np.cos(np.pi * (step - rise) / max(1, config.steps - rise)))
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, config.steps - rise)))
 
 
 def train(

@@ -146,9 +146,9 @@ class ConvNormReLU(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
         x = self.conv(*inputs)
-        if self.norm is not None:
-            x = self.norm(x.flatten(0, -2)).view_as(x)
-        return x.relu_()
+        if self.norm is None:
+            return x.relu_()
+        return self.norm(x.flatten(0, -2)).relu_().view_as(x)  # in place before the view: autograd then copies nothing
 
 
 class UNet(nn.Module):
