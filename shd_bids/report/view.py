@@ -1,11 +1,14 @@
 """Slices in world orientation, whatever the storage order of the image, and a grid of panels to draw them in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -81,14 +84,14 @@ class WorldView:
         Voxel through which single slices are drawn: the middle of the mask.
     """
 
-    order: tuple[int, int, int]
-    flips: tuple[bool, bool, bool]
-    crop: tuple[slice, slice, slice]
+    order: tuple[int, ...]
+    flips: tuple[bool, ...]
+    crop: tuple[slice, ...]
     zooms: np.ndarray
     rotation: np.ndarray
     to_view: np.ndarray
-    shape: tuple[int, int, int]
-    focus: tuple[int, int, int]
+    shape: tuple[int, ...]
+    focus: tuple[int, ...]
 
     def volume(self, values: np.ndarray) -> np.ndarray:
         """Turn and crop an image, shape (x, y, z) or (x, y, z, n) in storage order."""
@@ -126,11 +129,11 @@ class WorldView:
         return self.mosaic(planes[0], 3)
 
     def mosaic(self, plane: Plane, n: int) -> tuple[Cut, ...]:
-        """Choose up to ``n`` evenly spaced slices of one plane, the outermost eighth left out."""
+        """Choose up to ``n`` evenly spaced slices of one plane, the outermost 15 % left out."""
         size = self.shape[plane.axis]
         if size <= n:
             return tuple(Cut(plane, index) for index in range(size))
-        indices = np.linspace(0.12 * (size - 1), 0.88 * (size - 1), n).round().astype(int)
+        indices = np.linspace(0.15 * (size - 1), 0.85 * (size - 1), n).round().astype(int)
         return tuple(Cut(plane, int(index)) for index in indices)
 
 
@@ -205,12 +208,20 @@ def slice_of(volume: np.ndarray, cut: Cut) -> np.ndarray:
     return np.swapaxes(np.take(volume, cut.index, axis=cut.plane.axis), 0, 1)
 
 
-def show_slice(ax: Axes, view: WorldView, cut: Cut, image: np.ndarray | None, **options: object) -> None:
+def show_slice(
+    ax: Axes,
+    view: WorldView,
+    cut: Cut,
+    image: np.ndarray | None,
+    *,
+    cmap: str | Colormap | None = None,
+    norm: Normalize | None = None,
+) -> None:
     """Draw one slice on black with its letters L R A P S I; without an image only the empty black frame."""
     extent = view.extent(cut.plane)
     ax.set_facecolor("black")
     if image is not None:
-        ax.imshow(image, origin="lower", extent=extent, interpolation="nearest", **options)
+        ax.imshow(image, origin="lower", extent=extent, interpolation="nearest", cmap=cmap, norm=norm)
     ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
     frame_panel(ax)
     letter_edges(ax, cut.plane)
@@ -223,11 +234,12 @@ def frame_panel(ax: Axes) -> None:
 
 
 def letter_edges(ax: Axes, plane: Plane) -> None:
-    """Write the world letters at the four edges of a panel."""
-    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"))
-    places += ((0.5, 0.02, "center", "bottom"), (0.5, 0.98, "center", "top"))
+    """Write the world letters at the four edges of a panel, rimmed in black to be read on any picture."""
+    places = [(0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center")]
+    places += [(0.5, 0.02, "center", "bottom"), (0.5, 0.98, "center", "top")]
     for letter, (x, y, ha, va) in zip(plane.labels, places, strict=True):
-        ax.text(x, y, letter, transform=ax.transAxes, ha=ha, va=va, color="#ffe08a", fontsize=10, fontweight="bold")
+        text = ax.text(x, y, letter, transform=ax.transAxes, ha=ha, va=va, color="#ffe08a", fontweight="bold")
+        text.set(fontsize=10.5, zorder=9, path_effects=[patheffects.withStroke(linewidth=2.5, foreground="black")])
 
 
 def note_empty(ax: Axes, text: str, *, on_black: bool = True) -> None:
@@ -235,7 +247,7 @@ def note_empty(ax: Axes, text: str, *, on_black: bool = True) -> None:
     frame_panel(ax)
     ax.set_facecolor("black" if on_black else "#f5f7fa")
     colour = "#cbd2d9" if on_black else FAINT
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=colour, fontsize=11)
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=colour, fontsize=11, zorder=9)
 
 
 @dataclass(frozen=True)
@@ -323,7 +335,7 @@ def _row_size(row: Row, gap: float) -> tuple[float, float]:
     return height, outer + (free - height * sum(row.aspects)) / 2
 
 
-def colour_bar(axes: Sequence[Axes], mappable: object, label: str) -> None:
+def colour_bar(axes: Sequence[Axes], mappable: ScalarMappable, label: str) -> None:
     """Put a slim colour bar in the margin right of the last panel of a row."""
     last = axes[-1]
     figure, box = last.figure, last.get_position()
@@ -332,13 +344,3 @@ def colour_bar(axes: Sequence[Axes], mappable: object, label: str) -> None:
     scale.set_label(label, color=INK)
     scale.outline.set_visible(False)
     bar.tick_params(labelsize=9, colors=INK, length=2)
-
-
-def tidy_plot(ax: Axes, labels: Mapping[str, str]) -> None:
-    """Give a curve plot light spines, a faint grid and its axis labels."""
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#cbd2d9")
-    ax.tick_params(colors=INK, labelsize=9, length=3)
-    ax.grid(color="#e4e7eb", linewidth=0.7)
-    ax.set_axisbelow(True)
-    ax.set(**labels)
