@@ -89,7 +89,7 @@ class StageInputSpec(BaseInterfaceInputSpec):
     """Inputs every interface has besides the arguments of its function."""
 
     app_version = traits.Str(__version__, usedefault=True, desc="a new version must not find old results in the cache")
-    run_key = traits.Str("run", usedefault=True, nohash=True, desc="names the run in messages")
+    series = traits.Str("series", usedefault=True, nohash=True, desc="names the series in messages")
     run_dir = traits.Str(desc="the run's work folder, where a failure is recorded", nohash=True, hash_files=False)
     stage = traits.Str("stage", usedefault=True, nohash=True, desc="names the stage in messages")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="set by the node from its n_procs")
@@ -102,8 +102,8 @@ _COMMON_INPUTS = frozenset(StageInputSpec.class_trait_names())
 class StageOutputSpec(TraitedSpec):
     """Output every stage has: what it found, for sidecars, QC table, provenance and report.
 
-    The JSON holds ``stage``, ``n_threads``, ``seconds``, ``peak_memory_mb``, the facts that sidecars need under ``sidecar``, numbers
-    for the QC table under ``qc``, and what else the stage has to tell.
+    The JSON holds ``stage``, ``n_threads``, ``seconds``, ``peak_memory_mb``, the facts that sidecars need under
+    ``sidecar``, numbers for the QC table under ``qc``, and what else the stage has to tell.
     """
 
     facts_file = File(exists=True, desc="JSON")
@@ -112,15 +112,15 @@ class StageOutputSpec(TraitedSpec):
 class StageInterface(SimpleInterface):
     """Call one plain function: the inputs are its arguments, what it returns are the outputs.
 
-    The function takes paths and plain values as keyword arguments (``None`` for an input that is not set), writes into the folder
-    ``out_dir`` and returns a dict of outputs with an entry ``"facts"``.
+    The function takes paths and plain values as keyword arguments (``None`` for an input that is not set), writes into
+    the folder ``out_dir`` and returns a dict of outputs with an entry ``"facts"``.
     """
 
     function: Callable[..., dict[str, Any]]
     """The function, as a static method."""
 
     is_isolated = True
-    """Whether the function is called in a process of its own (`call_isolated`); only there torch and dipy are imported."""
+    """Whether the function gets a process of its own (`call_isolated`); torch and dipy are imported only there."""
 
     is_reported = True
     """Whether the facts are also kept in the run's folder, for provenance and report."""
@@ -131,6 +131,8 @@ class StageInterface(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         inputs, out_dir = self.inputs, Path(runtime.cwd)
         started = time.perf_counter()
+        if self.is_reported:
+            logger.info("%s: %s", inputs.series, inputs.stage)
         try:
             results = self._call(self._arguments() | {"out_dir": out_dir})
         except Exception as exception:
@@ -139,14 +141,16 @@ class StageInterface(SimpleInterface):
         facts = {"stage": inputs.stage, "n_threads": inputs.num_threads} | results.pop("facts")
         facts["seconds"] = round(time.perf_counter() - started, 3)
         write_json(out_dir / "facts.json", facts)
-        if self.is_reported and isdefined(inputs.run_dir):
-            write_json(Path(inputs.run_dir, FACTS_DIR, f"{inputs.stage}.json"), facts)
+        if self.is_reported:
+            logger.info("%s: %s done in %.0f s", inputs.series, inputs.stage, facts["seconds"])
+            if isdefined(inputs.run_dir):
+                write_json(Path(inputs.run_dir, FACTS_DIR, f"{inputs.stage}.json"), facts)
         self._results |= results | {"facts_file": str(out_dir / "facts.json")}
         return runtime
 
     def _arguments(self) -> dict[str, Any]:
         inputs = self.inputs
-        offered = {"n_threads": inputs.num_threads, "label": f"{inputs.run_key} {inputs.stage}"}
+        offered = {"n_threads": inputs.num_threads, "label": f"{inputs.series} {inputs.stage}"}
         names = [name for name in inputs.copyable_trait_names() if name not in _COMMON_INPUTS]
         own = {name: _plain(getattr(inputs, name), inputs.trait(name)) for name in names}
         return own | {name: offered[name] for name in self.wants}
@@ -155,8 +159,7 @@ class StageInterface(SimpleInterface):
         function = type(self).function
         if not self.is_isolated:
             return function(**arguments)
-        log_level = logging.getLogger("shd_bids").getEffectiveLevel()
-        return call_isolated(function, arguments, n_threads=self.inputs.num_threads, log_level=log_level)
+        return call_isolated(function, arguments, n_threads=self.inputs.num_threads)
 
     def _record(self, exception: Exception) -> None:
         """Leave the failure where the command line finds it."""
@@ -166,7 +169,7 @@ class StageInterface(SimpleInterface):
         is_ours = isinstance(exception, ShdError)
         text = str(exception) or "no message"
         failure = Failure(
-            run=inputs.run_key,
+            run=inputs.series,
             node=inputs.stage,
             error=type(exception).__name__,
             exit_code=exception.exit_code if is_ours else ShdError.exit_code,

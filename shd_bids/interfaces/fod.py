@@ -56,7 +56,7 @@ def fit_image(
     weights : str
         ``packaged``, ``none`` or a path.
     fod_lmax : int
-        Degree of the stored image; the fit itself is written in full to ``fod.npy``, (n, C) float32 in the order of the mask.
+        Degree of the stored image; all coefficients are kept in ``fod.npy``, (n, C) float32 in the order of the mask.
     label : str
         Names the stage in progress lines.
     out_dir : Path
@@ -150,7 +150,9 @@ def _qc(result: "FodResult") -> dict[str, Any]:
     import numpy as np
 
     columns = {
-        "fit_r2_median": qc_column(float(np.median(result.r_squared)), "Median share of signal variance explained", "1"),
+        "fit_r2_median": qc_column(
+            float(np.median(result.r_squared)), "Median share of signal variance explained", "1"
+        ),
         "snr": qc_column(result.info["snr"], "Signal-to-noise ratio of white matter at b = 0", "1"),
         "device": qc_column(result.info["device"], "Where the network ran"),
     }

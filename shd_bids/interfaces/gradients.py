@@ -125,7 +125,9 @@ def _check_facts(check: "OrientationCheck", *, action: str) -> dict[str, Any]:
         "best": check.best,
         "confidence": check.confidence,
         "message": check.message,
-        "scores": [{"label": label, "matrix": matrix.tolist(), "score": score} for label, matrix, score in check.scores],
+        "scores": [
+            {"label": label, "matrix": matrix.tolist(), "score": score} for label, matrix, score in check.scores
+        ],
     }
 
 
@@ -159,7 +161,8 @@ def _qc(
             "gradient_coherence_given": qc_column(check.given, "Coherence of fibres with the directions as given", "1"),
             "gradient_coherence_best": qc_column(check.best, "Coherence of fibres with the best orientation", "1"),
             "gradient_flip_suggested": qc_column(
-                "n/a" if check.is_given_best else check.scores[0][0], "Orientation that fits clearly better than the given"
+                "n/a" if check.is_given_best else check.scores[0][0],
+                "Orientation that fits clearly better than the given",
             ),
         }
     return columns

@@ -1,8 +1,9 @@
 """Run one function in a fresh Python process, so that what dies there dies alone.
 
-A pool worker that is killed for its memory takes the whole pool with it, a process that once opened CUDA can never be forked, and
-the number of threads of BLAS is fixed at its first import. A fresh interpreter per heavy stage has none of these problems: its
-environment is set before anything is imported, its memory is gone when it ends, and its death is an exit status.
+A pool worker that is killed for its memory takes the whole pool with it, a process that once opened CUDA can never be
+forked, and the number of threads of BLAS is fixed at its first import. A fresh interpreter per heavy stage has none of
+these problems: its environment is set before anything is imported, its memory is gone when it ends, and its death is an
+exit status.
 """
 
 import contextlib
@@ -17,13 +18,14 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import shd_bids
 from shd_bids.exceptions import ShdError
 
-__all__ = ["StageKilledError", "call_isolated", "die_with_parent", "thread_environment"]
+__all__ = ["LogSetup", "StageKilledError", "call_isolated", "die_with_parent", "thread_environment"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -33,10 +35,53 @@ class StageKilledError(ShdError):
     """The process of a stage was ended from outside, most often for its memory."""
 
 
+@dataclass(frozen=True)
+class LogSetup:
+    """Where the package's logger of this process writes, to be set up the same way in another process.
+
+    Attributes
+    ----------
+    level : int
+        Of the logger.
+    formatter : logging.Formatter or None
+        For standard error.
+    files : tuple of (path, formatter)
+        Log files; all processes append whole lines.
+    """
+
+    level: int
+    formatter: logging.Formatter | None
+    files: tuple[tuple[str, logging.Formatter | None], ...]
+
+    @classmethod
+    def of_this_process(cls) -> "LogSetup":
+        """Describe the logger as it is."""
+        handlers = logging.getLogger("shd_bids").handlers
+        files = [handler for handler in handlers if isinstance(handler, logging.FileHandler)]
+        others = [handler.formatter for handler in handlers if handler not in files]
+        return cls(
+            level=logging.getLogger("shd_bids").getEffectiveLevel(),
+            formatter=others[0] if others else None,
+            files=tuple((handler.baseFilename, handler.formatter) for handler in files),
+        )
+
+    def apply(self) -> None:
+        """Set the logger up in this process."""
+        logger = logging.getLogger("shd_bids")
+        handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+        handlers[0].setFormatter(self.formatter)
+        for path, formatter in self.files:
+            handlers.append(logging.FileHandler(path, encoding="utf-8"))
+            handlers[-1].setFormatter(formatter)
+        logger.handlers[:] = handlers
+        logger.propagate = False
+        logger.setLevel(self.level)
+
+
 def call_isolated(
-    function: Callable[..., dict[str, Any]], arguments: dict[str, Any], *, n_threads: int, log_level: int = logging.INFO
+    function: Callable[..., dict[str, Any]], arguments: dict[str, Any], *, n_threads: int
 ) -> dict[str, Any]:
-    """Call ``function(**arguments)`` in a new Python process and return its result.
+    """Call ``function(**arguments)`` in a new Python process and return its result; it logs where this process does.
 
     Parameters
     ----------
@@ -46,8 +91,6 @@ def call_isolated(
         Picklable keyword arguments.
     n_threads : int
         Threads of BLAS, OpenMP and torch in that process.
-    log_level : int
-        Level of the package's logger in that process; it writes to standard error.
 
     Returns
     -------
@@ -63,7 +106,7 @@ def call_isolated(
     """
     with tempfile.TemporaryDirectory(prefix="call_", dir=Path.cwd()) as folder:
         call_file, answer_file = Path(folder) / "call.pkl", Path(folder) / "answer.pkl"
-        call_file.write_bytes(pickle.dumps((function, arguments, log_level)))
+        call_file.write_bytes(pickle.dumps((function, arguments, LogSetup.of_this_process())))
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(call_file), str(answer_file)],
             env=os.environ | thread_environment(n_threads) | {"PYTHONPATH": _python_path()},
@@ -114,11 +157,10 @@ def _death_notice(status: int) -> str:
 def _answer(call_file: str, answer_file: str) -> None:
     """Do in the child what the call file says and write what came of it."""
     die_with_parent()
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
     result, error = None, None
     try:
-        function, arguments, log_level = pickle.loads(Path(call_file).read_bytes())
-        logging.getLogger("shd_bids").setLevel(log_level)
+        function, arguments, log_setup = pickle.loads(Path(call_file).read_bytes())
+        log_setup.apply()
         result = function(**arguments)
         result["facts"]["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     except Exception as exception:

@@ -99,7 +99,9 @@ def _qc(n_fibres: Any, total: Any, *, wm: Any, csf: Any) -> dict[str, Any]:
         return float(reduce(values[where])) if where.any() else None
 
     return {
-        "nufo_mean": qc_column(over(n_fibres, wm, np.mean), "Mean number of fibre orientations where WM exceeds 70 %", "1"),
+        "nufo_mean": qc_column(
+            over(n_fibres, wm, np.mean), "Mean number of fibre orientations where WM exceeds 70 %", "1"
+        ),
         "afd_total_wm_median": qc_column(
             over(total, wm, np.median), "Median total apparent fibre density where WM exceeds 70 %"
         ),

@@ -68,7 +68,9 @@ def draw_response(
     return plot_response(
         out_dir / "response.png",
         responses={tissue: (bvalues, np.array(rows)) for tissue, rows in coefficients.items()},
-        voxels=None if labels is None else {tissue: labels == n for n, tissue in enumerate(("wm", "gm", "csf"), start=1)},
+        voxels=None
+        if labels is None
+        else {tissue: labels == n for n, tissue in enumerate(("wm", "gm", "csf"), start=1)},
         b0=b0.data,
         mask=load_mask(mask_file, b0),
         affine=b0.affine,
@@ -202,7 +204,7 @@ class FigureInterface(StageInterface):
         except Exception as exception:
             logger.warning(
                 "%s: the figure %s could not be drawn (%s: %s)",
-                self.inputs.run_key,
+                self.inputs.series,
                 self.inputs.stage,
                 type(exception).__name__,
                 exception,

@@ -1,11 +1,16 @@
 """Response functions: from this image, or as given."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
+from shd_bids.exceptions import InputError
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column, read_json
+
+if TYPE_CHECKING:
+    from shd_bids.response import Responses
 
 __all__ = ["EstimateResponses", "ReadResponses"]
 
@@ -20,8 +25,8 @@ def estimate_from_image(*, dwi_file: Path, mask_file: Path, gradients_file: Path
     dwi_file, mask_file, gradients_file : Path
         4-D image, its mask and the table made by `prepare_gradients`.
     out_dir : Path
-        Gets ``wm.txt``, ``gm.txt``, ``csf.txt`` (MRtrix3's form; only the tissues that can be fitted) and ``voxels.nii.gz``, the
-        voxels each was measured in: 1 WM, 2 GM, 3 CSF.
+        Gets ``wm.txt``, ``gm.txt``, ``csf.txt`` (MRtrix3's form; only the tissues that can be fitted) and
+        ``voxels.nii.gz``, the voxels each was measured in: 1 WM, 2 GM, 3 CSF.
     """
     import numpy as np
 
@@ -44,12 +49,18 @@ def estimate_from_image(*, dwi_file: Path, mask_file: Path, gradients_file: Path
 
 
 def read_given(*, response_files: list[Path], gradients_file: Path, out_dir: Path) -> dict[str, Any]:
-    """Read given responses, in the order WM, GM, CSF, and check that they fit the shells of the image."""
+    """Read given responses, whose names tell the tissues, and check that they fit the shells of the image.
+
+    Raises
+    ------
+    InputError
+        The tissue of a file is not clear, WM is not among them, or a response is one for other shells.
+    """
     from shd_bids.gradients import GradientTable
     from shd_bids.response import Responses, parse_response
 
     table = GradientTable.from_dict(read_json(gradients_file))
-    given = dict(zip(_tissues_of(response_files), response_files, strict=True))
+    given = _by_tissue(response_files)
     parsed = {
         tissue: parse_response(path.read_text(encoding="utf-8"), tissue, table.shell_bvalues)
         for tissue, path in given.items()
@@ -59,7 +70,24 @@ def read_given(*, response_files: list[Path], gradients_file: Path, out_dir: Pat
     return _write(responses, out_dir, message=message, counts={})
 
 
-def _write(responses: Any, out_dir: Path, *, message: str, counts: dict[str, int]) -> dict[str, Any]:
+def _by_tissue(files: list[Path]) -> dict[str, Path]:
+    """Return tissue -> file from the words in the names: ``sub-01_param-wm_response.txt``, ``group_CSF.txt``."""
+    found: dict[str, Path] = {}
+    problems = []
+    for path in files:
+        words = {word for word in re.split(r"[^a-z]+", path.name.lower()) if word in TISSUES}
+        if len(words) != 1 or (tissue := words.pop()) in found:
+            problems.append(f"{path}: expected a name with one of wm, gm, csf, each once")
+        else:
+            found[tissue] = path
+    if not problems and "wm" not in found:
+        problems.append(f"--responses: found {', '.join(found)}, expected at least wm")
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def _write(responses: "Responses", out_dir: Path, *, message: str, counts: dict[str, int]) -> dict[str, Any]:
     """Write each response as text; return the outputs and facts."""
     from shd_bids.response import format_response
 
@@ -77,7 +105,7 @@ def _write(responses: Any, out_dir: Path, *, message: str, counts: dict[str, int
         if bvalue > 0 and len(row) > 1 and row[0]
     }
     first = {
-        f"response_{tissue}_b0": qc_column(rows[0][0], f"Degree-0 coefficient of the {tissue.upper()} response at b = 0")
+        f"response_{tissue}_b0": qc_column(rows[0][0], f"{tissue.upper()} response, degree 0, at b = 0")
         for tissue, rows in coefficients.items()
     }
     n_voxels = {
@@ -115,7 +143,7 @@ class EstimateResponses(StageInterface):
 
 
 class _ReadResponsesInputSpec(StageInputSpec):
-    response_files = traits.List(File(exists=True), mandatory=True, desc="WM, GM, CSF in MRtrix3's text form")
+    response_files = traits.List(File(exists=True), mandatory=True, desc="MRtrix3's text form, names with wm, gm, csf")
     gradients_file = File(exists=True, mandatory=True, desc="table made by PrepareGradients")
 
 

@@ -128,7 +128,7 @@ def save_qc(*, run: Any, output_dir: str, facts_files: Sequence[Path], out_dir: 
 
 
 def place(source: Path, target: Path) -> None:
-    """Give a file its final name, whole or not at all: by a hard link where both lie on one file system, else by a copy."""
+    """Give a file its final name, whole or not at all: by a hard link on one file system, else by a copy."""
     if target.exists() and target.samefile(source):
         return
     with atomic_path(target) as temporary:

@@ -100,7 +100,7 @@ def track_image(
     notes = []
     if tractogram.n_accepted < MIN_STREAMLINES:
         notes.append(
-            f"only {tractogram.n_accepted} streamlines from {tractogram.n_seeds} seeds: look at the fODFs before using any"
+            f"only {tractogram.n_accepted} streamlines from {tractogram.n_seeds} seeds: look at the fODFs first"
         )
     blocks = _bep046(
         tractogram,
@@ -161,7 +161,8 @@ def _save_preview(path: Path, streamlines: "ArraySequence") -> None:
     """Write an evenly spaced part of the streamlines as points, (p, 3) mm, and number of points of each."""
     import numpy as np
 
-    chosen = np.unique(np.linspace(0, len(streamlines) - 1, PREVIEW_STREAMLINES).astype(int)) if len(streamlines) else []
+    chosen = np.unique(np.linspace(0, len(streamlines), PREVIEW_STREAMLINES, endpoint=False).astype(int))
+    chosen = chosen[: len(streamlines)]  # none of none
     few = [np.asarray(streamlines[index], dtype=np.float32) for index in chosen]
     points = np.concatenate(few) if few else np.zeros((0, 3), dtype=np.float32)
     np.savez(path, points=points, counts=np.array([len(line) for line in few], dtype=int))

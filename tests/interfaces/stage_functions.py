@@ -1,0 +1,108 @@
+"""Functions that tests call in processes of their own, where only what can be imported exists."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from nipype.interfaces.base import File, traits
+
+from shd_bids.exceptions import InputError
+from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec
+
+
+def double(*, value: float, out_dir: Path) -> dict:
+    """Return twice the value, and write which process did it and that it was done."""
+    logging.getLogger("shd_bids.test").info("doubling %g", value)
+    with (out_dir / "double.txt").open("w") as file:
+        file.write(f"{2 * value}")
+    return {
+        "out_file": str(out_dir / "double.txt"),
+        "facts": {
+            "pid": os.getpid(),
+            "threads": os.environ["OMP_NUM_THREADS"],
+            "has_torch": "torch" in sys.modules,
+            "sidecar": {},
+            "qc": {},
+        },
+    }
+
+
+def refuse(*, value: float, out_dir: Path) -> dict:
+    """Raise an error that the user can act on."""
+    raise InputError([f"value: found {value:g}, expected another", "second problem"])
+
+
+def fail(*, value: float, out_dir: Path) -> dict:
+    """Raise an error that no one foresaw."""
+    raise ZeroDivisionError("nothing left")
+
+
+def die(*, value: float, out_dir: Path) -> dict:
+    """End as the kernel ends a process that took too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def wait(*, value: float, out_dir: Path) -> dict:
+    """Do nothing for ``value`` seconds."""
+    (out_dir / "started").touch()
+    time.sleep(value)
+    return double(value=value, out_dir=out_dir)
+
+
+class _InputSpec(StageInputSpec):
+    value = traits.Float(mandatory=True)
+    before = File(exists=True)
+
+
+class _OutputSpec(StageOutputSpec):
+    out_file = File(exists=True)
+
+
+class Stage(StageInterface):
+    """A stage around one of the functions above."""
+
+    input_spec = _InputSpec
+    output_spec = _OutputSpec
+    function = staticmethod(double)
+
+    def _arguments(self) -> dict:
+        return {"value": self.inputs.value}
+
+
+class Double(Stage):
+    """Doubles."""
+
+
+class Refuse(Stage):
+    """Refuses its input."""
+
+    function = staticmethod(refuse)
+
+
+class Fail(Stage):
+    """Breaks."""
+
+    function = staticmethod(fail)
+
+
+class Die(Stage):
+    """Is killed in its own process."""
+
+    function = staticmethod(die)
+
+
+class KillWorker(Stage):
+    """Is killed together with the worker that runs it."""
+
+    function = staticmethod(die)
+    is_isolated = False
+
+
+class Wait(Stage):
+    """Takes its time."""
+
+    function = staticmethod(wait)

@@ -1,0 +1,79 @@
+"""What every stage does around its function: facts, failures, and what its hash depends on."""
+
+import json
+
+import pytest
+
+from shd_bids.exceptions import InputError
+from shd_bids.interfaces.base import Failure, log_progress, read_failure, write_failure
+from tests.interfaces.stage_functions import Double, Fail, Refuse
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch):
+    monkeypatch.setattr("tests.interfaces.stage_functions.Stage.is_isolated", False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def run(interface, tmp_path, **inputs):
+    (tmp_path / "node").mkdir()
+    stage = interface(value=2.0, series="sub-01", stage="double", run_dir=str(tmp_path / "run"), **inputs)
+    return stage.run(cwd=tmp_path / "node")
+
+
+def test_facts_lie_in_the_node_and_in_the_run(tmp_path):
+    result = run(Double, tmp_path)
+    facts = json.loads((tmp_path / "run" / "facts" / "double.json").read_text())
+    assert facts == json.loads((tmp_path / "node" / "facts.json").read_text())
+    assert facts["stage"] == "double"
+    assert facts["seconds"] >= 0
+    assert result.outputs.facts_file == str(tmp_path / "node" / "facts.json")
+    assert read_failure(tmp_path / "run") is None
+
+
+def test_own_error_is_recorded_as_the_user_shall_read_it(tmp_path):
+    with pytest.raises(InputError):
+        run(Refuse, tmp_path)
+    assert read_failure(tmp_path / "run") == Failure(
+        run="sub-01",
+        node="double",
+        error="InputError",
+        exit_code=65,
+        message="value: found 2, expected another\nsecond problem",
+    )
+
+
+def test_unforeseen_error_is_recorded_with_its_type(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run(Fail, tmp_path)
+    failure = read_failure(tmp_path / "run")
+    assert (failure.exit_code, failure.message) == (1, "ZeroDivisionError: nothing left")
+
+
+def test_first_failure_is_kept(tmp_path):
+    first = Failure(run="a", node="b", error="c", exit_code=65, message="cause")
+    write_failure(tmp_path, first)
+    write_failure(tmp_path, Failure(run="a", node="b", error="c", exit_code=1, message="consequence"))
+    assert read_failure(tmp_path) == first
+
+
+def test_hash_depends_on_version_and_values_only():
+    def hash_of(**inputs):
+        return Double(value=1.0, **inputs).inputs.get_hashval()[1]
+
+    assert hash_of(app_version="1") != hash_of(app_version="2")
+    assert hash_of() == hash_of(series="x", stage="y", run_dir="/z", num_threads=4, use_gpu=True)
+    assert Double(value=1.0).inputs.get_hashval()[1] != Double(value=2.0).inputs.get_hashval()[1]
+
+
+def test_progress_is_told_sparingly(caplog):
+    progress = log_progress("sub-01 fod")
+    with caplog.at_level("INFO", logger="shd_bids"):
+        for share in (0.0, 0.1, 0.2, 1.0):
+            progress("fit", share)
+        progress("maps", 0.5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "sub-01 fod: fit   0 %",
+        "sub-01 fod: fit 100 %",
+        "sub-01 fod: maps  50 %",
+    ]

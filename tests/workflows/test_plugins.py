@@ -1,0 +1,130 @@
+"""The graph runs to its end whatever happens in a node, and says what happened."""
+
+import signal
+import time
+from pathlib import Path
+
+import nipype.pipeline.engine as pe
+import psutil
+import pytest
+
+from shd_bids.exceptions import InputError
+from shd_bids.interfaces.base import read_failure
+from shd_bids.workflows.base import WORKFLOW_NAME
+from shd_bids.workflows.plugins import SafeMultiProcPlugin, configure_nipype, run_workflow
+from tests.interfaces.stage_functions import Die, Double, KillWorker, Refuse, Wait
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """Return a function that builds a graph of series, each a chain of stages, from their names."""
+    configure_nipype(crash_dir=tmp_path / "crash")
+
+    def build(**series):
+        workflow = pe.Workflow(name=WORKFLOW_NAME, base_dir=str(tmp_path))
+        for name, stages in series.items():
+            run_wf, before = pe.Workflow(name=name), None
+            workflow.add_nodes([run_wf])
+            for number, (interface, value) in enumerate(stages):
+                stage = interface(
+                    value=value, series=name, stage=f"stage_{number}", run_dir=str(tmp_path / WORKFLOW_NAME / name)
+                )
+                node = pe.Node(stage, name=f"stage_{number}")
+                run_wf.add_nodes([node])
+                if before is not None:
+                    run_wf.connect(before, "out_file", node, "before")
+                before = node
+        return workflow
+
+    return build
+
+
+def finished(tmp_path, series):
+    folder = tmp_path / WORKFLOW_NAME / series / "facts"
+    return sorted(path.stem for path in folder.glob("*.json"))
+
+
+def failure(tmp_path, series):
+    return read_failure(tmp_path / WORKFLOW_NAME / series)
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_failed_series_leaves_the_others_alone(graph, tmp_path, capfd):
+    workflow = graph(good=[(Double, 1.0), (Double, 2.0)], bad=[(Refuse, 1.0), (Double, 2.0)], killed=[(Die, 1.0)])
+    run_workflow(workflow, n_procs=2, memory_gb=4)
+    assert finished(tmp_path, "good") == ["stage_0", "stage_1"]
+    assert failure(tmp_path, "good") is None
+    assert finished(tmp_path, "bad") == []  # what follows a failure is not run
+    assert failure(tmp_path, "bad").message.startswith("value: found 1")
+    assert failure(tmp_path, "killed").error == "StageKilledError"
+    assert len(list((tmp_path / "crash").glob("crash*.txt"))) == 2
+    assert "Traceback" not in "".join(capfd.readouterr())  # that is for the crash files
+
+
+def test_killed_worker_ends_its_stage_and_not_the_run(graph, tmp_path):
+    began = time.monotonic()
+    workflow = graph(killed=[(KillWorker, 1.0), (Double, 1.0)], later=[(Double, 1.0), (Double, 2.0), (Double, 3.0)])
+    run_workflow(workflow, n_procs=1, memory_gb=4)
+    assert time.monotonic() - began < 60
+    assert failure(tmp_path, "killed").error == "StageKilledError"
+    assert "memory" in failure(tmp_path, "killed").message
+    assert finished(tmp_path, "killed") == []
+    assert finished(tmp_path, "later") == ["stage_0", "stage_1", "stage_2"]  # in a new pool
+
+
+def test_second_run_executes_nothing_and_clears_the_failure(graph, tmp_path, monkeypatch):
+    def chain(second):
+        return graph(a=[(Double, 1.0), (second, 2.0)])
+
+    run_workflow(chain(Refuse), n_procs=1, memory_gb=4)
+    assert failure(tmp_path, "a").node == "stage_1"
+    first = tmp_path / WORKFLOW_NAME / "a" / "stage_0" / "double.txt"
+    written = first.stat().st_mtime_ns
+    run_workflow(chain(Double), n_procs=1, memory_gb=4)
+    assert failure(tmp_path, "a") is None
+    assert finished(tmp_path, "a") == ["stage_0", "stage_1"]
+    assert first.stat().st_mtime_ns == written  # resumed after what was done
+    monkeypatch.setattr(SafeMultiProcPlugin, "_submit", lambda *_: pytest.fail("a cached stage was submitted"))
+    run_workflow(chain(Double), n_procs=1, memory_gb=4)
+
+
+@pytest.mark.parametrize("plugin", ["Linear", "MultiProc"])
+def test_plugin_file(graph, tmp_path, plugin):
+    file = tmp_path / "plugin.yml"
+    file.write_text(f"plugin: {plugin}\nplugin_args: {{n_procs: 1}}\n")
+    run_workflow(graph(a=[(Double, 1.0)], b=[(Refuse, 1.0)]), n_procs=2, memory_gb=4, plugin_file=file)
+    assert finished(tmp_path, "a") == ["stage_0"]
+    assert failure(tmp_path, "b").exit_code == 65
+
+
+def test_wrong_plugin_file_is_told(graph, tmp_path):
+    file = tmp_path / "plugin.yml"
+    file.write_text("plugins: Linear\n")
+    with pytest.raises(InputError, match=r"expected YAML with 'plugin: NAME'"):
+        run_workflow(graph(a=[(Double, 1.0)]), n_procs=1, memory_gb=4, plugin_file=file)
+
+
+def test_interrupt_passes_and_leaves_no_process(graph, tmp_path):
+    started = tmp_path / WORKFLOW_NAME / "a" / "stage_0" / "started"
+
+    def interrupt(number, frame):
+        if started.exists():
+            raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_workflow(graph(a=[(Wait, 60.0)]), n_procs=1, memory_gb=4)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    time.sleep(0.5)
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True) if child.is_running()]
+    assert not [command for command in commands if "isolation" in command]
+    assert Path.cwd() == tmp_path

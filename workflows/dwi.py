@@ -1,0 +1,243 @@
+"""One diffusion series, from its files to its derivatives."""
+
+from pathlib import Path
+
+import nipype.pipeline.engine as pe
+
+from shd_bids.bids.collect import DWIRun
+from shd_bids.interfaces.gradients import PrepareGradients
+from shd_bids.settings import CHOICES, Settings
+from shd_bids.workflows.fod import FOD_MAPS, PEAK_MAPS, init_fod_wf, init_peaks_wf
+from shd_bids.workflows.outputs import init_derivatives_wf, init_qc_wf
+from shd_bids.workflows.report import (
+    init_fod_figures_wf,
+    init_gradient_figures_wf,
+    init_peaks_figures_wf,
+    init_response_figures_wf,
+    init_tractography_figures_wf,
+)
+from shd_bids.workflows.response import init_response_wf
+from shd_bids.workflows.tractography import init_tractography_wf
+
+__all__ = ["init_dwi_wf"]
+
+TISSUES = ("wm", "gm", "csf")
+
+
+def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
+    """Build the graph of one series, as far as ``--level`` asks.
+
+    Workflow Graph
+        gradients -> response_wf -> fod_wf -> peaks_wf
+                                    fod_wf -> tractography_wf
+        and from every stage to its sink and its figures, so that what is done is kept when a later stage fails
+
+    Parameters
+    ----------
+    run : DWIRun
+        Files of the series.
+    settings : Settings
+        Options of the call.
+    name : str
+        Of the workflow.
+    """
+    workflow = pe.Workflow(name=name)
+    stages = [_add_response]
+    stages += [_add_fod, _add_peaks, _add_tractography][: CHOICES["level"].index(settings.level)]
+    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * _image_gb(run.dwi))
+    facts = [(gradients, "facts_file")]
+    workflow.add_nodes([gradients])
+    for add_stage in stages:
+        facts.append(add_stage(workflow, run=run, settings=settings, facts=facts))
+    qc_wf = init_qc_wf(run=run, output_dir=settings.output_dir, n_facts=len(facts))
+    _connect_facts(workflow, facts, qc_wf)
+    return workflow
+
+
+def _add_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
+    """Add responses, their figures and their sink; return where the facts of the stage come from."""
+    keep = {"run": run, "output_dir": settings.output_dir}
+    gradients = workflow.get_node("gradients")
+    gradient_figures_wf = init_gradient_figures_wf(**keep)
+    response_wf = init_response_wf(responses=settings.responses, n_procs=1, mem_gb=0.5 + 2 * _image_gb(run.dwi))
+    response_figures_wf = init_response_figures_wf(**keep, is_estimated=not settings.responses)
+    keys = ("mask", *(f"{tissue}_response" for tissue in TISSUES))
+    response_derivatives_wf = init_derivatives_wf(
+        **keep, keys=keys, n_facts=2, sloppy=settings.sloppy, name="response_derivatives_wf"
+    )
+    needed = [("gradients_file", "inputnode.gradients_file")]
+    drawn = [("outputnode.facts_file", "inputnode.facts_file")]
+    if not settings.responses:
+        response_wf.inputs.inputnode.dwi_file = str(run.dwi)
+        needed.append(("mask_file", "inputnode.mask_file"))
+        drawn.append(("outputnode.voxels_file", "inputnode.voxels_file"))
+    workflow.connect([
+        (gradients, gradient_figures_wf, _same("gradients_file", "facts_file", "b0_file", "mask_file")),
+        (gradients, response_wf, needed),
+        (gradients, response_figures_wf, _same("gradients_file", "b0_file", "mask_file")),
+        (response_wf, response_figures_wf, drawn),
+        (gradients, response_derivatives_wf, [("mask_file", "inputnode.mask"), ("facts_file", "inputnode.facts_1")]),
+        (response_wf, response_derivatives_wf, [
+            (f"outputnode.{tissue}_file", f"inputnode.{tissue}_response") for tissue in TISSUES
+        ]),
+        (response_wf, response_derivatives_wf, [("outputnode.facts_file", "inputnode.facts_2")]),
+    ])  # fmt: skip
+    return response_wf, "outputnode.facts_file"
+
+
+def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
+    """Add the fit, its figures and its sink."""
+    keep = {"run": run, "output_dir": settings.output_dir}
+    gradients, response_wf = workflow.get_node("gradients"), workflow.get_node("response_wf")
+    fod_wf = init_fod_wf(
+        fit=settings.fit,
+        weights=settings.weights,
+        device=settings.device,
+        precision=settings.precision,
+        lambda_tv=settings.lambda_tv,
+        max_steps=settings.max_steps,
+        fod_lmax=settings.fod_lmax,
+        seed=settings.random_seed,
+        use_gpu=_may_use_gpu(settings.device),
+        n_procs=settings.omp_nthreads,
+        # as many fits run at once as fit into the processors, and share the memory
+        mem_gb=settings.mem * min(1.0, settings.omp_nthreads / settings.nprocs),
+    )
+    fod_wf.inputs.inputnode.dwi_file = str(run.dwi)
+    fod_figures_wf = init_fod_figures_wf(**keep, is_adapted=settings.fit == "subject")
+    fod_derivatives_wf = init_derivatives_wf(
+        **keep, keys=FOD_MAPS, n_facts=3, sloppy=settings.sloppy, name="fod_derivatives_wf"
+    )
+    drawn = ("fod_file", "facts_file", "vfwm_file", "vfgm_file", "vfcsf_file", "rsquared_file", "residualstd_file")
+    workflow.connect([
+        (gradients, fod_wf, _same("mask_file", "gradients_file")),
+        (response_wf, fod_wf, [(f"outputnode.{tissue}_file", f"inputnode.{tissue}_response") for tissue in TISSUES]),
+        (gradients, fod_figures_wf, _same("mask_file", "b0_file")),
+        (fod_wf, fod_figures_wf, _through(*drawn)),
+        (fod_wf, fod_derivatives_wf, _maps(FOD_MAPS)),
+    ])  # fmt: skip
+    produced = (fod_wf, "outputnode.facts_file")
+    _connect_facts(workflow, [*facts, produced], fod_derivatives_wf)
+    return produced
+
+
+def _add_peaks(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
+    """Add the peaks, their figure and their sink."""
+    keep = {"run": run, "output_dir": settings.output_dir}
+    gradients, fod_wf = workflow.get_node("gradients"), workflow.get_node("fod_wf")
+    peaks_wf = init_peaks_wf(
+        max_peaks=settings.peak_max,
+        relative_threshold=settings.peak_relative_threshold,
+        absolute_threshold=settings.peak_absolute_threshold,
+        min_separation=settings.peak_separation,
+        device=settings.device,
+        use_gpu=_may_use_gpu(settings.device),
+        n_procs=settings.omp_nthreads,
+        mem_gb=min(2.0, settings.mem),
+    )
+    peaks_figures_wf = init_peaks_figures_wf(**keep)
+    peaks_derivatives_wf = init_derivatives_wf(
+        **keep, keys=PEAK_MAPS, n_facts=4, sloppy=settings.sloppy, name="peaks_derivatives_wf"
+    )
+    workflow.connect([
+        (gradients, peaks_wf, _same("mask_file")),
+        (fod_wf, peaks_wf, _through("fod_file", "vfwm_file", "vfcsf_file")),
+        (gradients, peaks_figures_wf, _same("mask_file", "b0_file")),
+        (peaks_wf, peaks_figures_wf, _through("peaks_file")),
+        (peaks_wf, peaks_derivatives_wf, _maps(PEAK_MAPS)),
+    ])  # fmt: skip
+    produced = (peaks_wf, "outputnode.facts_file")
+    _connect_facts(workflow, [*facts, produced], peaks_derivatives_wf)
+    return produced
+
+
+def _add_tractography(
+    workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list
+) -> tuple[pe.Workflow, str]:
+    """Add the streamlines, their figures and their sink."""
+    keep = {"run": run, "output_dir": settings.output_dir}
+    gradients, fod_wf = workflow.get_node("gradients"), workflow.get_node("fod_wf")
+    tractography_wf = init_tractography_wf(
+        algorithm=settings.tracking_algorithm,
+        seeds=settings.seeds,
+        select=settings.select,
+        step_size=settings.step_size,
+        max_angle=settings.max_angle,
+        min_length=settings.min_length,
+        max_length=settings.max_length,
+        formats=settings.tractogram_format,
+        seed=settings.random_seed,
+        n_procs=settings.omp_nthreads,
+        mem_gb=min(4.0, settings.mem),
+    )
+    tractography_figures_wf = init_tractography_figures_wf(**keep)
+    tractography_derivatives_wf = init_derivatives_wf(
+        **keep,
+        keys=("tractogram", "tdi"),
+        n_facts=5,
+        sloppy=settings.sloppy,
+        method=settings.tracking_algorithm,
+        name="tractography_derivatives_wf",
+    )
+    workflow.connect([
+        (gradients, tractography_wf, _same("mask_file")),
+        (fod_wf, tractography_wf, _through("fod_file", "vfwm_file")),
+        (gradients, tractography_figures_wf, _same("mask_file")),
+        (tractography_wf, tractography_figures_wf, _through("preview_file", "tdi_file")),
+        (tractography_wf, tractography_derivatives_wf, [
+            ("outputnode.tractogram_files", "inputnode.tractogram"),
+            ("outputnode.tdi_file", "inputnode.tdi"),
+        ]),
+    ])  # fmt: skip
+    produced = (tractography_wf, "outputnode.facts_file")
+    _connect_facts(workflow, [*facts, produced], tractography_derivatives_wf)
+    return produced
+
+
+def _gradients(run: DWIRun, settings: Settings) -> PrepareGradients:
+    """Return the first stage with the files of the series."""
+    files = {
+        "dwi_file": run.dwi,
+        "bval_file": run.bval,
+        "bvec_file": run.bvec,
+        "b_file": run.grad_b,
+        "mask_file": run.mask,
+    }
+    return PrepareGradients(
+        mask_origin=run.mask_origin,
+        b0_threshold=settings.b0_threshold,
+        shell_tolerance=settings.shell_tolerance,
+        gradient_check=settings.gradient_check,
+        **{name: str(path) for name, path in files.items() if path is not None},
+    )
+
+
+def _connect_facts(workflow: pe.Workflow, facts: list, sink_wf: pe.Workflow) -> None:
+    workflow.connect([
+        (node, sink_wf, [(field, f"inputnode.facts_{n}")]) for n, (node, field) in enumerate(facts, start=1)
+    ])  # fmt: skip
+
+
+def _same(*fields: str) -> list[tuple[str, str]]:
+    """Connect outputs of a node to the inputs of the same name of a workflow."""
+    return [(field, f"inputnode.{field}") for field in fields]
+
+
+def _through(*fields: str) -> list[tuple[str, str]]:
+    """Connect outputs of a workflow to the inputs of the same name of another."""
+    return [(f"outputnode.{field}", f"inputnode.{field}") for field in fields]
+
+
+def _maps(keys: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Connect the maps of a stage to their sink."""
+    return [(f"outputnode.{key}_file", f"inputnode.{key}") for key in keys]
+
+
+def _image_gb(path: Path) -> float:
+    """Estimate the size of an image as float32 from its file: integers of two bytes, which gzip about halves."""
+    return path.stat().st_size * (4 if path.suffix == ".gz" else 2) / 1e9
+
+
+def _may_use_gpu(device: str) -> bool:
+    """Say whether the scheduler must count a stage as one for the GPU, without asking torch."""
+    return device.startswith("cuda") or (device == "auto" and Path("/dev/nvidiactl").exists())
