@@ -24,15 +24,12 @@ LOCK_SECONDS = 120
 
 BIDSIGNORE = """\
 *.html
-logs/
-**/log/
-**/figures/
+sub-*/log
+sub-*/figures
 *_dwimap.*
 *_tractogram.*
 *_response.txt
 *_qc.*
-group/
-prov/
 """
 """Files that the released BIDS schema does not know yet (BEP016, BEP046) or never will."""
 

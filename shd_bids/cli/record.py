@@ -69,7 +69,7 @@ class Record:
             level=settings.level,
             method=settings.tracking_algorithm,
             formats=settings.tractogram_format,
-            tissues=series.get("stages", {}).get("response", {}).get("tissues", ("wm",)),
+            tissues=_fitted_tissues(series),
         )
         missing = [path.name for path in paths if not path.is_file() or not path.stat().st_size]
         if missing:
@@ -154,6 +154,11 @@ def exit_code(series: Mapping[str, Mapping[str, Any]], *, n_skipped: int = 0) ->
     if not codes:
         return 0
     return codes.pop() if not n_done and len(codes) == 1 else 1
+
+
+def _fitted_tissues(series: Mapping[str, Any]) -> Sequence[str]:
+    """Return the tissues that the data could tell apart, as the response stage noted them; at least white matter."""
+    return tuple(series.get("stages", {}).get("response", {}).get("sidecar", {}).get("response", {})) or ("wm",)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,314 @@
+import gzip
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from shd_bids.bids.collect import DWIRun, collect_runs
+from shd_bids.exceptions import GradientError, InputError, NoInputError
+from shd_bids.settings import Settings
+from tests.bids_trees import (
+    SHAPE,
+    raw_dataset,
+    write_description,
+    write_dwi,
+    write_gradients,
+    write_image,
+    write_mask,
+)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return raw_dataset(tmp_path / "raw")
+
+
+def collect(root, **options):
+    return collect_runs(Settings(bids_dir=root, output_dir=root.parent / "out", **options))
+
+
+def keys(root, **options):
+    return [run.prefix for run in collect(root, **options)]
+
+
+def test_a_run_survives_json(raw):
+    write_description(raw / "derivatives" / "m", pipeline="m")
+    write_mask(raw / "derivatives" / "m", "sub-01_desc-brain_mask")
+    (run,) = collect(raw, derivatives={"m": raw / "derivatives" / "m"})
+    assert DWIRun.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_one_series_with_all_that_belongs_to_it(raw):
+    (raw / "dwi.json").write_text('{"EchoTime": 1, "Manufacturer": "x"}')
+    (raw / "sub-01" / "dwi" / "sub-01_dwi.json").write_text('{"EchoTime": 2}')
+    (run,) = collect(raw)
+    assert (run.subject, run.session, run.prefix, run.key, run.space) == ("01", None, "sub-01", "sub_01", "orig")
+    assert (run.bval.name, run.bvec.name, run.grad_b, run.mask) == ("sub-01_dwi.bval", "sub-01_dwi.bvec", None, None)
+    assert run.sidecar == {"EchoTime": 2, "Manufacturer": "x"}
+    assert run.source_uri == "bids:raw:sub-01/dwi/sub-01_dwi.nii.gz"
+    assert run.links == {"raw": raw}
+    assert (run.shape, run.shells, run.n_mask) == ((*SHAPE, 14), ((0.0, 2), (1000.0, 12)), None)
+    assert "mask will be estimated" in " ".join(run.notes)
+
+
+def test_every_source_entity_counts_and_zeros_stay(tmp_path):
+    names = ["sub-01_ses-b_acq-x_dir-AP_run-01_dwi", "sub-01_ses-b_acq-x_dir-AP_run-02_dwi", "sub-02_dwi"]
+    root = raw_dataset(tmp_path / "raw", *names)
+    assert keys(root) == [name.removesuffix("_dwi") for name in names]
+    assert collect(root)[0].entities["run"] == "01"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"participant_label": ("02",)}, ["sub-02_ses-a"]),
+        ({"session_label": ("a",)}, ["sub-01_ses-a", "sub-02_ses-a"]),
+        ({"participant_label": ("01",), "session_label": ("b",)}, ["sub-01_ses-b"]),
+    ],
+)
+def test_labels_restrict(tmp_path, options, expected):
+    root = raw_dataset(tmp_path / "raw", "sub-01_ses-a_dwi", "sub-01_ses-b_dwi", "sub-02_ses-a_dwi", "sub-021_dwi")
+    (root / "sub-021" / "dwi" / "sub-021_dwi.bval").unlink()  # broken, and not asked for
+    if "participant_label" not in options:
+        shutil.rmtree(root / "sub-021")
+    assert keys(root, **options) == expected
+
+
+def test_only_asked_subjects_are_indexed(tmp_path, monkeypatch):
+    import bids.layout.index as index
+
+    root = raw_dataset(tmp_path / "raw", "sub-01_dwi", "sub-02_dwi")
+    write_image(root / "sub-01" / "anat" / "sub-01_T1w.nii.gz", np.ones(SHAPE, np.int16))
+    seen = []
+    original = index.BIDSLayoutIndexer._index_file
+    monkeypatch.setattr(
+        index.BIDSLayoutIndexer,
+        "_index_file",
+        lambda self, path, ents: seen.append(path.name) or original(self, path, ents),
+    )
+    collect(root, participant_label=("02",))
+    assert {name for name in seen if name.startswith("sub-")} == {f"sub-02_dwi.{e}" for e in ("nii.gz", "bval", "bvec")}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"participant_label": ("01", "99")}, "99 not found"), ({"session_label": ("z",)}, "z not found")],
+)
+def test_unknown_labels_are_told_with_those_that_exist(raw, options, told):
+    with pytest.raises(NoInputError, match=told) as caught:
+        collect(raw, **options)
+    assert "it has" in str(caught.value)
+
+
+def test_nothing_at_all_is_told(tmp_path):
+    root = write_description(tmp_path / "raw")
+    with pytest.raises(NoInputError, match="no diffusion image"):
+        collect(root)
+
+
+def test_gradients_are_inherited_but_not_from_names_with_more_entities(tmp_path):
+    root = write_description(tmp_path / "raw")
+    write_dwi(root, "sub-01_dwi", gradients=False)
+    write_gradients(root / "sub-01" / "dwi" / "sub-01_acq-other_dwi")
+    with pytest.raises(InputError, match=r"no \.bval and no \.bvec"):
+        collect(root)
+    write_gradients(root / "dwi", bvalue=2000)
+    (run,) = collect(root)
+    assert run.bval == root / "dwi.bval"
+    write_gradients(root / "sub-01" / "sub-01_dwi", bvalue=3000)
+    (run,) = collect(root)
+    assert run.bvec == root / "sub-01" / "sub-01_dwi.bvec"
+
+
+def test_all_problems_of_all_series_are_told_together(tmp_path):
+    root = raw_dataset(tmp_path / "raw", "sub-01_dwi", "sub-02_dwi", "sub-03_dwi")
+    (root / "sub-01" / "dwi" / "sub-01_dwi.bval").unlink()
+    (root / "sub-02" / "dwi" / "sub-02_dwi.bvec").unlink()
+    with pytest.raises(InputError) as caught:
+        collect(root)
+    assert len(caught.value.problems) == 2
+    assert "sub-01" in caught.value.problems[0]
+    assert "sub-02" in caught.value.problems[1]
+
+
+def _wrong_count(path):
+    write_gradients(path.with_name("sub-01_dwi"), n_weighted=11)
+
+
+def _no_b0(path):
+    write_gradients(path.with_name("sub-01_dwi"), n_b0=0, n_weighted=14)
+
+
+def _nan(path):
+    write_image(path, np.full((*SHAPE, 14), np.nan, np.float32))
+
+
+def _truncated(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _truncated_inside(path):
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1000]))
+
+
+def _not_an_image(path):
+    path.write_text("hello")
+
+
+def _three_dimensions(path):
+    write_image(path, np.ones(SHAPE, np.int16))
+
+
+def _bad_text(path):
+    path.with_name("sub-01_dwi.bval").write_text("0 0 a b")
+
+
+@pytest.mark.parametrize(
+    "damage", [_wrong_count, _no_b0, _nan, _truncated, _truncated_inside, _not_an_image, _three_dimensions, _bad_text]
+)
+def test_damage_is_told_in_lines_that_name_the_series(raw, damage):
+    damage(raw / "sub-01" / "dwi" / "sub-01_dwi.nii.gz")
+    with pytest.raises(InputError) as caught:
+        collect(raw)
+    assert caught.value.exit_code == 65
+    for problem in caught.value.problems:
+        assert "sub-01_dwi" in problem
+        assert "\n" not in problem
+
+
+def test_gradient_problems_keep_their_kind_of_message(raw):
+    _no_b0(raw / "sub-01" / "dwi" / "sub-01_dwi.nii.gz")
+    with pytest.raises(InputError, match="no b=0"):
+        collect(raw)
+    assert issubclass(GradientError, InputError)
+
+
+class TestMask:
+    def test_given_wins(self, raw, tmp_path):
+        mask = write_mask(tmp_path, "sub-x_mask")
+        write_mask(raw, "sub-01_desc-brain_mask")
+        (run,) = collect(raw, mask=mask)
+        assert (run.mask, run.mask_origin, run.n_mask) == (mask, "given", 4**3)
+
+    def test_derivative_on_the_grid(self, raw, tmp_path):
+        masks = write_description(tmp_path / "masks", pipeline="bet")
+        path = write_mask(masks, "sub-01_desc-brain_mask")
+        (run,) = collect(raw, derivatives={"bet": masks})
+        assert (run.mask, run.mask_origin) == (path, "derivative")
+        assert run.mask_uri == "bids:bet:sub-01/dwi/sub-01_desc-brain_mask.nii.gz"
+        assert run.links == {"raw": raw, "bet": masks}
+
+    def test_off_grid_is_not_taken_and_told(self, raw):
+        write_mask(raw, "sub-01_desc-brain_mask", shape=(5, 6, 6))
+        (run,) = collect(raw)
+        assert run.mask is None
+        assert "not on the grid" in " ".join(run.notes)
+
+    def test_the_most_specific_one_that_fits(self, tmp_path):
+        root = raw_dataset(tmp_path / "raw", "sub-01_acq-x_run-1_dwi")
+        for name in ("sub-01", "sub-01_acq-x", "sub-01_acq-y", "sub-01_acq-x_run-2"):
+            write_mask(root, f"{name}_desc-brain_mask")
+        (run,) = collect(root)
+        assert run.mask.name == "sub-01_acq-x_desc-brain_mask.nii.gz"
+
+    def test_of_another_session_does_not_fit(self, tmp_path):
+        root = raw_dataset(tmp_path / "raw", "sub-01_ses-a_dwi")
+        write_mask(root, "sub-01_ses-b_desc-brain_mask")
+        (run,) = collect(root)
+        assert run.mask is None
+
+    def test_two_that_fit_equally_are_told(self, raw):
+        write_mask(raw, "sub-01_desc-brain_mask")
+        write_mask(raw, "sub-01_space-orig_desc-brain_mask")
+        write_mask(raw, "sub-01_res-x_desc-brain_mask")
+        with pytest.raises(InputError, match=r"2 masks apply.*--mask"):
+            collect(raw)
+
+    def test_empty_is_told(self, raw):
+        write_mask(raw, "sub-01_desc-brain_mask", value=0)
+        with pytest.raises(InputError, match="empty"):
+            collect(raw)
+
+
+class TestDerivative:
+    def test_preprocessed_replaces_raw_of_its_session(self, tmp_path):
+        root = raw_dataset(tmp_path / "raw", "sub-01_dir-AP_dwi", "sub-01_dir-PA_dwi", "sub-02_dir-AP_dwi")
+        prep = write_description(tmp_path / "prep", pipeline="prep")
+        write_dwi(prep, "sub-01_space-T1w_desc-preproc_dwi")
+        runs = collect(root, derivatives={"prep": prep})
+        assert [run.key for run in runs] == ["sub_01_space_T1w", "sub_02_dir_AP"]
+        assert runs[0].source_uri == "bids:prep:sub-01/dwi/sub-01_space-T1w_desc-preproc_dwi.nii.gz"
+        assert runs[0].spatial_reference == runs[0].source_uri
+
+    def test_qsiprep_table_in_world_axes_wins(self, tmp_path):
+        root = write_description(tmp_path / "qsiprep", pipeline="QSIPrep")
+        image = write_dwi(root, "sub-01_space-ACPC_desc-preproc_dwi")
+        with pytest.raises(InputError, match=r"\.b beside it"):
+            collect(root)
+        (run,) = collect(root, input_type="bids")
+        assert run.grad_b is None
+        rows = np.c_[np.loadtxt(image.with_name("sub-01_space-ACPC_desc-preproc_dwi.bvec")).T, np.r_[0, 0, [1000] * 12]]
+        table = image.with_name("sub-01_space-ACPC_desc-preproc_dwi.b")
+        np.savetxt(table, rows)
+        (run,) = collect(root)
+        assert (run.grad_b, run.space) == (table, "ACPC")
+
+    def test_two_images_of_one_series_are_told_with_a_filter(self, tmp_path):
+        root = write_description(tmp_path / "prep", pipeline="prep")
+        write_dwi(root, "sub-01_space-ACPC_desc-preproc_dwi")
+        write_dwi(root, "sub-01_space-T1w_desc-preproc_dwi")
+        with pytest.raises(InputError, match="2 images of one series") as caught:
+            collect(root)
+        filters = tmp_path / "filters.json"
+        filters.write_text(str(caught.value).rpartition("for example ")[2])
+        assert keys(root, bids_filter_file=filters) == ["sub-01"]
+
+
+class TestFilters:
+    @pytest.mark.parametrize(
+        ("query", "expected"),
+        [
+            ({"acquisition": "x"}, ["sub-01_acq-x"]),
+            ({"acquisition": None}, ["sub-01"]),
+            ({"acquisition": "*"}, ["sub-01_acq-x", "sub-01_acq-y"]),
+            ({"acquisition": ["x", "y"]}, ["sub-01_acq-x", "sub-01_acq-y"]),
+        ],
+    )
+    def test_values_and_special_values(self, tmp_path, query, expected):
+        root = raw_dataset(tmp_path / "raw", "sub-01_acq-x_dwi", "sub-01_acq-y_dwi", "sub-01_dwi")
+        filters = tmp_path / "filters.json"
+        filters.write_text(json.dumps({"dwi": query}))
+        assert sorted(keys(root, bids_filter_file=filters)) == expected
+
+    @pytest.mark.parametrize("text", ["{", "[1]", '{"dwi": 3}'])
+    def test_what_is_not_a_filter_is_told(self, raw, tmp_path, text):
+        filters = tmp_path / "filters.json"
+        filters.write_text(text)
+        with pytest.raises(InputError, match=r"filters\.json"):
+            collect(raw, bids_filter_file=filters)
+
+
+class TestNotDiffusion:
+    def test_few_directions_give_way_to_a_usable_series(self, tmp_path, caplog):
+        root = raw_dataset(tmp_path / "raw", "sub-01_dir-AP_dwi")
+        write_dwi(root, "sub-01_dir-PA_dwi", n_b0=6, n_weighted=0)
+        assert keys(root) == ["sub-01_dir-AP"]
+        assert "sub-01_dir-PA_dwi.nii.gz: 0 diffusion-weighted volumes" in caplog.text
+
+    def test_alone_they_are_a_problem(self, tmp_path):
+        root = write_description(tmp_path / "raw")
+        write_dwi(root, "sub-01_dwi", n_b0=2, n_weighted=4)
+        with pytest.raises(InputError, match="4 diffusion-weighted volumes"):
+            collect(root)
+
+    def test_other_files_of_the_folder_are_not_series(self, raw):
+        write_image(raw / "sub-01" / "dwi" / "sub-01_sbref.nii.gz", np.ones(SHAPE, np.int16))
+        write_dwi(raw, "sub-01_part-phase_dwi")
+        assert keys(raw) == ["sub-01"]
+
+
+def test_an_index_kept_on_disk_gives_the_same(tmp_path):
+    root = raw_dataset(tmp_path / "raw", "sub-01_dwi", "sub-02_dwi")
+    options = {"bids_database_dir": tmp_path / "index", "participant_label": ("02",)}
+    assert collect(root, **options) == collect(root, **options) == collect(root, participant_label=("02",))

@@ -1,0 +1,94 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from shd_bids.settings import BOUNDS, CHOICES, SLOPPY, Settings, values_from_toml
+
+DIRS = {"bids_dir": Path("/data"), "output_dir": Path("/out")}
+CHANGED = {
+    "participant_label": ("01", "02"),
+    "session_label": ("a",),
+    "derivatives": {"qsiprep": Path("/d e"), "masks": Path("/m")},
+    "mask": Path('/a "b"/m.nii.gz'),
+    "responses": (Path("/r/wm.txt"), Path("/r/csf.txt")),
+    "tractogram_format": ("trx", "tck"),
+    "device": "cuda:3",
+    "max_steps": 10,
+    "step_size": 0.5,
+    "peak_absolute_threshold": 0.05,
+    "mem": 3,
+    "sloppy": True,
+    "dry_run": "json",
+    "verbose": -1,
+}
+
+
+@pytest.mark.parametrize("changed", [{}, CHANGED], ids=["defaults", "changed"])
+def test_toml_and_back_is_the_same(changed):
+    settings = Settings(**DIRS, **changed)
+    assert Settings.from_toml(settings.to_toml()) == settings
+
+
+def test_hyphens_do_as_well():
+    assert values_from_toml("fod-lmax = 8") == {"fod_lmax": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("unknown = 1", "unknown setting unknown"),
+        ('nprocs = "4"', "expected int"),
+        ("nprocs = 1.5", "expected int"),
+        ("seeds = true", "expected int"),
+        ("sloppy = 1", "expected bool"),
+        ("derivatives = ['/a']", "a table of name = path"),
+        ("participant_label = '01'", "a list of text"),
+        ("nprocs = ", "Invalid value"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told(text, told):
+    with pytest.raises(ValueError, match=told):
+        values_from_toml(text)
+
+
+@pytest.mark.parametrize("name", sorted(CHOICES))
+def test_values_outside_a_list_are_refused(name):
+    value = ("bogus",) if name == "tractogram_format" else "bogus"
+    with pytest.raises(ValueError, match="found 'bogus'"):
+        Settings(**DIRS, **{name: value})
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDS))
+@pytest.mark.parametrize("end", [0, 1])
+def test_numbers_outside_their_bounds_are_refused(name, end):
+    value = BOUNDS[name][end] + (1 if end else -1)
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')}: found"):
+        Settings(**DIRS, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"fod_lmax": 7}, "even degree"),
+        ({"fit": "amortised", "weights": "none"}, "needs weights"),
+        ({"fit": "cohort"}, "--weights PATH"),
+        ({"min_length": 100.0, "max_length": 50.0}, "no streamline could pass"),
+        ({"tractogram_format": ()}, "at least one"),
+        ({"device": "gpu"}, "cuda:N"),
+    ],
+)
+def test_contradictions_are_told(changed, told):
+    with pytest.raises(ValueError, match=told):
+        Settings(**DIRS, **changed)
+
+
+def test_all_problems_are_told_together():
+    with pytest.raises(ValueError, match=r"--level.*--fod-lmax.*even"):
+        Settings(**DIRS, level="x", fod_lmax=21)
+
+
+def test_tables_name_real_fields_and_defaults_are_allowed():
+    names = {f.name for f in fields(Settings)}
+    assert set(CHOICES) | set(BOUNDS) | set(SLOPPY) <= names
+    Settings(**DIRS, **SLOPPY)
