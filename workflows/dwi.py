@@ -1,5 +1,6 @@
 """One diffusion series, from its files to its derivatives."""
 
+import math
 from pathlib import Path
 
 import nipype.pipeline.engine as pe
@@ -44,7 +45,7 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
     workflow = pe.Workflow(name=name)
     stages = [_add_response]
     stages += [_add_fod, _add_peaks, _add_tractography][: CHOICES["level"].index(settings.level)]
-    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * _image_gb(run.dwi))
+    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * _image_gb(run))
     facts = [(gradients, "facts_file")]
     workflow.add_nodes([gradients])
     for add_stage in stages:
@@ -59,7 +60,7 @@ def _add_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, fac
     keep = {"run": run, "output_dir": settings.output_dir}
     gradients = workflow.get_node("gradients")
     gradient_figures_wf = init_gradient_figures_wf(**keep)
-    response_wf = init_response_wf(responses=settings.responses, n_procs=1, mem_gb=0.5 + 2 * _image_gb(run.dwi))
+    response_wf = init_response_wf(responses=settings.responses, n_procs=1, mem_gb=0.5 + 2 * _image_gb(run))
     response_figures_wf = init_response_figures_wf(**keep, is_estimated=not settings.responses)
     keys = ("mask", *(f"{tissue}_response" for tissue in TISSUES))
     response_derivatives_wf = init_derivatives_wf(
@@ -233,9 +234,9 @@ def _maps(keys: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(f"outputnode.{key}_file", f"inputnode.{key}") for key in keys]
 
 
-def _image_gb(path: Path) -> float:
-    """Estimate the size of an image as float32 from its file: integers of two bytes, which gzip about halves."""
-    return path.stat().st_size * (4 if path.suffix == ".gz" else 2) / 1e9
+def _image_gb(run: DWIRun) -> float:
+    """Return the size of the image in memory, as float32."""
+    return math.prod(run.shape) * 4e-9
 
 
 def _may_use_gpu(device: str) -> bool:

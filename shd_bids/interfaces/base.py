@@ -182,6 +182,6 @@ def _plain(value: Any, trait: Any) -> Any:
     """Return a trait's value as plain Python: a path where it is a file, ``None`` where it is not defined."""
     if not isdefined(value):
         return None
-    if isinstance(value, list):
+    if isinstance(value, list) and trait.inner_traits:
         return [_plain(item, trait.inner_traits[0]) for item in value]
     return Path(value) if trait.is_trait_type(File) else value

@@ -1,0 +1,98 @@
+"""The graph: connected, cut where asked, and built without what only the stages need."""
+
+import subprocess
+import sys
+
+import pytest
+
+from shd_bids.settings import Settings
+from shd_bids.workflows.base import init_shd_wf, run_folder, run_name
+from tests.bids_trees import dwi_run
+from tests.helpers import assert_well_connected
+
+STAGES = {
+    "response": {"gradients", "response"},
+    "fod": {"gradients", "response", "fod"},
+    "peaks": {"gradients", "response", "fod", "peaks"},
+    "full": {"gradients", "response", "fod", "peaks", "tractography"},
+}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder = tmp_path / "raw" / "sub-01" / "dwi"
+    folder.mkdir(parents=True)
+    for name in ("sub-01_dwi.nii.gz", "sub-01_dwi.bval", "sub-01_dwi.bvec", "wm.txt"):
+        (folder / name).touch()
+    return tmp_path / "raw"
+
+
+def settings_for(dataset, **options):
+    root = dataset.parent
+    return Settings(bids_dir=dataset, output_dir=root / "out", work_dir=root / "work", **options)
+
+
+def nodes(workflow, name):
+    return [node for node in workflow.list_node_names() if node.rpartition(".")[2] == name]
+
+
+@pytest.mark.parametrize("level", STAGES)
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("fit", ["amortised", "subject"])
+def test_graph_is_connected_and_cut_at_the_level(dataset, level, given, fit):
+    responses = (dataset / "sub-01" / "dwi" / "wm.txt",) if given else ()
+    workflow = init_shd_wf([dwi_run(dataset)], settings_for(dataset, level=level, responses=responses, fit=fit))
+    (run_wf,) = workflow._graph.nodes()
+    for part in run_wf._graph.nodes():
+        if hasattr(part, "_graph"):
+            assert_well_connected(part)
+    names = {name.rpartition(".")[2] for name in workflow.list_node_names()}
+    assert names & STAGES["full"] == STAGES[level]
+    assert ("draw_training" in names) == (fit == "subject" and level != "response")
+    run_wf._create_flat_graph()  # no cycle, and every sub-workflow can be expanded
+
+
+def test_series_do_not_depend_on_one_another(dataset):
+    runs = [dwi_run(dataset), dwi_run(dataset, entities={"sub": "01", "acq": "b"})]
+    workflow = init_shd_wf(runs, settings_for(dataset))
+    assert sorted(part.name for part in workflow._graph.nodes()) == ["sub_01_acq_b_wf", "sub_01_wf"]
+    assert not workflow._graph.edges()
+    for run in runs:
+        for name in nodes(workflow, "fod"):
+            if name.startswith(f"{run_name(run)}."):
+                node = workflow.get_node(name)
+                assert node.inputs.run_dir == str(run_folder(dataset.parent / "work", run))
+                assert (node.inputs.series, node.inputs.stage) == (run.prefix, "fod")
+
+
+def test_resources_of_the_fit(dataset):
+    settings = settings_for(dataset, nprocs=8, omp_nthreads=4, mem=16.0, device="cuda:0")
+    node = init_shd_wf([dwi_run(dataset)], settings).get_node("sub_01_wf.fod_wf.fod")
+    assert (node.n_procs, node.mem_gb, node.inputs.memory_gb) == (4, 8.0, 8.0)
+    assert node.inputs.num_threads == 4
+    assert node.is_gpu_node()
+    on_cpu = settings_for(dataset, nprocs=8, omp_nthreads=4, mem=16.0, device="cpu")
+    assert not init_shd_wf([dwi_run(dataset)], on_cpu).get_node("sub_01_wf.fod_wf.fod").is_gpu_node()
+
+
+def test_settings_reach_the_stages(dataset):
+    settings = settings_for(
+        dataset, peak_max=2, select=7, fod_lmax=8, gradient_check="fix", step_size=0.7, peak_absolute_threshold=0.2
+    )
+    workflow = init_shd_wf([dwi_run(dataset)], settings)
+    assert workflow.get_node("sub_01_wf.gradients").inputs.gradient_check == "fix"
+    assert workflow.get_node("sub_01_wf.fod_wf.fod").inputs.fod_lmax == 8
+    peaks = workflow.get_node("sub_01_wf.peaks_wf.peaks").inputs
+    assert (peaks.max_peaks, peaks.absolute_threshold) == (2, 0.2)
+    tracking = workflow.get_node("sub_01_wf.tractography_wf.tractography").inputs
+    assert (tracking.select, tracking.step_size) == (7, 0.7)
+
+
+def test_building_loads_neither_torch_nor_dipy_nor_matplotlib():
+    """They cost seconds and memory in every worker, and torch in the parent breaks its children."""
+    code = (
+        "import sys, shd_bids.workflows.base, shd_bids.workflows.plugins\n"
+        "print([name for name in ('torch', 'dipy', 'matplotlib', 'bids') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
