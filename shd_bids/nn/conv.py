@@ -61,7 +61,7 @@ class SpatioSphericalConv(nn.Module):
         device = inputs[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
         inputs = tuple(x.to(dtype) for x in inputs)
-        if device == "cpu" and dtype == self.bias.dtype == torch.float32 and native.library() is not None:
+        if native.suits(*inputs, self.bias):
             parameters = (self.weightSph, self.weightSpa, self.bias)
             return native.spectral_conv(inputs, *parameters, self.basis.nside, self.basis.hemisphere, False)
         weight = mode_weights(self.weightSph, self.weightSpa, self.basis.terms).to(dtype)  # (U, D, I, O)

@@ -1,12 +1,15 @@
 """Pooling and unpooling over space and sphere.
 
-Tensors are (vertex, batch, x, y, z, channel). Pooling averages space first, then the sphere; unpooling copies in the
-opposite order.
+Tensors are (vertex, batch, x, y, z, channel). Pooling averages space and sphere; unpooling copies. Both, and their adjoints,
+are sums over a few vertices and a box of voxels, so one operation does all four.
 """
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from shd_bids.nn import native
 from shd_bids.sphere import healpix
 
 
@@ -19,38 +22,95 @@ class Pooling(nn.Module):
         Resolution of the finer grid.
     hemisphere : bool
     stride : int
-        0 leaves space alone. 2 halves it (even sizes). 1 averages neighbouring pairs, P -> P - 1: the published rule for
-        patches of odd size.
+        0 leaves space alone. 2 halves it (even sizes). 1 averages neighbouring pairs, P -> P - 1: the published rule
+        for patches of odd size.
     """
 
     child_index: Tensor  # (V_coarse, 4)
-    parent_index: Tensor  # (V,)
+    parent_index: Tensor  # (V, 1)
 
     def __init__(self, nside: int, *, hemisphere: bool, stride: int):
         super().__init__()
         self.stride = stride
-        for name, table in (("child_index", healpix.children), ("parent_index", healpix.parents)):
-            index = torch.tensor(table(nside, hemisphere_only=hemisphere))
-            self.register_buffer(name, index, persistent=False)
+        children = torch.tensor(healpix.children(nside, hemisphere_only=hemisphere))
+        parents = torch.tensor(healpix.parents(nside, hemisphere_only=hemisphere))[:, None]
+        self.register_buffer("child_index", children, persistent=False)
+        self.register_buffer("parent_index", parents, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Average (V, B, X, Y, Z, F) to (V / 4, B, X', Y', Z', F)."""
-        for dim in (2, 3, 4) if self.stride else ():
-            last = x.shape[dim] - 1
-            if self.stride == 1:
-                x = (x.narrow(dim, 0, last) + x.narrow(dim, 1, last)) / 2
-            else:
-                x = x.unflatten(dim, (-1, 2)).mean(dim + 1)
-        return x[self.child_index.flatten()].unflatten(0, (-1, 4)).mean(1)
+        down = [_pairs(size, self.stride) for size in x.shape[2:5]]
+        back = [_pair_owners(size, self.stride) for size in x.shape[2:5]]
+        factor = 1 / (4 * (8 if self.stride else 1))
+        return _BoxSum.apply(x, self.child_index, down, self.parent_index, back, factor)
 
     def unpool(self, x: Tensor) -> Tensor:
         """Copy (V / 4, B, X', Y', Z', F) to (V, B, X, Y, Z, F): each vertex its parent, each voxel its source."""
-        x = x[self.parent_index]
-        for dim in (2, 3, 4) if self.stride else ():
-            x = x.index_select(dim, self.sources(x.shape[dim], x.device))
-        return x
+        up = [_sources(size, self.stride) for size in x.shape[2:5]]
+        back = [_source_owners(size, self.stride) for size in x.shape[2:5]]
+        return _BoxSum.apply(x, self.parent_index, up, self.child_index, back, 1.0)
 
-    def sources(self, size: int, device: torch.device) -> Tensor:
-        """Give for each voxel of the finer grid the coarse voxel it copies (nearest by size, as published)."""
-        full = (size - 1) * self.stride + 2
-        return torch.arange(full, device=device) * size // full
+
+class _BoxSum(torch.autograd.Function):
+    """Sum over source vertices and boxes of voxels; backward is the same with the transposed tables."""
+
+    @staticmethod
+    def forward(ctx, x, index, ranges, index_back, ranges_back, factor):
+        ctx.tables = index_back, ranges_back, factor
+        return _box_sum(x, index, ranges, factor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _box_sum(gradient, *ctx.tables), None, None, None, None, None
+
+
+def _box_sum(x: Tensor, index: Tensor, ranges: list[Tensor], factor: float) -> Tensor:
+    if native.suits(x) and not torch.compiler.is_compiling():
+        return native.box_sum(x.contiguous(), index, ranges, factor)
+    for dim, (start, end) in zip((2, 3, 4), ranges, strict=True):
+        start, end = start.to(x.device), end.to(x.device)
+        total = x.index_select(dim, start)
+        if int((end - start).max()) == 2:  # a box is one or two voxels long
+            second = x.index_select(dim, (start + 1).clamp(max=x.shape[dim] - 1))
+            there = (end - start == 2).to(x.dtype).view(-1, *[1] * (5 - dim))
+            total = total + second * there
+        x = total
+    return x[index.flatten()].unflatten(0, (-1, index.shape[1])).sum(1) * factor
+
+
+# Tables of one axis: row 0 the first, row 1 one past the last source of each result.
+
+
+@lru_cache
+def _pairs(size: int, stride: int) -> Tensor:
+    """Voxels averaged into each coarse voxel."""
+    start = torch.arange(0, size - 1, stride) if stride else torch.arange(size)
+    return torch.stack([start, start + (2 if stride else 1)])
+
+
+@lru_cache
+def _pair_owners(size: int, stride: int) -> Tensor:
+    """Coarse voxels that each voxel goes into."""
+    return _transposed(_pairs(size, stride), size)
+
+
+@lru_cache
+def _sources(size: int, stride: int) -> Tensor:
+    """Coarse voxel that each voxel copies: nearest by size, as published."""
+    full = (size - 1) * stride + 2 if stride else size
+    source = torch.arange(full) * size // full
+    return torch.stack([source, source + 1])
+
+
+@lru_cache
+def _source_owners(size: int, stride: int) -> Tensor:
+    """Voxels that copy each coarse voxel."""
+    return _transposed(_sources(size, stride), size)
+
+
+def _transposed(table: Tensor, size: int) -> Tensor:
+    """Give for each of ``size`` sources the range of results that use it (ranges are monotonic)."""
+    source = torch.arange(size)[:, None]
+    used = (table[0] <= source) & (source < table[1])  # (size, results)
+    start = used.int().argmax(1)
+    return torch.stack([start, start + used.sum(1)])

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from shd_bids.nn.cheb import SphereBasis
 from shd_bids.nn.conv import SpatioSphericalConv
+from shd_bids.nn.norm import NormReLU, recipe_of, recomputed, rectify, remember
 from shd_bids.nn.pool import Pooling
 
 _ORDER = 5  # published kernel size on the sphere: Chebyshev terms T_0 .. T_4
@@ -141,14 +142,13 @@ class ConvNormReLU(nn.Module):
     ):
         super().__init__()
         self.conv = SpatioSphericalConv(basis, in_channels, out_channels=out_channels, spatial=spatial)
-        self.norm = nn.BatchNorm1d(out_channels) if norm == "batch" else None
+        self.norm = NormReLU(out_channels) if norm == "batch" else None
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
-        x = self.conv(*inputs)
-        if self.norm is None:
-            return x.relu_()
-        return self.norm(x.flatten(0, -2)).relu_().view_as(x)  # in place before the view: autograd then copies nothing
+        with recomputed(inputs):
+            y = self.conv(*inputs)
+        return rectify(y) if self.norm is None else self.norm(y)
 
 
 class UNet(nn.Module):
@@ -204,9 +204,12 @@ class UNet(nn.Module):
             x = pool(x)
         x = _run(self.bottom, x)
         for block, pool in zip(self.decoder, reversed(self.pools), strict=True):
-            x = _run(block, skips.pop(), pool.unpool(x))
-        x = x[:, :, : size[0], : size[1], : size[2]]
-        return self.head(x).permute(1, 5, 2, 3, 4, 0)  # (B, O, X, Y, Z, V)
+            x = _run(block, skips.pop(), _unpool(pool, x))
+        if x.shape[2:5] != size:
+            x = x[:, :, : size[0], : size[1], : size[2]]
+        with recomputed([x]):
+            x = self.head(x)
+        return x.permute(1, 5, 2, 3, 4, 0)  # (B, O, X, Y, Z, V)
 
     def _block(self, level: int, inputs: tuple[int, ...], out_channels: int) -> nn.ModuleList:
         config = self.config
@@ -257,7 +260,30 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., I) to (..., O)."""
-        return functional.linear(x, self.weightSph[..., 0], self.bias)
+        return _Pointwise.apply(x, self.weightSph[..., 0], self.bias)
+
+
+class _Pointwise(torch.autograd.Function):
+    """A linear map of channels whose weight gradient is summed vertex by vertex: one long thin product is slow."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        by_vertex = gradient.flatten(1, -2).transpose(1, 2) @ x.flatten(1, -2)  # (V, O, I)
+        return gradient @ weight, by_vertex.sum(0), gradient.flatten(0, -2).sum(0)
+
+
+def _unpool(pool: Pooling, x: Tensor) -> Tensor:
+    result = pool.unpool(x)
+    recipe = recipe_of(x)
+    remember(result, lambda: pool.unpool(recipe()))
+    return result
 
 
 def _run(block: nn.ModuleList, *inputs: Tensor) -> Tensor:

@@ -70,6 +70,38 @@ class _Layer(ctypes.Structure):
     ]
 
 
+_P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_SIGNATURES = {
+    "shd_forward": (_P, _P, _P, _P, _I, _P),
+    "shd_backward": (_P, _P, _P, _P, _P, _P, _P),
+    "shd_moments": (_L, _I, _P, _P, _P, _I, _I),
+    "shd_rectify": (_L, _I, _P, _P, _P, _P, _I, _I),
+    "shd_gradient_sums": (_L, _I, _P, _P, _P, _P, _P, _P, _P, _I, _I),
+    "shd_rectify_gradient": (_L, _I, _P, _P, _P, _P, _P, _P, _P, _I, _I),
+    "shd_box_sum": (_P, _P, _L, _L, _P, _P, _I, _I, _P, _P, ctypes.c_float, _I, _I),
+}
+
+
+def suits(*tensors: Tensor) -> bool:
+    """Say whether the kernel can take these tensors: float32 on the CPU, and a kernel there."""
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and library() is not None
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in this process instead of handing it back to the system, where the C library is glibc.
+
+    Each training step takes and frees tensors of tens to hundreds of MB; handing them back costs a page fault per 4 kB to
+    get them again, measured at more than half of a step (tests/benchmarks/README.md). Call it once in a process whose work is
+    the network.
+    """
+    try:
+        tune = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library: nothing to tune
+        return
+    for parameter, value in ((-4, 0), (-1, -1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        tune(parameter, value)
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """Load the kernel, compiling it if need be and possible; None without one."""
@@ -92,8 +124,9 @@ def _load(path: Path) -> ctypes.CDLL | None:
     if loaded.shd_version() != _VERSION:
         _log.warning("%s belongs to another version of the package and is left out; reinstall the package", path)
         return None
-    for name in ("shd_forward", "shd_backward"):
-        getattr(loaded, name).restype = None
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = None, arguments
     return loaded
 
 
@@ -196,9 +229,9 @@ def forward(
         ctypes.byref(basis),
         ctypes.byref(layer),
         _pointers(inputs),
-        ctypes.c_void_p(bias.data_ptr()),
-        ctypes.c_int(relu),
-        ctypes.c_void_p(output.data_ptr()),
+        bias.data_ptr(),
+        relu,
+        output.data_ptr(),
     )
     return output
 
@@ -224,12 +257,72 @@ def backward(
         ctypes.byref(basis),
         ctypes.byref(layer),
         _pointers(inputs),
-        ctypes.c_void_p(gradient.data_ptr()),
+        gradient.data_ptr(),
         _pointers(results),
-        ctypes.c_void_p(sph.data_ptr()),
-        None if spa is None else ctypes.c_void_p(spa.data_ptr()),
+        sph.data_ptr(),
+        None if spa is None else spa.data_ptr(),
     )
     return results, sph, spa
+
+
+def moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Give mean and biased variance, float64, of each channel of contiguous y (rows, F)."""
+    mean, variance = torch.empty(2, y.shape[1], dtype=torch.float64)
+    library().shd_moments(*y.shape, y.data_ptr(), mean.data_ptr(), variance.data_ptr(), *_how())
+    return mean, variance
+
+
+def rectify(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Give max(0, y scale + shift) for contiguous y (rows, F)."""
+    out = torch.empty_like(y)
+    library().shd_rectify(*y.shape, *(t.data_ptr() for t in (y, scale, shift, out)), *_how())
+    return out
+
+
+def gradient_sums(gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the gradient of :func:`rectify` where it is on, and that times y - centre, over rows: two (F,) float64."""
+    sums = torch.empty(2, y.shape[1], dtype=torch.float64)
+    pointers = (t.data_ptr() for t in (gradient, y, scale, shift, centre, *sums))
+    library().shd_gradient_sums(*y.shape, *pointers, *_how())
+    return sums[0], sums[1]
+
+
+def rectify_gradient(
+    gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, offset: Tensor, slope: Tensor
+) -> Tensor:
+    """Give scale times the gradient where the unit is on, less offset + slope y."""
+    out = torch.empty_like(y)
+    pointers = (t.data_ptr() for t in (gradient, y, scale, shift, offset, slope, out))
+    library().shd_rectify_gradient(*y.shape, *pointers, *_how())
+    return out
+
+
+def box_sum(x: Tensor, index: Tensor, ranges: Sequence[Tensor], factor: float) -> Tensor:
+    """Sum contiguous x (V, B, X, Y, Z, F) over source vertices, index (V', S), and boxes of voxels; times ``factor``.
+
+    ``ranges`` holds for each axis a tensor (2, X') of first and one-past-last source voxels.
+    """
+    size = [r.shape[1] for r in ranges]
+    out = x.new_empty(len(index), x.shape[1], *size, x.shape[5])
+    library().shd_box_sum(
+        x.data_ptr(),
+        out.data_ptr(),
+        len(index),
+        x.shape[1],
+        (ctypes.c_int64 * 3)(*x.shape[2:5]),
+        (ctypes.c_int64 * 3)(*size),
+        x.shape[5],
+        index.shape[1],
+        index.data_ptr(),
+        (ranges := torch.cat([r.flatten() for r in ranges])).data_ptr(),
+        factor,
+        *_how(),
+    )
+    return out
+
+
+def _how() -> tuple[int, int]:
+    return torch.get_num_threads(), library().shd_best_level()
 
 
 @torch.library.custom_op("shd_bids::spectral_conv", mutates_args=(), device_types="cpu")

@@ -119,6 +119,24 @@ struct Job {
   Barrier *barrier;
 };
 
+// Elementwise work on rows of channels.
+struct RowJob {
+  int64_t rows;
+  int channels;
+  const float *y, *gradient, *scale, *shift, *centre, *offset, *slope;
+  float *out;
+};
+
+// Sums over boxes: out[vertex][batch][x][y][z] takes vertices index[vertex][...] and voxels [start, end) along each axis.
+struct BoxJob {
+  int64_t out_vertices, batch, in_size[3], out_size[3];
+  int channels, sources;
+  const int64_t *index, *start[3], *end[3];
+  float factor;
+  const float *in;
+  float *out;
+};
+
 } // namespace
 
 #define SHD_PASS
@@ -163,13 +181,20 @@ namespace {
 struct Level {
   int width, rows;
   void (*forward)(const Job &, int), (*backward)(const Job &, int);
+  void (*moments)(const RowJob &, int64_t, int64_t, double *, double *);
+  void (*gradient_sums)(const RowJob &, int64_t, int64_t, double *, double *);
+  void (*rectify)(const RowJob &, int64_t, int64_t), (*rectify_gradient)(const RowJob &, int64_t, int64_t);
+  void (*box_sum)(const BoxJob &, int64_t, int64_t);
 };
 
+#define SHD_ENTRY(name)                                                                                                        \
+  {name::kWidth,        name::kRows,   name::forward,          name::backward, name::moments,                                  \
+   name::gradient_sums, name::rectify, name::rectify_gradient, name::box_sum}
 const Level kLevels[] = {
-    {generic::kWidth, generic::kRows, generic::forward, generic::backward},
+    SHD_ENTRY(generic),
 #if SHD_LEVELS == 3
-    {avx2::kWidth, avx2::kRows, avx2::forward, avx2::backward},
-    {avx512::kWidth, avx512::kRows, avx512::forward, avx512::backward},
+    SHD_ENTRY(avx2),
+    SHD_ENTRY(avx512),
 #endif
 };
 
@@ -202,6 +227,15 @@ void run(const Job &job, void (*work)(const Job &, int), int threads) {
   std::vector<std::thread> others;
   for (int t = 1; t < threads; ++t) others.emplace_back(work, std::cref(job), t);
   work(job, 0);
+  for (auto &other : others) other.join();
+}
+
+// Split [0, n) among threads; work(part, begin, end).
+template <class Work> void split(int64_t n, int threads, const Work &work) {
+  threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, n)));
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back([&, t] { work(t, n * t / threads, n * (t + 1) / threads); });
+  work(0, 0, n / threads);
   for (auto &other : others) other.join();
 }
 
@@ -327,6 +361,106 @@ void shd_backward(const ShdBasis *basis, const ShdLayer *layer, const float *con
           gradient_spa[(int64_t(o) * channels + i) * shells + d] +=
               sums_spa[thread * spa_size + (int64_t(d) * channels + i) * padded + o];
       }
+}
+
+// Mean and biased variance of each channel of y[rows][channels].
+void shd_moments(int64_t rows, int channels, const float *y, double *mean, double *variance, int threads, int level) {
+  RowJob job{};
+  job.rows = rows;
+  job.channels = channels;
+  job.y = y;
+  std::vector<double> parts(2 * int64_t(channels) * threads);
+  std::vector<int64_t> counts(threads);
+  split(rows, threads, [&](int part, int64_t begin, int64_t end) {
+    counts[part] = end - begin;
+    kLevels[level].moments(job, begin, end, &parts[2 * part * channels], &parts[(2 * part + 1) * channels]);
+  });
+  for (int f = 0; f < channels; ++f) {
+    double count = 0, m = 0, s = 0;
+    for (int part = 0; part < threads; ++part) {
+      if (!counts[part]) continue;
+      const double n = double(counts[part]), delta = parts[2 * part * channels + f] - m;
+      s += parts[(2 * part + 1) * channels + f] + delta * delta * count * n / (count + n);
+      m += delta * n / (count + n);
+      count += n;
+    }
+    mean[f] = m;
+    variance[f] = count ? s / count : 0;
+  }
+}
+
+// out = max(0, y scale + shift)
+void shd_rectify(int64_t rows, int channels, const float *y, const float *scale, const float *shift, float *out, int threads,
+                 int level) {
+  RowJob job{};
+  job.channels = channels;
+  job.y = y;
+  job.scale = scale;
+  job.shift = shift;
+  job.out = out;
+  split(rows, threads, [&](int, int64_t begin, int64_t end) { kLevels[level].rectify(job, begin, end); });
+}
+
+// Per channel: sum of the gradient where y scale + shift > 0, and of that times (y - centre).
+void shd_gradient_sums(int64_t rows, int channels, const float *gradient, const float *y, const float *scale,
+                       const float *shift, const float *centre, double *plain, double *weighted, int threads, int level) {
+  RowJob job{};
+  job.channels = channels;
+  job.gradient = gradient;
+  job.y = y;
+  job.scale = scale;
+  job.shift = shift;
+  job.centre = centre;
+  std::vector<double> parts(2 * int64_t(channels) * threads);
+  split(rows, threads, [&](int part, int64_t begin, int64_t end) {
+    kLevels[level].gradient_sums(job, begin, end, &parts[2 * part * channels], &parts[(2 * part + 1) * channels]);
+  });
+  for (int f = 0; f < channels; ++f) {
+    plain[f] = weighted[f] = 0;
+    for (int part = 0; part < threads; ++part) {
+      plain[f] += parts[2 * part * channels + f];
+      weighted[f] += parts[(2 * part + 1) * channels + f];
+    }
+  }
+}
+
+// out = scale gradient [y scale + shift > 0] - offset - slope y
+void shd_rectify_gradient(int64_t rows, int channels, const float *gradient, const float *y, const float *scale,
+                          const float *shift, const float *offset, const float *slope, float *out, int threads, int level) {
+  RowJob job{};
+  job.channels = channels;
+  job.gradient = gradient;
+  job.y = y;
+  job.scale = scale;
+  job.shift = shift;
+  job.offset = offset;
+  job.slope = slope;
+  job.out = out;
+  split(rows, threads, [&](int, int64_t begin, int64_t end) { kLevels[level].rectify_gradient(job, begin, end); });
+}
+
+// in[vertices][batch][in_size][channels] to out[out_vertices][batch][out_size][channels]. `ranges` holds for each axis the
+// starts, then the ends, one per output voxel along it.
+void shd_box_sum(const float *in, float *out, int64_t out_vertices, int64_t batch, const int64_t *in_size,
+                 const int64_t *out_size, int channels, int sources, const int64_t *index, const int64_t *ranges, float factor,
+                 int threads, int level) {
+  BoxJob job{};
+  job.out_vertices = out_vertices;
+  job.batch = batch;
+  job.channels = channels;
+  job.sources = sources;
+  job.index = index;
+  job.factor = factor;
+  job.in = in;
+  job.out = out;
+  for (int axis = 0; axis < 3; ++axis) {
+    job.in_size[axis] = in_size[axis];
+    job.out_size[axis] = out_size[axis];
+    job.start[axis] = ranges;
+    job.end[axis] = ranges + out_size[axis];
+    ranges += 2 * out_size[axis];
+  }
+  split(out_vertices, threads, [&](int, int64_t begin, int64_t end) { kLevels[level].box_sum(job, begin, end); });
 }
 }
 
@@ -734,6 +868,154 @@ SHD_TARGET void backward(const Job &job, int thread) {
       if (job.input_gradients[j])
         base = synthesise_planes(job, job.input_gradients[j], layer.in_channels[j], begin, end, nullptr, false, base, ticket,
                                  counter[2], tiles.get());
+  }
+}
+
+// Batch normalisation and ReLU over rows of channels, and box sums for pooling: all limited by memory, so one pass each.
+
+// Mean and sum of squared deviations of each channel over rows, in blocks that stay in cache, merged in double
+// (Chan, Golub and LeVeque 1979): exact to rounding however large the mean.
+SHD_TARGET void moments(const RowJob &job, int64_t begin, int64_t end, double *mean, double *squares) {
+  const int F = job.channels;
+  constexpr int64_t kBlock = 64;
+  const Buffer block(2 * round_up(F, 16));
+  float *m = block.get(), *s = m + round_up(F, 16);
+  double count = 0;
+  for (int f = 0; f < F; ++f) mean[f] = squares[f] = 0;
+  for (int64_t row = begin; row < end; row += kBlock) {
+    const int64_t n = std::min(kBlock, end - row);
+    const float *y = job.y + row * F, inverse = 1.0f / float(n);
+    int f = 0;
+    for (; f + kWidth <= F; f += kWidth) {
+      Vec sum = Vec{}, square = Vec{};
+      for (int64_t r = 0; r < n; ++r) sum += SHD_LOAD(y + r * F + f);
+      sum *= inverse;
+      for (int64_t r = 0; r < n; ++r) {
+        const Vec d = SHD_LOAD(y + r * F + f) - sum;
+        square += d * d;
+      }
+      SHD_STORE(m + f, sum);
+      SHD_STORE(s + f, square);
+    }
+    for (; f < F; ++f) {
+      float sum = 0, square = 0;
+      for (int64_t r = 0; r < n; ++r) sum += y[r * F + f];
+      sum *= inverse;
+      for (int64_t r = 0; r < n; ++r) square += (y[r * F + f] - sum) * (y[r * F + f] - sum);
+      m[f] = sum;
+      s[f] = square;
+    }
+    const double total = count + double(n);
+    for (int f = 0; f < F; ++f) {
+      const double delta = m[f] - mean[f];
+      mean[f] += delta * double(n) / total;
+      squares[f] += s[f] + delta * delta * count * double(n) / total;
+    }
+    count = total;
+  }
+}
+
+// out = max(0, y scale + shift)
+SHD_TARGET void rectify(const RowJob &job, int64_t begin, int64_t end) {
+  const int F = job.channels;
+  for (int64_t row = begin; row < end; ++row) {
+    const float *y = job.y + row * F;
+    float *out = job.out + row * F;
+    int f = 0;
+    for (; f + kWidth <= F; f += kWidth) {
+      const Vec value = SHD_LOAD(y + f) * SHD_LOAD(job.scale + f) + SHD_LOAD(job.shift + f);
+      SHD_STORE(out + f, value > Vec{} ? value : Vec{});
+    }
+    for (; f < F; ++f) {
+      const float value = y[f] * job.scale[f] + job.shift[f];
+      out[f] = value > 0 ? value : 0.0f;
+    }
+  }
+}
+
+// Sums over rows of the gradient where the unit is on, and of that times y - centre.
+SHD_TARGET void gradient_sums(const RowJob &job, int64_t begin, int64_t end, double *plain, double *weighted) {
+  const int F = job.channels;
+  constexpr int64_t kBlock = 64;
+  for (int f = 0; f < F; ++f) plain[f] = weighted[f] = 0;
+  for (int64_t row = begin; row < end; row += kBlock) {
+    const int64_t n = std::min(kBlock, end - row);
+    const float *y = job.y + row * F, *g = job.gradient + row * F;
+    int f = 0;
+    for (; f + kWidth <= F; f += kWidth) {
+      Vec a = Vec{}, b = Vec{};
+      const Vec scale = SHD_LOAD(job.scale + f), shift = SHD_LOAD(job.shift + f), centre = SHD_LOAD(job.centre + f);
+      for (int64_t r = 0; r < n; ++r) {
+        const Vec v = SHD_LOAD(y + r * F + f), on = v * scale + shift > Vec{} ? SHD_LOAD(g + r * F + f) : Vec{};
+        a += on;
+        b += on * (v - centre);
+      }
+      for (int l = 0; l < kWidth; ++l) {
+        plain[f + l] += a[l];
+        weighted[f + l] += b[l];
+      }
+    }
+    for (; f < F; ++f)
+      for (int64_t r = 0; r < n; ++r)
+        if (y[r * F + f] * job.scale[f] + job.shift[f] > 0) {
+          plain[f] += g[r * F + f];
+          weighted[f] += double(g[r * F + f]) * (y[r * F + f] - job.centre[f]);
+        }
+  }
+}
+
+// out = scale * gradient where on - offset - slope * y
+SHD_TARGET void rectify_gradient(const RowJob &job, int64_t begin, int64_t end) {
+  const int F = job.channels;
+  for (int64_t row = begin; row < end; ++row) {
+    const float *y = job.y + row * F, *g = job.gradient + row * F;
+    float *out = job.out + row * F;
+    int f = 0;
+    for (; f + kWidth <= F; f += kWidth) {
+      const Vec v = SHD_LOAD(y + f), scale = SHD_LOAD(job.scale + f);
+      const Vec on = v * scale + SHD_LOAD(job.shift + f) > Vec{} ? SHD_LOAD(g + f) : Vec{};
+      SHD_STORE(out + f, scale * on - SHD_LOAD(job.offset + f) - SHD_LOAD(job.slope + f) * v);
+    }
+    for (; f < F; ++f) {
+      const bool on = y[f] * job.scale[f] + job.shift[f] > 0;
+      out[f] = (on ? job.scale[f] * g[f] : 0.0f) - job.offset[f] - job.slope[f] * y[f];
+    }
+  }
+}
+
+// One output vertex at a time: factor times the sum over its source vertices and a box of source voxels.
+SHD_TARGET void box_sum(const BoxJob &job, int64_t begin, int64_t end) {
+  const int F = job.channels;
+  const int64_t *in = job.in_size, *to = job.out_size;
+  const int64_t in_vertex = job.batch * in[0] * in[1] * in[2] * F, out_vertex = job.batch * to[0] * to[1] * to[2] * F;
+  for (int64_t vertex = begin; vertex < end; ++vertex) {
+    float *out = job.out + vertex * out_vertex;
+    for (int64_t b = 0; b < job.batch; ++b)
+      for (int64_t x = 0; x < to[0]; ++x)
+        for (int64_t y = 0; y < to[1]; ++y)
+          for (int64_t z = 0; z < to[2]; ++z, out += F) {
+            int f = 0;
+            for (; f < F; f += kWidth) {
+              const int lanes = std::min(kWidth, F - f);
+              Vec sum = Vec{};
+              float rest[kWidth] = {};
+              for (int s = 0; s < job.sources; ++s)
+                for (int64_t i = job.start[0][x]; i < job.end[0][x]; ++i)
+                  for (int64_t j = job.start[1][y]; j < job.end[1][y]; ++j)
+                    for (int64_t k = job.start[2][z]; k < job.end[2][z]; ++k) {
+                      const float *source = job.in + job.index[vertex * job.sources + s] * in_vertex +
+                                            (((b * in[0] + i) * in[1] + j) * in[2] + k) * F + f;
+                      if (lanes == kWidth)
+                        sum += SHD_LOAD(source);
+                      else
+                        for (int l = 0; l < lanes; ++l) rest[l] += source[l];
+                    }
+              if (lanes == kWidth)
+                SHD_STORE(out + f, sum * job.factor);
+              else
+                for (int l = 0; l < lanes; ++l) out[f + l] = rest[l] * job.factor;
+            }
+          }
   }
 }
 

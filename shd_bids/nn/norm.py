@@ -1,0 +1,164 @@
+"""Batch normalisation and ReLU in one step, and activations that are recomputed on the way back instead of kept.
+
+Only what a convolution puts out is kept for the backward pass. What goes into the next one, max(0, scale y + shift), is
+cheap to make again from it: memory for training falls by half.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shd_bids.nn import native
+
+
+class NormReLU(nn.Module):
+    """Normalise each channel over all vertices, voxels and samples, then rectify; parameters as in ``nn.BatchNorm``.
+
+    Parameters
+    ----------
+    channels : int
+    momentum : float
+        Weight of the newest batch in the running statistics.
+    eps : float
+        Added to the variance.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Map (..., F) to the same shape."""
+        if self.training:
+            mean, variance = _moments(y)
+            self._track(mean, variance, y.numel() // y.shape[-1])
+        else:
+            mean, variance = self.running_mean, self.running_var
+        return normalise_and_rectify(y, self.weight, self.bias, mean, variance, eps=self.eps, through=self.training)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        unbiased = variance * (count / max(count - 1, 1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked += 1
+
+
+def normalise_and_rectify(
+    y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, eps: float, through: bool
+) -> Tensor:
+    r"""Compute :math:`\max(0, \gamma (y - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta)`.
+
+    ``through`` says that mean and variance are those of ``y`` itself, so that the gradient passes through them
+    (Ioffe and Szegedy 2015, algorithm 1). The result carries what :func:`recomputed` needs.
+    """
+    result = _NormReLU.apply(y, weight, bias, mean, variance, eps, through)
+    scale, shift = _affine(weight, bias, mean, variance, eps)
+    remember(result, lambda kept=y.detach(): _rectify(kept, scale, shift))
+    return result
+
+
+def rectify(y: Tensor) -> Tensor:
+    """Compute max(0, y), to be recomputed on the way back like a normalised activation."""
+    result = y.relu()
+    remember(result, lambda kept=y.detach(): kept.relu())
+    return result
+
+
+def remember(activation: Tensor, recipe: Callable[[], Tensor]) -> None:
+    """Attach to an activation how to make it again."""
+    activation.recipe = recipe
+
+
+def recipe_of(activation: Tensor) -> Callable[[], Tensor]:
+    """Give how to make an activation again; a tensor without a recipe is simply kept."""
+    kept = activation.detach()
+    return getattr(activation, "recipe", lambda: kept)
+
+
+def recomputed(activations: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """Let operations within keep, for those of these tensors that they save, the recipe in place of the values."""
+    recipes = {x.data_ptr(): x.recipe for x in activations if hasattr(x, "recipe")}
+    if not recipes or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: recipes.get(tensor.data_ptr(), tensor), lambda kept: kept() if callable(kept) else kept
+    )
+
+
+class _NormReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, weight, bias, mean, variance, eps, through):
+        ctx.through, ctx.eps = through, eps
+        ctx.save_for_backward(y, weight, bias, mean, variance)
+        return _rectify(y, *_affine(weight, bias, mean, variance, eps))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        y, weight, bias, mean, variance = ctx.saved_tensors
+        scale, shift = _affine(weight, bias, mean, variance, ctx.eps)
+        gradient = gradient.contiguous()
+        plain, weighted = _gradient_sums(gradient, y, scale, shift, mean.to(scale.dtype))
+        precision = 1 / (variance.to(plain.dtype) + ctx.eps)
+        slope, offset = torch.zeros_like(plain), torch.zeros_like(plain)
+        if ctx.through:
+            count = y.numel() // y.shape[-1]
+            slope = scale * precision * weighted / count
+            offset = scale * plain / count - slope * mean
+        result = _rectify_gradient(gradient, y, scale, shift, offset.to(scale.dtype), slope.to(scale.dtype))
+        of_weight = (weighted * precision.sqrt()).to(weight.dtype)
+        return result, of_weight, plain.to(bias.dtype), None, None, None, None
+
+
+def _affine(weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Give scale and shift of each channel, at least in float32."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    scale = weight / (variance + eps).sqrt()
+    return scale.to(dtype), (bias - scale * mean).to(dtype)
+
+
+def _rows(y: Tensor) -> Tensor:
+    return y.reshape(-1, y.shape[-1])
+
+
+def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    if native.suits(y) and not torch.compiler.is_compiling():
+        return native.moments(_rows(y.detach().contiguous()))
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    variance, mean = torch.var_mean(_rows(y.detach()).to(dtype), 0, correction=0)
+    return mean, variance
+
+
+def _rectify(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    if native.suits(y, scale) and not torch.compiler.is_compiling():
+        return native.rectify(_rows(y.contiguous()), scale.contiguous(), shift.contiguous()).view_as(y)
+    return torch.addcmul(shift, y, scale).relu_().to(y.dtype)
+
+
+def _gradient_sums(gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    if native.suits(gradient, y, scale) and not torch.compiler.is_compiling():
+        return native.gradient_sums(_rows(gradient), _rows(y.contiguous()), scale, shift, centre)
+    on = _rows(torch.where(torch.addcmul(shift, y, scale) > 0, gradient, 0))
+    dtype = scale.dtype
+    return on.sum(0, dtype=dtype), (on * (_rows(y) - centre)).sum(0, dtype=dtype)
+
+
+def _rectify_gradient(
+    gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, offset: Tensor, slope: Tensor
+) -> Tensor:
+    if native.suits(gradient, y, scale) and not torch.compiler.is_compiling():
+        return native.rectify_gradient(_rows(gradient), _rows(y.contiguous()), scale, shift, offset, slope).view_as(y)
+    on = torch.where(torch.addcmul(shift, y, scale) > 0, gradient, 0)
+    return (scale * on - offset - slope * y).to(y.dtype)
