@@ -104,7 +104,8 @@ def draw_scores(ax: Axes, scores: Sequence[tuple[str, np.ndarray, float]]) -> No
     tidy_plot(ax, y="fibre coherence")
     ax.grid(axis="x", visible=False)
     low, high = min(0.0, *values), max(0.0, *values)
-    ax.set(xlim=(-0.6, len(ranked) - 0.4), ylim=(low, high + 0.15 * ((high - low) or 1.0)))
+    spare = 0.15 * ((high - low) or 1.0)
+    ax.set(xlim=(-0.6, max(len(ranked), 12) - 0.4), ylim=(low and low - 0.3 * spare, high + spare))
     if not any(given):
         return
     rank = given.index(True)

@@ -56,7 +56,7 @@ from shd_bids.report.view import (
     world_view,
 )
 
-WINDOW = 22  # voxels along a glyph window: 22 x 22 x 3 planes stays below 2000 glyphs
+WINDOW = 20  # voxels along a glyph window: 20 x 20 x 3 planes stays below 2000 glyphs
 MAX_STREAMLINES = 4000
 MAX_SEGMENTS = 90_000
 MAX_SPHERES = 5  # shells in a row
@@ -252,8 +252,9 @@ def plot_fod(
     mask = np.asarray(mask, bool)
     view = world_view(mask.shape, affine, mask)
     cuts, numbers = view.cuts(), _mask_numbers(view, mask)
-    strength = _in_view(np.clip(np.nan_to_num(coefficients[:, 0]), 0, None), numbers)
-    windows = [_busiest_window(view, cut, slice_of(strength, cut)) for cut in cuts]
+    total = np.clip(np.nan_to_num(coefficients[:, 0]), 0, None)
+    anisotropy = _in_view(np.linalg.norm(np.nan_to_num(coefficients[:, 1:6]), axis=1), numbers)  # degree 2
+    windows = [_busiest_window(view, cut, slice_of(anisotropy, cut)) for cut in cuts]
     rows = [
         _slices_row(view, cuts, "Fibre directions: red left-right, green front-back, blue up-down"),
         Row([_box_aspect(box) for box in windows], title="fODF surfaces in the windows marked above", max_height=5.5),
@@ -261,7 +262,7 @@ def plot_fod(
     with rc_context(FONT):
         figure, axes = gallery(rows)
         grey = np.zeros(view.shape) if background is None else _grey(view.volume(background), numbers >= 0)
-        top = _percentile(strength, 99)
+        top = _percentile(total, 97)
         for ax, zoom, cut, box in zip(*axes, cuts, windows, strict=True):
             shown = slice_of(numbers, cut)
             show_slice(ax, view, cut, dec_image(coefficients, shown, top))
@@ -295,7 +296,7 @@ def plot_peaks(
     affine : array, shape (4, 4)
         Voxel to world mm.
     background : array, shape (x, y, z), optional
-        Grey image under the sticks; the sum of the amplitudes when not given.
+        Grey image under the sticks; the largest amplitude when not given.
 
     Returns
     -------
@@ -305,15 +306,15 @@ def plot_peaks(
     mask = np.asarray(mask, bool)
     view = world_view(mask.shape, affine, mask)
     cuts, numbers = view.cuts(), _mask_numbers(view, mask)
-    total = _in_view(np.nan_to_num(np.asarray(amplitudes, float)).sum(axis=1), numbers)
-    windows = [_busiest_window(view, cut, slice_of(total, cut)) for cut in cuts]
+    largest = _in_view(np.nan_to_num(np.asarray(amplitudes, float)).max(axis=1, initial=0), numbers)
+    windows = [_busiest_window(view, cut, slice_of(largest, cut)) for cut in cuts]
     rows = [
         _slices_row(view, cuts, "Peaks: red left-right, green front-back, blue up-down"),
         Row([_box_aspect(box) for box in windows], title="Peaks in the windows marked above", max_height=5.5),
     ]
     with rc_context(FONT):
         figure, axes = gallery(rows)
-        grey = _grey(total if background is None else view.volume(background), numbers >= 0)
+        grey = _grey(largest if background is None else view.volume(background), numbers >= 0)
         scale = _percentile(np.asarray(amplitudes), 95)
         for ax, zoom, cut, box in zip(*axes, cuts, windows, strict=True):
             shown = slice_of(numbers, cut)

@@ -66,14 +66,15 @@ def draw_glyphs(ax: Axes, view: WorldView, cut: Cut, coefficients: np.ndarray, r
     amplitudes = _amplitudes(coefficients, chosen, points).astype(np.float32)
     largest = amplitudes.max(axis=1)
     unit = float(np.percentile(largest, 85)) or 1.0
-    radius = 0.55 * _pitch(view, plane) * amplitudes / unit / np.maximum(largest / unit / 1.25, 1)[:, None]
+    radius = 0.62 * _pitch(view, plane) * amplitudes / unit / np.maximum(largest / unit / 1.25, 1)[:, None]
 
     seen = view.directions(points)[:, [plane.right, plane.up, plane.axis]].astype(np.float32)
     seen[:, 2] *= plane.towards_viewer
     corners = (radius[..., None] * seen)[:, faces]  # (glyphs, faces, 3 corners, 3)
     normals = np.cross(corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0])
     length = np.linalg.norm(normals, axis=2)
-    glyph, face = np.nonzero((normals[..., 2] > 0) & (length > 1e-5 * max(float(radius.max()), TINY) ** 2))
+    smallest = (0.02 * _pitch(view, plane)) ** 2  # such a face covers a sixth of a pixel
+    glyph, face = np.nonzero((normals[..., 2] > 0) & (length > smallest))
     near_last = np.argsort(corners[glyph, face, :, 2].mean(axis=1), kind="stable")
     glyph, face = glyph[near_last], face[near_last]
     light = 0.4 + 0.6 * normals[glyph, face, 2] / length[glyph, face]
