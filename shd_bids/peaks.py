@@ -26,6 +26,7 @@ MERGE_ANGLE = 1.0
 
 _NEWTON_STEPS = 12  # the first three or four suffice nearly everywhere; the rest serve flat ridges
 _STEP_TOLERANCE = 1e-4  # radians (0.006 degrees); convergence is quadratic, so the remaining error is far smaller
+_CELL_REACH = math.radians(6.0)  # covering radius of the grid, 2.7 degrees, and room for the first quadratic model
 _STEP_LIMIT = math.radians(2.5)  # keeps an ascent within the cell that started it until it is convex
 _VOXELS_PER_CHUNK = 2048  # the sampled chunk (12 MB) stays near the cache while its neighbours are compared
 _VOXELS_PER_DEVICE_CHUNK = 65536  # 400 MB sampled
@@ -259,8 +260,8 @@ class _PeakSearch:
         n = len(coefficients)
         columns = coefficients.detach().to(self.device, torch.float32).T.contiguous()  # (C, n)
         columns = torch.where(columns.isfinite().all(0), columns, 0.0)
-        voxel, vertex = self._candidates(columns, relative_threshold, absolute_threshold)
-        directions, amplitudes, is_maximum = self._ascend(columns, voxel, self.axes[vertex])
+        voxel, vertex, is_top = self._candidates(columns, relative_threshold, absolute_threshold)
+        directions, amplitudes, is_maximum = self._ascend(columns, voxel, self.axes[vertex], is_top)
         keep = is_maximum & (amplitudes > absolute_threshold)
         voxel, directions, amplitudes = voxel[keep], directions[keep], amplitudes[keep]
         table = _pad_by_voxel(voxel, directions, amplitudes, n)
@@ -268,25 +269,32 @@ class _PeakSearch:
 
     def _candidates(
         self, columns: torch.Tensor, relative_threshold: float, absolute_threshold: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return voxel and grid index of every sample above its neighbours and not hopelessly below a threshold."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return voxel and grid index of every possible start, and whether the sample is above all its neighbours.
+
+        A sample below a single neighbour counts too: beside a larger lobe the rise can begin within one cell of a
+        small maximum. Samples hopelessly below a threshold do not count.
+        """
         samples = self.basis @ columns  # (V, n)
         floor = _GRID_SLACK * torch.clamp(relative_threshold * samples.amax(0), min=absolute_threshold)
-        is_candidate = samples > floor
+        n_higher = torch.zeros(samples.shape, dtype=torch.int8, device=samples.device)
         for k in range(self.neighbours.shape[1]):
-            is_candidate &= samples >= samples[self.neighbours[:, k]]
-        vertex, voxel = is_candidate.nonzero(as_tuple=True)
-        return voxel, vertex
+            n_higher += samples[self.neighbours[:, k]] > samples
+        vertex, voxel = ((samples > floor) & (n_higher < 2)).nonzero(as_tuple=True)
+        return voxel, vertex, n_higher[vertex, voxel] == 0
 
     def _ascend(
-        self, columns: torch.Tensor, voxel: torch.Tensor, start: torch.Tensor
+        self, columns: torch.Tensor, voxel: torch.Tensor, start: torch.Tensor, is_top: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Climb from each start to its maximum; return directions (m, 3), amplitudes (m,) and whether it is one."""
+        """Climb from each start to its maximum; return directions (m, 3), amplitudes (m,) and whether it is one.
+
+        A start that is not ``is_top`` goes on only when its first step points to a maximum within reach of its cell.
+        """
         directions = start.clone()
         amplitudes = torch.zeros(len(start), device=self.device)
         is_maximum = torch.zeros(len(start), dtype=torch.bool, device=self.device)
         active = torch.arange(len(start), device=self.device)
-        for _ in range(_NEWTON_STEPS):
+        for iteration in range(_NEWTON_STEPS):
             if not len(active):
                 break
             points = directions[active]
@@ -297,7 +305,10 @@ class _PeakSearch:
             is_there = length < _STEP_TOLERANCE
             amplitudes[active] = value
             is_maximum[active] = is_there & is_concave
-            active = active[~is_there]
+            goes_on = ~is_there
+            if iteration == 0:
+                goes_on &= is_top | (is_concave & (length < _CELL_REACH))
+            active = active[goes_on]
         return directions, amplitudes, is_maximum
 
     def _newton_step(

@@ -33,6 +33,7 @@ REFERENCE_SHARE = 0.1
 
 _TABLE_BYTES = 1.6e9  # amplitudes of the bounding box, float64 because dipy reads no other
 _DIRECTIONS = (250, 750)  # 9 to 5 degrees apart, over a hemisphere
+_PTT_DIRECTIONS = 250  # PTT looks for the nearest direction hundreds of times a step, and steps along a smooth curve
 _BUFFER_BYTES = 2e8  # dipy reserves the longest possible streamline for every seed of a batch
 _VOXELS_PER_CHUNK = 16384
 
@@ -149,7 +150,8 @@ def track(
         stop_amplitude = REFERENCE_SHARE * reference_amplitude(coefficients[seeded])
 
     rng = np.random.default_rng(random_seed)
-    space = _AmplitudeField(coefficients, mask, affine, stop_amplitude)
+    most_directions = _PTT_DIRECTIONS if algorithm == "ptt" else _DIRECTIONS[1]
+    space = _AmplitudeField(coefficients, mask, affine, stop_amplitude, most_directions)
     places, directions = _seeds(coefficients[seeded], seed_mask, affine, seeds_per_voxel, stop_amplitude, rng)
     parameters = generate_tracking_parameters(
         algorithm,
@@ -161,11 +163,11 @@ def track(
         # dipy's trackers read this as a share of the largest amplitude, its PTT as an amplitude
         pmf_threshold=stop_amplitude if algorithm == "ptt" else 0.1,
         probe_length=2 * step_size,
-        probe_quality=4,
+        probe_quality=3,
         random_seed=int(rng.integers(2**19, 2**20)),  # times a place in the box this stays below 2^32
     )
     streamlines, n_seeds, n_generated, n_out_of_box = ArraySequence(), 0, 0, 0
-    for batch in _batches(len(places), max_length / step_size):
+    for batch in _batches(len(places), max_length / step_size, select or len(places)):
         raw = list(
             generate_tractogram(
                 places[batch],
@@ -312,11 +314,18 @@ def _write_trx(path: Path, streamlines: ArraySequence, affine: np.ndarray, shape
 class _AmplitudeField:
     """What dipy tracks in: amplitudes on a box around the mask, where to stop, and the affine of the box."""
 
-    def __init__(self, coefficients: np.ndarray, mask: np.ndarray, affine: np.ndarray, stop_amplitude: float) -> None:
+    def __init__(
+        self,
+        coefficients: np.ndarray,
+        mask: np.ndarray,
+        affine: np.ndarray,
+        stop_amplitude: float,
+        most_directions: int,
+    ) -> None:
         corners = np.argwhere(mask)
         low = corners.min(axis=0) - 1  # one voxel more all around: what lies beyond the image then reads as zero
         shape = corners.max(axis=0) + 2 - low
-        n_directions = int(np.clip(_TABLE_BYTES / (8 * shape.prod()), *_DIRECTIONS))
+        n_directions = int(np.clip(_TABLE_BYTES / (8 * shape.prod()), _DIRECTIONS[0], most_directions))
         vertices = _even_axes(n_directions)
         basis = sh_basis(vertices @ _voxel_frame(affine)[1].T, l_max_of(coefficients.shape[1])).astype(np.float32)
         table = np.zeros((*shape, n_directions))
@@ -375,9 +384,14 @@ def _seeds(
     return nib.affines.apply_affine(affine, places), along_axes
 
 
-def _batches(n_seeds: int, n_points: float) -> Iterator[slice]:
-    """Yield slices of the seeds, each as large as its buffer of twice ``n_points`` points a seed allows."""
-    size = int(np.clip(_BUFFER_BYTES / (2 * 3 * 8 * n_points), 100, 10_000))
+def _batches(n_seeds: int, n_points: float, wanted: int) -> Iterator[slice]:
+    """Yield slices of the seeds.
+
+    A batch is as large as its buffer of twice ``n_points`` points a seed allows, and not much larger than the
+    streamlines ``wanted`` need, because a batch is tracked to its end.
+    """
+    largest = int(np.clip(_BUFFER_BYTES / (2 * 3 * 8 * n_points), 100, 10_000))
+    size = min(largest, max(wanted // 4, 100))
     for start in range(0, n_seeds, size):
         yield slice(start, start + size)
 
