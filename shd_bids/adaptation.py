@@ -39,7 +39,7 @@ _RATE_FROM_WEIGHTS, _RATE_FROM_SCRATCH = 3e-4, 3e-3
 _STEPS_FROM_WEIGHTS, _STEPS_FROM_SCRATCH = 60, 400
 _WATCHED_CROPS = 4
 _SCRATCH_CHANNELS = (16, 32, 32, 32)
-_SCRATCH_L_MAX = 18
+_L_MAX_OF_NSIDE = {8: 18, 4: 8, 2: 4}  # about two vertices for each SH coefficient
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +93,8 @@ def adapt(
         When the loss stops being finite.
     """
     torch.manual_seed(seed)
-    config = weights.config if weights else UNetConfig(len(CHANNELS), 3, channels=_SCRATCH_CHANNELS)
-    l_max = weights.l_max if weights else _SCRATCH_L_MAX
+    config = weights.config if weights else scratch_network()
+    l_max = weights.l_max if weights else _L_MAX_OF_NSIDE[config.nside]
     net = (weights.network() if weights else UNet(config)).to(device)
     n_steps = max_steps if max_steps is not None else _STEPS_FROM_WEIGHTS if weights else _STEPS_FROM_SCRATCH
     rate = _RATE_FROM_WEIGHTS if weights else _RATE_FROM_SCRATCH
@@ -151,6 +151,11 @@ def adapt(
         "history": history,
     }
     return Adapted(network=net.eval(), l_max=l_max, improved=improved, facts=facts)
+
+
+def scratch_network() -> UNetConfig:
+    """Return the configuration of a network that is trained on one subject alone."""
+    return UNetConfig(len(CHANNELS), 3, channels=_SCRATCH_CHANNELS)
 
 
 class _Problem:

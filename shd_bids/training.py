@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 TISSUES = ("wm", "gm", "csf")
 """Output channels of the network."""
 
+CHECKPOINT_EVERY = 50
+"""Steps between checkpoints."""
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -69,10 +72,8 @@ class TrainingConfig:
         Last part of the training in which batch normalisation keeps its averages.
     sharpness : float
         Concentration kappa of the lobe ``exp(-kappa sin^2)`` that stands for a fibre in the truth.
-    reuse : int
-        How often a simulated crop is shown.
-    pool : int
-        Crops held in memory, from which a step draws.
+    pool, reuse : int
+        Crops held in memory at a time, and how often each is shown; ``batch`` must divide ``pool``.
     seed : int
     """
 
@@ -101,6 +102,10 @@ class TrainingConfig:
         if "channels" in values:
             values["channels"] = tuple(values["channels"])
         return cls(**values, loss=loss)
+
+    def __post_init__(self) -> None:
+        if self.pool % self.batch:
+            raise TrainingError(f"pool is {self.pool}, expected a multiple of batch, {self.batch}")
 
     def network(self) -> UNetConfig:
         """Return the configuration of the network."""
@@ -212,25 +217,28 @@ class _Cases(IterableDataset):
 
 
 def batches(config: TrainingConfig, *, start: int, n_workers: int) -> Iterator[list[Case]]:
-    """Yield the crops of each step, drawn from a pool in which every crop is shown ``reuse`` times."""
+    """Yield the crops of each step; every crop is shown ``reuse`` times, spread over the steps of a pool's length.
+
+    Crops come in blocks of ``pool``; a block is shown in ``reuse`` rounds, each in another order. Which crops a step gets
+    depends on the configuration and the step alone, so a run that goes on sees what it would have seen.
+    """
+    per_block = config.pool * config.reuse // config.batch
+    block = start // per_block
     loader = DataLoader(
-        _Cases(config, start * config.batch // config.reuse),
+        _Cases(config, block * config.pool),
         batch_size=None,
         num_workers=n_workers,
         prefetch_factor=4 if n_workers else None,
         multiprocessing_context="forkserver" if n_workers else None,
     )
-    source = iter(loader)
-    rng = np.random.default_rng((config.seed, start, 7))
-    pool: list[list] = []
+    source, skip = iter(loader), start % per_block
     while True:
-        while len(pool) < min(config.pool, 4 * config.batch) or (len(pool) < config.pool and rng.random() < 0.9):
-            pool.append([next(source), config.reuse])
-        chosen = rng.choice(len(pool), size=config.batch, replace=False)
-        yield [pool[i][0] for i in chosen]
-        for i in chosen:
-            pool[i][1] -= 1
-        pool = [entry for entry in pool if entry[1] > 0]
+        cases = [next(source) for _ in range(config.pool)]
+        rng = np.random.default_rng((config.seed, block, 7))
+        order = np.concatenate([rng.permutation(config.pool) for _ in range(config.reuse)])
+        for step in range(skip, per_block):
+            yield [cases[i] for i in order[step * config.batch : (step + 1) * config.batch]]
+        block, skip = block + 1, 0
 
 
 def interpret(output: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,7 +260,7 @@ def loss_terms(output: Tensor, cases: list[Case], config: TrainingConfig, *, dev
         truth = torch.stack([c.fractions for c in cases]).to(device)
         terms["fractions"] = losses.fraction_error(fractions, truth, mask)
     if weights.reconstruction:
-        terms["reconstruction"] = _reconstruction(amplitudes, fractions, cases, mask, config.l_max)
+        terms["reconstruction"] = _reconstruction(amplitudes, fractions, cases, mask, config)
     if weights.negativity or weights.sparsity:
         fine = _between(amplitudes, config)
         terms["negativity"] = losses.negativity(fine, mask)
@@ -269,9 +277,9 @@ def _between(amplitudes: Tensor, config: TrainingConfig) -> Tensor:
     return amplitudes @ finer.T
 
 
-def _reconstruction(amplitudes: Tensor, fractions: Tensor, cases: list[Case], mask: Tensor, l_max: int) -> Tensor:
+def _reconstruction(amplitudes: Tensor, fractions: Tensor, cases: list[Case], mask: Tensor, config: TrainingConfig) -> Tensor:
     """Evaluate the misfit of the signal, crop by crop, as each has its own operator; b=0 is matched as in the paper."""
-    to_sh = torch.as_tensor(sh_inverse(hemisphere(8 if amplitudes.shape[-1] == 384 else 4), l_max)).to(amplitudes)
+    to_sh = torch.as_tensor(sh_inverse(hemisphere(config.nside), config.l_max)).to(amplitudes)
     total = amplitudes.new_zeros(())
     for i, case in enumerate(cases):
         matrix, measured = case.matrix.to(amplitudes), case.signal.to(amplitudes)
@@ -347,11 +355,12 @@ def train(
                 raise TrainingError(f"the loss was not finite in three steps up to {step}; lower learning_rate")
             if finite:
                 optimiser.step()
-            record = {"step": step, "lr": rate, "loss": float(total), **{k: float(v) for k, v in terms.items()}}
+            record = {"step": step, "lr": rate, "loss": float(total.detach())}
+            record |= {name: float(value.detach()) for name, value in terms.items()}
             log.write(json.dumps(record | {"seconds": round(time.monotonic() - began, 1)}) + "\n")
             log.flush()
             late = time.monotonic() - began > 60 * minutes
-            if step % 50 == 49 or late:
+            if (step + 1) % CHECKPOINT_EVERY == 0 or late:
                 _save_checkpoint(checkpoint, net, optimiser, step + 1)
             if late:
                 return None

@@ -1,0 +1,156 @@
+"""Whole-volume inference and adaptation: exact identities, refusals, and that held-out signal never gets worse."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from shd_bids import simulation
+from shd_bids.adaptation import adapt
+from shd_bids.conditioning import CHANNELS, estimate_noise
+from shd_bids.exceptions import DeviceError, WeightsError
+from shd_bids.inference import choose_device, domain_warnings, fit_fod
+from shd_bids.model import forward_model
+from shd_bids.nn.unet import UNet, UNetConfig
+from shd_bids.response import Response, Responses
+from shd_bids.weights import Weights
+
+
+@pytest.fixture(scope="module")
+def weights():
+    torch.manual_seed(0)
+    config = UNetConfig(len(CHANNELS), 3, nside=2, channels=(4, 4))
+    net = UNet(config)
+    return Weights(config=config, state=net.state_dict(), l_max=4, sha256="0" * 64, name="tiny", training={})
+
+
+@pytest.fixture(scope="module")
+def scene():
+    rng = np.random.default_rng(0)
+    phantom = simulation.crossing_phantom(rng, size=10, angles=(70.0,))
+    gradients = simulation.make_gradients(rng, {1000.0: 20, 2500.0: 30}, n_b0=3)
+    micro = simulation.draw_microstructure(rng, len(phantom.bundles))
+    signal = 500 * simulation.add_noise(simulation.noiseless_signal(phantom, micro, gradients), 1 / 30, rng)
+    true = simulation.true_responses(micro, gradients)
+    responses = Responses(*(Response(t.tissue, t.bvalues, 500 * t.coefficients) for t in true.tissues))
+    mask = np.ones(phantom.gm.shape, dtype=bool)
+    mask[:, :, 0] = False
+    return signal, mask, gradients, responses
+
+
+def test_predicted_b0_is_the_measured_one(scene, weights):
+    signal, mask, gradients, responses = scene
+    result = fit_fod(*scene, weights=weights, device="cpu")
+    matrix = forward_model(gradients, responses, l_max=4).matrix.numpy()
+    coefficients = np.concatenate([result.wm, result.gm[:, None], result.csf[:, None]], axis=1)
+    predicted = coefficients @ matrix[gradients.b0_indices].T
+    measured = signal[mask][:, gradients.b0_indices].mean(axis=1)
+    np.testing.assert_allclose(predicted, np.repeat(measured[:, None], 3, axis=1), rtol=1e-4)
+
+
+def test_fractions_are_shares_and_one_row_stands_for_each_voxel(scene, weights):
+    result = fit_fod(*scene, weights=weights, device="cpu")
+    assert len(result.wm) == len(result.gm) == len(result.r_squared) == scene[1].sum()
+    np.testing.assert_allclose(result.fractions.sum(axis=1), 1.0, atol=1e-5)
+    assert result.wm.dtype == np.float32 and np.isfinite(result.wm).all()
+
+
+def test_the_unit_of_the_signal_does_not_matter(scene, weights):
+    signal, mask, gradients, responses = scene
+    larger = Responses(*(Response(t.tissue, t.bvalues, 8 * t.coefficients) for t in responses.tissues))
+    plain = fit_fod(*scene, weights=weights, device="cpu")
+    scaled = fit_fod(8 * signal, mask, gradients, larger, weights=weights, device="cpu")
+    np.testing.assert_allclose(scaled.wm, plain.wm, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(scaled.residual_std, 8 * plain.residual_std, rtol=1e-3)
+
+
+def test_little_memory_gives_the_same_result(scene, weights):
+    whole = fit_fod(*scene, weights=weights, device="cpu", memory_gb=8.0)
+    tiled = fit_fod(*scene, weights=weights, device="cpu", memory_gb=0.002)
+    np.testing.assert_allclose(tiled.wm, whole.wm, rtol=1e-4, atol=1e-5)
+
+
+def test_residual_of_a_shell_is_that_of_its_volumes(scene, weights):
+    signal, mask, gradients, responses = scene
+    result = fit_fod(*scene, weights=weights, device="cpu")
+    matrix = forward_model(gradients, responses, l_max=4).matrix.numpy()
+    coefficients = np.concatenate([result.wm, result.gm[:, None], result.csf[:, None]], axis=1)
+    error = signal[mask] - coefficients @ matrix.T
+    shell = gradients.shells[1]
+    expected = np.median(np.sqrt((error[:, shell.indices] ** 2).mean(axis=1)))
+    assert result.shell_residuals[shell.bvalue] == pytest.approx(expected, rel=1e-3)
+    np.testing.assert_allclose(result.residual_std, np.sqrt((error**2).mean(axis=1)), rtol=1e-3)
+
+
+def test_amortised_without_weights_is_refused(scene):
+    with pytest.raises(WeightsError, match="--fit amortised applies trained weights, but none were given"):
+        fit_fod(*scene, weights=None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_absent_cuda_is_an_error_unless_auto():
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(DeviceError, match="'cuda:1' was asked for, found 0 CUDA devices"):
+        choose_device("cuda:1")
+
+
+def test_acquisitions_outside_the_training_are_named():
+    rng = np.random.default_rng(0)
+    inside = simulation.make_gradients(rng, {1000.0: 30, 3000.0: 60}, n_b0=2)
+    assert domain_warnings(inside, snr=30) == []
+    few = simulation.make_gradients(rng, {1000.0: 12}, n_b0=1)
+    assert any("at most 12 directions" in w for w in domain_warnings(few, snr=30))
+    low = simulation.make_gradients(rng, {200.0: 30}, n_b0=1)
+    assert any("[200] lie outside the trained range 500 to 13000" in w for w in domain_warnings(low, snr=30))
+    assert any("signal-to-noise ratio 3" in w for w in domain_warnings(inside, snr=3))
+
+
+def run_adaptation(scene, weights, **options):
+    signal, mask, gradients, responses = scene
+    voxels = signal[mask].astype(np.float32)
+    defaults = {
+        "sigma": estimate_noise(voxels, gradients), "weights": weights, "device": torch.device("cpu"),
+        "lambda_tv": 0.5, "max_steps": 20, "seed": 1, "checkpoint": None, "progress": lambda stage, share: None,
+    }  # fmt: skip
+    return adapt(voxels, mask, gradients, responses, **(defaults | options))
+
+
+def test_adaptation_improves_what_the_network_never_saw(scene, weights):
+    adapted = run_adaptation(scene, weights)
+    assert adapted.improved
+    assert adapted.facts["held_out_after"] < adapted.facts["held_out_before"]
+    assert all(np.isfinite(r["loss"]) for r in adapted.facts["history"] if "loss" in r)
+
+
+def test_a_harmful_adaptation_is_not_kept(scene, weights, monkeypatch):
+    monkeypatch.setattr("shd_bids.adaptation._RATE_FROM_WEIGHTS", 30.0)
+    adapted = run_adaptation(scene, weights, max_steps=10)
+    assert not adapted.improved
+    for name, value in adapted.network.state_dict().items():
+        torch.testing.assert_close(value, weights.state[name], rtol=0, atol=0)
+
+
+def test_an_interrupted_adaptation_goes_on_to_the_same_network(scene, weights, tmp_path):
+    whole = run_adaptation(scene, weights)
+
+    def stop(stage, share):
+        if share == 0.6:
+            raise KeyboardInterrupt
+
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run_adaptation(scene, weights, checkpoint=checkpoint, progress=stop)
+    assert checkpoint.exists()
+    parts = run_adaptation(scene, weights, checkpoint=checkpoint)
+    assert parts.facts["history"] == whole.facts["history"]
+    for name, value in whole.network.state_dict().items():
+        torch.testing.assert_close(parts.network.state_dict()[name], value, rtol=0, atol=0)
+    assert not checkpoint.exists()
+
+
+def test_adaptation_from_nothing_learns_the_fibre_directions(scene, monkeypatch):
+    monkeypatch.setattr("shd_bids.adaptation.scratch_network", lambda: replace(UNetConfig(len(CHANNELS), 3), nside=2, channels=(8, 8)))
+    adapted = run_adaptation(scene, None, max_steps=30)
+    held = [r["held_out"] for r in adapted.facts["history"] if "held_out" in r]
+    assert adapted.improved and min(held) < 0.3 * held[0]

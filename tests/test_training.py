@@ -1,0 +1,92 @@
+"""Training: seeds fix the cases, the loss falls, a stopped run goes on to the same numbers."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from shd_bids import training
+from shd_bids.exceptions import TrainingError
+from shd_bids.sphere.harmonics import sh_inverse
+from shd_bids.sphere.healpix import hemisphere
+from shd_bids.training import LossWeights, TrainingConfig, draw_case, true_density
+from shd_bids.weights import load_weights
+
+CONFIG = TrainingConfig(nside=2, channels=(8, 8), l_max=4, size=6, batch=2, steps=6, pool=4, sharpness=4.0, seed=3)
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_seed_fixes_a_case():
+    one, again, other = (draw_case((1, n), CONFIG) for n in (0, 0, 1))
+    torch.testing.assert_close(one.channels, again.channels, rtol=0, atol=0)
+    assert not torch.equal(one.density, other.density)
+
+
+def test_true_density_integrates_to_the_white_matter(rng):
+    phantom = training.simulation.random_phantom(rng, 6)
+    density = true_density(phantom, nside=8, sharpness=20.0)
+    np.testing.assert_allclose(4 * np.pi * density.mean(axis=-1), phantom.wm, atol=0.01)
+
+
+def test_true_density_is_kept_by_the_harmonics_of_the_network(rng):
+    phantom = training.simulation.random_phantom(rng, 6)
+    default = TrainingConfig()
+    density = true_density(phantom, nside=default.nside, sharpness=default.sharpness).reshape(-1, 384)
+    coefficients = density @ sh_inverse(hemisphere(default.nside), default.l_max).T
+    np.testing.assert_allclose(coefficients[:, 0] * np.sqrt(4 * np.pi), phantom.wm.reshape(-1), atol=0.02)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    whole = training.train(CONFIG, tmp_path / "whole", device="cpu", n_workers=0)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(training, "learning_rate", stop_at(4, training.learning_rate))
+    with pytest.raises(KeyboardInterrupt):
+        training.train(CONFIG, tmp_path / "parts", device="cpu", n_workers=0)
+    monkeypatch.undo()
+    parts = training.train(CONFIG, tmp_path / "parts", device="cpu", n_workers=0)
+    for name, value in load_weights(whole).state.items():
+        torch.testing.assert_close(load_weights(parts).state[name], value, rtol=0, atol=0)
+
+
+def stop_at(step, rate):
+    """Return ``rate`` until it is asked for ``step``; then act as the user pressing control-C."""
+
+    def wrapped(now, config):
+        if now == step:
+            raise KeyboardInterrupt
+        return rate(now, config)
+
+    return wrapped
+
+
+def test_every_term_trains_and_the_loss_falls(tmp_path):
+    loss = LossWeights(reconstruction=1.0, negativity=0.1, sparsity=5e-5, smoothness=0.5)
+    config = replace(CONFIG, steps=40, learning_rate=1e-2, loss=loss)
+    training.train(config, tmp_path, device="cpu", n_workers=0)
+    records = log(tmp_path)
+    assert set(records[0]) >= {"fibre_density", "fractions", "reconstruction", "negativity", "sparsity", "smoothness"}
+    losses = [r["loss"] for r in records]
+    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
+
+
+def test_learning_rate_rises_falls_and_scales_with_the_budget():
+    rates = [training.learning_rate(s, replace(CONFIG, steps=100)) for s in range(100)]
+    longer = [training.learning_rate(s, replace(CONFIG, steps=1000)) for s in range(1000)]
+    assert max(rates) == pytest.approx(CONFIG.learning_rate) and rates[0] < rates[2] and rates[-1] < 0.01 * max(rates)
+    assert rates[50] == pytest.approx(longer[500], rel=0.02)
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(TrainingError, match=r"\['stepz'\]; known: "):
+        TrainingConfig.from_toml("stepz = 3")
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.losses, "fraction_error", lambda found, *_: found.sum() * torch.nan)
+    with pytest.raises(TrainingError, match="not finite in three steps up to 2; lower learning_rate"):
+        training.train(CONFIG, tmp_path, device="cpu", n_workers=0)
