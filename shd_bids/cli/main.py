@@ -84,14 +84,9 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
         plan = make_plan(runs, settings, device=device, is_done=is_done)
         print(json.dumps(plan, indent=2) if settings.dry_run == "json" else format_plan(plan))
         return 0
-    logger.info("shd_bids %s: %d series on %s", __version__, len(runs), device)
-    for run in runs:
-        shells = ", ".join(f"b={bvalue:.0f}: {count}" for bvalue, count in run.shells)
-        logger.info("%s: %s%s", run.prefix, shells, "; done by an earlier call, skipped" if is_done[run.key] else "")
-        for note in () if is_done[run.key] else run.notes:
-            logger.warning("%s: %s", run.prefix, note)
     waiting = [run for run in runs if not is_done[run.key]]
     if not waiting:
+        _introduce(runs, is_done, device)
         return 0
     require_writable(settings, create=True)
     record = Record(settings=settings, command=provenance.command_line(argv), runs=waiting)
@@ -104,7 +99,18 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
             "inputs": inputs[run.key],
         }
     with log_file(settings.work_dir / f"{record.uuid}.log") as path:
+        _introduce(runs, is_done, device)
         return _process(record, path, earlier=earlier)
+
+
+def _introduce(runs: Sequence["DWIRun"], is_done: Mapping[str, bool], device: str) -> None:
+    """Tell what was found, before it takes long."""
+    logger.info("shd_bids %s: %d series on %s", __version__, len(runs), device)
+    for run in runs:
+        shells = ", ".join(f"b={bvalue:.0f}: {count}" for bvalue, count in run.shells)
+        logger.info("%s: %s%s", run.prefix, shells, "; done by an earlier call, skipped" if is_done[run.key] else "")
+        for note in () if is_done[run.key] else run.notes:
+            logger.warning("%s: %s", run.prefix, note)
 
 
 def _process(record: "Record", path: Path, *, earlier: Sequence[tuple["DWIRun", dict[str, Any]]]) -> int:

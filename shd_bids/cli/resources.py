@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
 MEMORY_SHARE = 0.9  # the rest is for the parent, the file cache and what estimates miss
 GB = 1024**3
 
@@ -57,7 +58,7 @@ def available_memory(environment: Mapping[str, str], *, n_cpus: int, cgroup: Pat
 def _cgroup_folders(cgroup: Path, controller: str) -> list[Path]:
     """Return the folders whose limits bind: the mount itself (inside a container) and this process's own groups."""
     folders = [cgroup, cgroup / controller]
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
+    for line in _read(OWN_GROUPS).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", controller) or controller in controllers.split(","):
             own = (cgroup if not controllers else cgroup / controller) / path.lstrip("/")

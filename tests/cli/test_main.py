@@ -1,0 +1,333 @@
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from shd_bids.bids.names import expected_outputs
+from shd_bids.cli import preflight
+from shd_bids.cli.main import main
+from shd_bids.cli.record import exit_code
+from shd_bids.exceptions import DeviceError
+from shd_bids.settings import Settings
+from tests.bids_trees import raw_dataset, write_dwi, write_gradients, write_mask
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    """Give logging and environment back as they were."""
+    logger = logging.getLogger("shd_bids")
+    before = (list(logger.handlers), logger.propagate, logger.level)
+    for name in ("HOME", "LOGNAME"):
+        monkeypatch.setenv(name, os.environ.get(name, "/"))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    yield
+    logger.handlers[:], logger.propagate = before[:2]
+    logger.setLevel(before[2])
+
+
+@pytest.fixture
+def raw(tmp_path):
+    root = raw_dataset(tmp_path / "raw", "sub-01_dwi", "sub-02_dwi")
+    for subject in ("01", "02"):
+        write_mask(root, f"sub-{subject}_desc-brain_mask")
+    return root
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def call(raw, out, *words):
+    return main([str(raw), str(out), "participant", "--skip-bids-validation", *words])
+
+
+def errors(capsys):
+    return [line.partition("ERROR: ")[2] for line in capsys.readouterr().err.splitlines() if "ERROR: " in line]
+
+
+class Graph:
+    """Stand in for the workflow: leave what a real one leaves, series by series."""
+
+    def __init__(self, monkeypatch):
+        self.failures = {}
+        self.forgotten = {}
+        self.calls = []
+        self.stop = None
+        from shd_bids.workflows import base, plugins
+
+        monkeypatch.setattr(base, "init_shd_wf", lambda runs, settings: self.calls.append((runs, settings)))
+        monkeypatch.setattr(plugins, "run_workflow", self.run)
+        monkeypatch.setattr(plugins, "read_failures", lambda work_dir, runs: self.failures)
+
+    def run(self, workflow, **options):
+        from shd_bids.workflows.base import run_folder
+
+        runs, settings = self.calls[-1]
+        if self.stop:
+            raise self.stop
+        for run in runs:
+            facts = run_folder(settings.work_dir, run) / "facts"
+            facts.mkdir(parents=True, exist_ok=True)
+            stage = {
+                "stage": "response",
+                "seconds": 1.0,
+                "peak_memory_mb": 123,
+                "sidecar": {"response": {"wm": [[1.0]]}},
+            }
+            (facts / "response.json").write_text(json.dumps(stage))
+            if run.key in self.failures:
+                continue
+            outputs = expected_outputs(
+                settings.output_dir,
+                run,
+                level=settings.level,
+                method=settings.tracking_algorithm,
+                formats=settings.tractogram_format,
+            )
+            for path in outputs[self.forgotten.get(run.key, 0) :]:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("x")
+
+    def fail(self, key, exit_code, message="found a, expected b"):
+        from shd_bids.interfaces.base import Failure
+
+        self.failures[key] = Failure(run=key, node="gradients", error="X", exit_code=exit_code, message=message)
+
+
+@pytest.fixture
+def graph(monkeypatch):
+    return Graph(monkeypatch)
+
+
+def records(out, name="status.json"):
+    return {path.parts[-4]: json.loads(path.read_text()) for path in sorted(out.glob(f"sub-*/log/*/{name}"))}
+
+
+class TestBeforeTheGraph:
+    """Nothing may be left behind by a call that cannot work."""
+
+    def refused(self, raw, out, capsys, *words):
+        code = call(raw, out, *words)
+        assert not out.exists()
+        return code, errors(capsys)
+
+    def test_all_input_problems_at_once(self, raw, out, capsys):
+        (raw / "sub-01" / "dwi" / "sub-01_dwi.bval").unlink()
+        write_gradients(raw / "sub-02" / "dwi" / "sub-02_dwi", n_weighted=7)
+        code, told = self.refused(raw, out, capsys)
+        assert code == 65
+        assert "sub-01" in told[0]
+        assert all("sub-02" in line for line in told[1:])
+        assert len(told) >= 2
+
+    def test_unknown_label(self, raw, out, capsys):
+        code, told = self.refused(raw, out, capsys, "--participant-label", "03")
+        assert (code, len(told)) == (66, 1)
+        assert "it has 01, 02" in told[0]
+
+    def test_absent_device(self, raw, out, capsys, monkeypatch):
+        monkeypatch.setattr(preflight, "CUDA_QUESTION", "")
+        code, told = self.refused(raw, out, capsys, "--device", "cuda")
+        assert (code, len(told)) == (69, 1)
+
+    @pytest.mark.parametrize("words", [[], ["--dry-run"]])
+    def test_output_that_cannot_be_written(self, raw, tmp_path, capsys, words):
+        (tmp_path / "file").write_text("x")
+        assert call(raw, tmp_path / "file" / "out", *words) == 73
+        assert len(errors(capsys)) == 1
+
+    def test_output_inside_the_input(self, raw, capsys):
+        before = sorted(raw.rglob("*"))
+        assert call(raw, raw / "results") == 73
+        assert len(errors(capsys)) == 1
+        assert sorted(raw.rglob("*")) == before
+
+    def test_output_of_another_program(self, raw, out, capsys, graph):
+        out.mkdir()
+        (out / "dataset_description.json").write_text('{"Name": "x", "GeneratedBy": [{"Name": "other"}]}')
+        assert call(raw, out) == 73
+        assert not graph.calls
+
+    def test_an_internal_error_shows_no_traceback(self, raw, out, capsys, monkeypatch):
+        monkeypatch.setattr("shd_bids.bids.collect.collect_runs", lambda settings: 1 / 0)
+        assert call(raw, out) == 70
+        assert "Traceback" not in capsys.readouterr().err
+        assert call(raw, out, "-v") == 70
+        assert "Traceback" in capsys.readouterr().err
+
+
+class TestPlan:
+    def test_json(self, raw, out, capsys):
+        assert call(raw, out, "--dry-run=json", "--level", "peaks") == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert [item["series"] for item in plan["series"]] == ["sub-01", "sub-02"]
+        first = plan["series"][0]
+        assert first["shells"] == [{"b": 0.0, "volumes": 2}, {"b": 1000.0, "volumes": 12}]
+        assert first["mask"].endswith("sub-01_desc-brain_mask.nii.gz")
+        assert first["voxels"] == 64
+        assert set(first["expected"]) == {"memory_gb", "minutes", "disk_gb"}
+        assert "sub-01/dwi/sub-01_space-orig_model-shdtv_param-wm_dwimap.nii.gz" in first["outputs"]
+        assert not any("tractogram" in name for name in first["outputs"])
+        assert plan["device"] in ("cpu",) or plan["device"].startswith("cuda")
+        assert not out.exists()
+
+    def test_text(self, raw, out, capsys):
+        assert call(raw, out, "--dry-run") == 0
+        text = capsys.readouterr().out
+        for part in ("b=1000: 12", "_tractogram.trx", "GB memory", "desc-brain_mask", "sub-02"):
+            assert part in text
+
+
+class TestEnds:
+    def test_all_done(self, raw, out, graph):
+        assert call(raw, out, "--seeds", "3") == 0
+        for subject, status in records(out).items():
+            assert (status["status"], status["exit_code"]) == ("finished", 0)
+            assert status["series"] == {subject: {"status": "finished"}}
+            assert (out / f"{subject}.html").stat().st_size > 1000
+        provenance = records(out, "provenance.json")["sub-01"]
+        series = provenance["series"]["sub_01"]
+        assert provenance["command"].startswith("shd_bids ")
+        assert provenance["peak_memory_mb"] == 123
+        assert set(series["inputs"]) >= {"bids:raw:sub-01/dwi/sub-01_dwi.nii.gz"}
+        assert all(len(output["sha256"]) == 64 for output in series["outputs"].values())
+        assert not (out / ".work").exists()
+        folder = next(out.glob("sub-01/log/*"))
+        assert "2 series on" in (folder / "shd_bids.log").read_text()
+        assert Settings.from_toml((folder / "shd_bids.toml").read_text()).seeds == 3
+
+    def test_done_series_are_skipped_until_something_changes(self, raw, out, graph):
+        assert call(raw, out, "--participant-label", "01") == 0
+        assert call(raw, out) == 0
+        assert [[run.subject for run in runs] for runs, _ in graph.calls] == [["01"], ["02"]]
+        assert call(raw, out) == 0
+        assert len(graph.calls) == 2
+        assert call(raw, out, "--overwrite") == 0
+        assert call(raw, out, "--fod-lmax", "8") == 0
+        assert [len(runs) for runs, _ in graph.calls] == [1, 1, 2, 2]
+
+    def test_one_failure_leaves_the_others(self, raw, out, graph, capsys):
+        graph.fail("sub_01", 65, "one\ntwo")
+        assert call(raw, out) == 1
+        assert errors(capsys) == ["sub-01: one", "sub-01: two"]
+        status = records(out)
+        assert status["sub-01"]["series"]["sub-01"] == {
+            "status": "failed",
+            "exit_code": 65,
+            "stage": "gradients",
+            "error": "X",
+            "message": "one\ntwo",
+        }
+        assert status["sub-02"]["series"]["sub-02"]["status"] == "finished"
+        assert "two" in (out / "sub-01.html").read_text()
+        assert (out / ".work").exists()
+
+    @pytest.mark.parametrize(("codes", "expected"), [((65, 65), 65), ((65, 78), 1), ((1, 1), 1)])
+    def test_all_failed(self, raw, out, graph, codes, expected):
+        for key, code in zip(("sub_01", "sub_02"), codes, strict=True):
+            graph.fail(key, code)
+        assert call(raw, out) == expected
+
+    def test_a_promised_file_that_is_missing_is_a_failure(self, raw, out, graph, capsys):
+        graph.forgotten["sub_02"] = 1
+        assert call(raw, out) == 1
+        (told,) = errors(capsys)
+        assert told.startswith("sub-02: 1 of ")
+        assert records(out)["sub-02"]["status"] == "failed"
+
+    def test_a_report_that_fails_is_not_success(self, raw, out, graph, monkeypatch):
+        monkeypatch.setattr("shd_bids.report.html.write_report", lambda *args: 1 / 0)
+        assert call(raw, out) == 1
+        assert records(out)["sub-01"]["status"] == "failed"
+        assert records(out)["sub-01"]["series"]["sub-01"]["status"] == "finished"
+
+    def test_work_is_kept_if_asked(self, raw, out, graph, tmp_path):
+        assert call(raw, out, "--keep-work", "-w", str(tmp_path / "work")) == 0
+        assert (tmp_path / "work" / "shd_bids_wf" / "sub_01_wf" / "facts").is_dir()
+        assert not (out / ".work").exists()
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_signals(self, raw, out, graph, monkeypatch, number, code, capsys):
+        def interrupt(workflow, **options):
+            os.kill(os.getpid(), number)
+
+        monkeypatch.setattr("shd_bids.workflows.plugins.run_workflow", interrupt)
+        assert call(raw, out) == code
+        assert len(errors(capsys)) == 1
+        for subject, status in records(out).items():
+            assert (status["status"], status["exit_code"]) == ("interrupted", code)
+            assert status["series"][subject]["status"] == "interrupted"
+            assert "nterrupted" in (out / f"{subject}.html").read_text()
+
+    def test_an_internal_error_is_recorded(self, raw, out, graph):
+        graph.stop = ZeroDivisionError("x")
+        assert call(raw, out) == 70
+        assert records(out)["sub-01"]["exit_code"] == 70
+        assert "ZeroDivisionError" in records(out)["sub-01"]["series"]["sub-01"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("series", "n_skipped", "expected"),
+    [
+        ({}, 2, 0),
+        ({"a": {"status": "finished"}}, 0, 0),
+        ({"a": {"status": "failed", "exit_code": 65}}, 0, 65),
+        ({"a": {"status": "failed", "exit_code": 65}}, 1, 1),
+        ({"a": {"status": "failed", "exit_code": 65}, "b": {"status": "finished"}}, 0, 1),
+        ({"a": {"status": "failed", "exit_code": 65}, "b": {"status": "failed", "exit_code": 1}}, 0, 1),
+    ],
+)
+def test_exit_code(series, n_skipped, expected):
+    assert exit_code(series, n_skipped=n_skipped) == expected
+
+
+class TestDevice:
+    def gpus(self, monkeypatch, *names):
+        monkeypatch.setattr(preflight, "CUDA_QUESTION", f"print(*{names!r}, sep='\\n')")
+        monkeypatch.setattr(preflight, "_may_have_gpu", lambda: bool(names))
+
+    def test_auto_takes_what_is_there(self, monkeypatch):
+        self.gpus(monkeypatch)
+        assert preflight.describe_device("auto") == "cpu"
+        self.gpus(monkeypatch, "H200")
+        assert preflight.describe_device("auto") == "cuda:0 (H200)"
+
+    def test_a_number_must_exist(self, monkeypatch):
+        self.gpus(monkeypatch, "A", "B")
+        assert preflight.describe_device("cuda:1") == "cuda:1 (B)"
+        with pytest.raises(DeviceError, match="found 2 CUDA devices"):
+            preflight.describe_device("cuda:2")
+
+    def test_cpu_asks_nobody(self, monkeypatch):
+        monkeypatch.setattr(preflight.subprocess, "run", None)
+        assert preflight.describe_device("cpu") == "cpu"
+
+
+def test_caches_have_a_place_without_a_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.delenv("LOGNAME", raising=False)
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    preflight.set_environment(tmp_path / "work")
+    assert Path(os.environ["HOME"]).is_dir()
+    assert Path(os.environ["MPLCONFIGDIR"]).is_relative_to(tmp_path)
+    assert os.environ["LOGNAME"]
+    assert os.environ["NO_ET"] == "1"
+
+
+def test_more_than_one_series_of_a_session_share_a_page(tmp_path, out, graph):
+    root = raw_dataset(tmp_path / "raw", "sub-01_acq-a_dwi", "sub-01_acq-b_dwi")
+    graph.fail("sub_01_acq_b", 65)
+    assert call(root, out) == 1
+    graph.failures.clear()
+    assert call(root, out) == 0
+    assert [len(runs) for runs, _ in graph.calls] == [2, 1]
+    page = (out / "sub-01.html").read_text()
+    assert "acq-a" in page
+    assert "acq-b" in page
+    write_dwi(root, "sub-01_acq-c_dwi")
+    assert call(root, out) == 0
+    assert len(list(out.glob("sub-01/log/*"))) == 3

@@ -1,0 +1,191 @@
+import argparse
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from shd_bids import __version__
+from shd_bids.cli.parser import build_parser, parse_args
+from shd_bids.settings import SLOPPY, Settings
+
+
+@pytest.fixture
+def dirs(tmp_path):
+    (tmp_path / "data").mkdir()
+    return [str(tmp_path / "data"), str(tmp_path / "out"), "participant"]
+
+
+def parse(dirs, *words, environment=None):
+    return parse_args([*dirs, *words], environment or {})
+
+
+def refused(capsys, dirs, *words):
+    with pytest.raises(SystemExit) as caught:
+        parse(dirs, *words)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()
+    assert message[0].startswith("usage: shd_bids BIDS_DIR OUTPUT_DIR")
+    assert len(message) == 2
+    return message[1]
+
+
+def test_every_setting_is_an_option_and_every_option_a_setting():
+    actions = {action.dest for action in build_parser()._actions} - {
+        "help",
+        "version",
+        "config_file",
+        "notrack",
+        "quiet",
+    }
+    assert actions == {f.name for f in fields(Settings)}
+
+
+def test_defaults_are_those_of_the_settings(dirs):
+    settings = parse(dirs)
+    plain = Settings(bids_dir=settings.bids_dir, output_dir=settings.output_dir)
+    of_machine = {"nprocs", "omp_nthreads", "mem", "work_dir"}
+    assert all(
+        getattr(settings, f.name) == getattr(plain, f.name) for f in fields(Settings) if f.name not in of_machine
+    )
+    assert settings.work_dir == settings.output_dir / ".work"
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--participant-label", "sub-01", "02"], "participant_label", ("01", "02")),
+        (["--participant_label", "01", "--participant-label", "02"], "participant_label", ("01", "02")),
+        (["--session-label", "ses-a"], "session_label", ("a",)),
+        (["--session_label", "a"], "session_label", ("a",)),
+        (["--session-id", "a"], "session_label", ("a",)),
+        (["--skip-bids-validation"], "skip_bids_validation", True),
+        (["--skip_bids_validation"], "skip_bids_validation", True),
+        (["--skip_bids_validator"], "skip_bids_validation", True),
+        (["--skip-bids-validator"], "skip_bids_validation", True),
+        (["--nthreads", "3"], "nprocs", 3),
+        (["--n_cpus", "3"], "nprocs", 3),
+        (["--n-cpus", "3"], "nprocs", 3),
+        (["--mem", "8G"], "mem", 8.0),
+        (["--mem_mb", "8000"], "mem", 8.0),
+        (["--mem-mb", "8000M"], "mem", 8.0),
+        (["--mem", "0.5TB"], "mem", 500.0),
+        (["--device", "cuda:1"], "device", "cuda:1"),
+        (["--max-steps", "auto"], "max_steps", None),
+        (["--max-steps", "7"], "max_steps", 7),
+        (["--step-size", "0.5"], "step_size", 0.5),
+        (["--peak-absolute-threshold", "auto"], "peak_absolute_threshold", None),
+        (["--tractogram-format", "trx", "tck"], "tractogram_format", ("trx", "tck")),
+        (["--dry-run"], "dry_run", "text"),
+        (["--dry-run=json"], "dry_run", "json"),
+        (["--dry-run", "json"], "dry_run", "json"),
+        (["-vv"], "verbose", 2),
+        (["-q"], "verbose", -1),
+        (["--notrack"], "verbose", 0),
+        (["--weights", "none", "--fit", "subject"], "weights", "none"),
+    ],
+)
+def test_spellings(dirs, words, name, value):
+    assert getattr(parse(dirs, *words), name) == value
+
+
+def test_a_bare_dry_run_does_not_swallow_what_follows(dirs):
+    settings = parse_args(["--dry-run", *dirs], {})
+    assert (settings.dry_run, settings.bids_dir) == ("text", Path(dirs[0]))
+
+
+def test_derivatives_may_be_named_or_not_and_repeated(dirs, tmp_path):
+    for name in ("a", "b", "c=d"):
+        (tmp_path / name).mkdir()
+    settings = parse(dirs, "-d", f"x={tmp_path / 'a'}", str(tmp_path / "b"), "--datasets", f"y={tmp_path / 'a'}")
+    assert settings.derivatives == {"x": tmp_path / "a", "b": tmp_path / "b", "y": tmp_path / "a"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--particip", "01"], "unrecognized arguments"),
+        (["--level", "all"], "invalid choice: 'all'"),
+        (["--fod-lmax", "7"], "even degree"),
+        (["--fod-lmax", "x"], "invalid int value"),
+        (["--nprocs", "0"], "--nprocs: found 0"),
+        (["--mem", "8"], "--mem: found 0.008"),
+        (["--mem", "lots"], "expected a size like 8G"),
+        (["--device", "tpu"], "expected auto, cpu, cuda"),
+        (["--participant-label", "sub-0_1"], "not a BIDS label"),
+        (["--mask", "/no/such"], "--mask: no such file"),
+        (["--weights", "/no/such"], "--weights: no such file"),
+        (["--responses", "/no/such"], "--responses: no such file"),
+        (["-d", "x=/no/such"], "no such folder: /no/such"),
+        (["--config-file", "/no/such"], "--config-file /no/such"),
+        (["--max-steps", "many"], "expected auto or a number"),
+    ],
+)
+def test_wrong_calls_are_told_in_one_line(capsys, dirs, words, told):
+    assert told in refused(capsys, dirs, *words)
+
+
+def test_folders_must_make_sense(capsys, dirs, tmp_path):
+    data, out, level = dirs
+    assert "no such folder" in refused(capsys, [str(tmp_path / "none"), out, level])
+    assert "OUTPUT_DIR is BIDS_DIR" in refused(capsys, [data, data, level])
+    assert "inside BIDS_DIR" in refused(capsys, dirs, "-w", f"{data}/work")
+    assert "group level is not available" in refused(capsys, [data, out, "group"])
+    inside = parse([data, f"{data}/derivatives/shd_bids", level])
+    assert inside.work_dir == Path(data) / "derivatives" / "shd_bids" / ".work"
+
+
+class TestConfigFile:
+    def config(self, tmp_path, text):
+        path = tmp_path / "c.toml"
+        path.write_text(text)
+        return ["--config-file", str(path)]
+
+    def test_the_command_line_wins_over_the_file_over_sloppy_over_defaults(self, dirs, tmp_path):
+        words = self.config(tmp_path, "seeds = 7\nfod-lmax = 6\nsloppy = true")
+        settings = parse(dirs, *words, "--seeds", "3")
+        assert (settings.seeds, settings.fod_lmax, settings.peak_max) == (3, 6, SLOPPY["peak_max"])
+
+    def test_what_a_call_wrote_runs_it_again(self, dirs, tmp_path):
+        settings = parse(dirs, "--seeds", "3", "--participant-label", "01", "--mem", "4G", "--nprocs", "1", "-v")
+        words = self.config(tmp_path, settings.to_toml())
+        assert parse_args(words, {}) == settings
+        assert parse(dirs, *words) == settings
+
+    @pytest.mark.parametrize("text", ["nope = 1", "seeds = 'x'", "seeds = ", "seeds = -1"])
+    def test_what_is_wrong_in_it_is_told(self, capsys, dirs, tmp_path, text):
+        assert "found" in (told := refused(capsys, dirs, *self.config(tmp_path, text))) or "c.toml" in told
+
+
+def test_limits_of_the_batch_system_are_kept(dirs):
+    settings = parse(dirs, environment={"SLURM_CPUS_PER_TASK": "1", "SLURM_MEM_PER_NODE": "4096"})
+    assert (settings.nprocs, settings.omp_nthreads, settings.mem) == (1, 1, 3.6)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"]])
+def test_help_and_version_load_nothing_heavy(words):
+    heavy = "torch numpy nibabel nipype bids dipy matplotlib"
+    code = (
+        "import sys; from shd_bids.cli.main import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        f"assert not [name for name in {heavy!r}.split() if name in sys.modules]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.strip() == f"shd_bids {__version__}") == (words == ["--version"])
+
+
+def test_help_names_every_exit_code():
+    text = build_parser().format_help()
+    for code in ("65", "66", "69", "70", "73", "78", "130", "143"):
+        assert code in text
+
+
+def test_no_two_options_share_a_spelling():
+    parser = build_parser()
+    assert isinstance(parser, argparse.ArgumentParser)
+    spellings = [text for action in parser._actions for text in action.option_strings]
+    assert len(set(spellings)) == len(spellings)
