@@ -1,0 +1,226 @@
+"""Each stage on a small simulated head: right files, right facts, and an error where the input is wrong."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from shd_bids.exceptions import GradientError, InputError
+from shd_bids.gradients import GradientTable
+from shd_bids.images import load_mask, load_volume, scatter
+from shd_bids.interfaces.base import StageInterface, read_json
+from shd_bids.interfaces.gradients import PrepareGradients
+from shd_bids.interfaces.peaks import FindPeaks
+from shd_bids.interfaces.report import DrawMask, DrawStreamlines
+from shd_bids.interfaces.response import EstimateResponses, ReadResponses
+from shd_bids.interfaces.tractography import TrackStreamlines
+from shd_bids.sphere.harmonics import sh_basis
+from tests.phantoms import RAS, head, many_bundles, write_head
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch):
+    """The process of their own is tested elsewhere and costs a second each."""
+    monkeypatch.setattr(StageInterface, "is_isolated", False)
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return head(np.random.default_rng(5), size=14)
+
+
+@pytest.fixture
+def dwi_file(tmp_path, simulated):
+    signal, table, _ = simulated
+    return write_head(tmp_path / "raw", signal, table)
+
+
+def run(interface, folder, **inputs):
+    folder.mkdir(exist_ok=True)
+    return interface(**inputs).run(cwd=folder).outputs
+
+
+def prepare(dwi_file, folder, **options):
+    stem = str(dwi_file).removesuffix(".nii.gz")
+    inputs = {
+        "mask_origin": "estimated",
+        "b0_threshold": 50.0,
+        "shell_tolerance": 80.0,
+        "gradient_check": "error",
+        "dwi_file": str(dwi_file),
+        "bval_file": f"{stem}.bval",
+        "bvec_file": f"{stem}.bvec",
+    }
+    return run(PrepareGradients, folder, **inputs | options)
+
+
+def test_gradients_are_read_in_world_axes(dwi_file, tmp_path, simulated):
+    signal, table, _ = simulated
+    outputs = prepare(dwi_file, tmp_path / "gradients")
+    read = GradientTable.from_dict(read_json(tmp_path / "gradients" / "gradients.json"))
+    np.testing.assert_allclose(read.directions, table.directions, atol=1e-6)
+    b0 = load_volume(outputs.b0_file)
+    np.testing.assert_allclose(b0.data, signal[..., table.b0_indices].mean(-1), rtol=1e-5)
+    facts = read_json(tmp_path / "gradients" / "facts.json")
+    assert [shell["n_volumes"] for shell in facts["shells"]] == [4, 20, 40]
+    assert facts["orientation_check"]["is_given_best"]
+    assert facts["qc"]["gradient_flip_suggested"]["value"] == "n/a"
+    assert facts["sidecar"]["mask_origin"] == "estimated"
+    json.dumps(facts, allow_nan=False)
+
+
+@pytest.fixture
+def flipped(tmp_path):
+    """A head whose directions were written without the sign change that BIDS asks for; and the right table."""
+    signal, table = many_bundles(np.random.default_rng(3))
+    wrong = table.directions.copy()  # as along the image axes, though the determinant is positive
+    return write_head(tmp_path / "raw", signal, table, bvecs=wrong), table
+
+
+def agreement(folder, table):
+    """Return the cosine between the directions read and the true ones, up to the sign that no signal can tell."""
+    read = GradientTable.from_dict(read_json(folder / "gradients.json"))
+    return np.abs(np.sum(read.directions * table.directions, axis=1))[table.bvals > 50]
+
+
+def test_flipped_gradients_stop_the_series(flipped, tmp_path):
+    with pytest.raises(GradientError, match=r"sub-01_dwi.nii.gz: .*--gradient-check fix"):
+        prepare(flipped[0], tmp_path / "gradients")
+
+
+def test_flipped_gradients_are_mended_where_asked(flipped, tmp_path):
+    dwi_file, table = flipped
+    for action in ("fix", "warn", "off"):
+        prepare(dwi_file, tmp_path / action, gradient_check=action)
+    np.testing.assert_allclose(agreement(tmp_path / "fix", table), 1, atol=1e-6)
+    assert agreement(tmp_path / "warn", table).min() < 0.9
+    assert agreement(tmp_path / "off", table).min() < 0.9
+    assert not read_json(tmp_path / "warn" / "facts.json")["orientation_check"]["is_given_best"]
+    assert read_json(tmp_path / "off" / "facts.json")["orientation_check"] is None
+
+
+def test_given_mask_wins_and_loses_voxels_without_signal(dwi_file, tmp_path, simulated):
+    signal = simulated[0].copy()
+    signal[3, 3, 3] = 0
+    write_head(tmp_path / "raw", signal, simulated[1])
+    mask = np.zeros(signal.shape[:3], np.uint8)
+    mask[2:-2, 2:-2, 2:-2] = 1
+    nib.save(nib.Nifti1Image(mask, RAS), tmp_path / "mask.nii.gz")
+    outputs = prepare(dwi_file, tmp_path / "out", mask_file=str(tmp_path / "mask.nii.gz"), mask_origin="given")
+    mask[3, 3, 3] = 0
+    np.testing.assert_array_equal(load_mask(outputs.mask_file, load_volume(dwi_file)), mask > 0)
+    assert read_json(tmp_path / "out" / "facts.json")["qc"]["mask_zero_signal_fraction"]["value"] == pytest.approx(1e-3)
+
+
+@pytest.fixture
+def prepared(dwi_file, tmp_path):
+    return prepare(dwi_file, tmp_path / "gradients")
+
+
+def test_responses_estimated_then_given_are_the_same(dwi_file, prepared, tmp_path):
+    inputs = {"gradients_file": prepared.gradients_file}
+    estimated = run(
+        EstimateResponses, tmp_path / "a", dwi_file=str(dwi_file), mask_file=prepared.mask_file, **inputs
+    )
+    facts = read_json(tmp_path / "a" / "facts.json")
+    assert "wm" in facts["fitted_tissues"]
+    assert facts["qc"]["n_voxels_response_wm"]["value"] > 0
+    files = [estimated.wm_file, estimated.gm_file, estimated.csf_file]
+    files = [file for file in files if isinstance(file, str)]
+    run(ReadResponses, tmp_path / "b", response_files=files[::-1], **inputs)  # names decide, not the order
+    read = read_json(tmp_path / "b" / "facts.json")["sidecar"]["response"]
+    assert read.keys() == facts["sidecar"]["response"].keys()
+    for tissue, rows in read.items():
+        np.testing.assert_allclose(rows, facts["sidecar"]["response"][tissue], rtol=1e-13)  # 15 digits of text
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("csf.txt",), "expected at least wm"),
+        (("group.txt",), "one of wm, gm, csf"),
+        (("wm.txt", "sub-1_WM.txt"), "each once"),
+    ],
+)
+def test_responses_without_a_clear_tissue_are_refused(prepared, tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).write_text("1 0\n")
+    with pytest.raises(InputError, match=message):
+        run(
+            ReadResponses,
+            tmp_path / "b",
+            response_files=[str(tmp_path / name) for name in names],
+            gradients_file=prepared.gradients_file,
+        )
+
+
+@pytest.fixture
+def fitted(prepared, tmp_path, simulated):
+    """The true fODF, as the fit would leave it."""
+    phantom = simulated[2]
+    mask = load_mask(prepared.mask_file, load_volume(prepared.mask_file))
+    weights = phantom.fractions[mask]
+    directions = np.where(weights[..., None] > 0, phantom.directions[mask], [0.0, 0.0, 1.0])
+    delta = sh_basis(directions.reshape(-1, 3), 8).reshape(*weights.shape, -1)
+    np.save(tmp_path / "fod.npy", np.einsum("nk,nkc->nc", weights, delta).astype(np.float32))
+    files = {"fod_file": str(tmp_path / "fod.npy"), "mask_file": prepared.mask_file}
+    for name, volume in (("vfwm", phantom.wm), ("vfcsf", phantom.csf)):
+        nib.save(nib.Nifti1Image((volume * mask).astype(np.float32), RAS), tmp_path / f"{name}.nii.gz")
+        files[f"{name}_file"] = str(tmp_path / f"{name}.nii.gz")
+    return files
+
+
+def test_peaks_follow_the_fibres_and_the_mrtrix_layout(fitted, tmp_path, simulated):
+    phantom = simulated[2]
+    options = {"max_peaks": 3, "relative_threshold": 0.2, "min_separation": 25.0}
+    outputs = run(FindPeaks, tmp_path / "peaks", **fitted, **options)
+    peaks = load_volume(outputs.peaks_file, keep_negative=True).data
+    assert peaks.shape[3] == 9
+    alone = (phantom.fractions[..., 0] > 0.9) & (load_volume(fitted["mask_file"]).data > 0)
+    first = peaks[alone][:, :3]
+    cosine = np.abs(np.sum(first * phantom.directions[alone][:, 0], axis=1)) / np.linalg.norm(first, axis=1)
+    assert np.rad2deg(np.arccos(cosine.clip(max=1))).max() < 1.0
+    amplitude = load_volume(outputs.peakamp_file).data
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), amplitude[alone][:, 0], rtol=1e-4)
+    assert load_volume(outputs.nufo_file).data[alone].max() == 1
+    np.testing.assert_allclose(load_volume(outputs.afdtotal_file).data[alone], phantom.wm[alone], rtol=0.05)
+    facts = read_json(tmp_path / "peaks" / "facts.json")
+    assert facts["sidecar"]["peaks"]["PeakMaximumNumber"] == 3
+    assert facts["is_threshold_automatic"]
+    json.dumps(facts, allow_nan=False)
+
+
+def test_streamlines_in_every_format(fitted, tmp_path):
+    options = {"algorithm": "det", "seeds": 1, "max_angle": 45.0, "min_length": 4.0, "max_length": 100.0, "seed": 1}
+    outputs = run(TrackStreamlines, tmp_path / "track", **fitted_for_tracking(fitted), **options, formats=["tck", "trk"])
+    tck, trk = (nib.streamlines.load(path).streamlines for path in outputs.tractogram_files)
+    assert len(tck) == len(trk) > 0
+    np.testing.assert_allclose(tck[0], trk[0], atol=1e-3)
+    facts = read_json(tmp_path / "track" / "facts.json")
+    assert facts["qc"]["n_streamlines"]["value"] == len(tck)
+    assert facts["sidecar"]["tractography"]["StreamlineReconstructionDensity"]["AcceptedStreamlines"] == len(tck)
+    density = load_volume(outputs.tdi_file).data
+    assert 0 < density.max() <= len(tck)
+    preview = np.load(outputs.preview_file)
+    assert preview["counts"].sum() == len(preview["points"])
+    figure = run(DrawStreamlines, tmp_path / "draw", preview_file=outputs.preview_file, mask_file=fitted["mask_file"])
+    assert figure.figure_file.endswith("tractogram.png")
+
+
+def fitted_for_tracking(files):
+    return {name: path for name, path in files.items() if name != "vfcsf_file"}
+
+
+def test_figure_that_cannot_be_drawn_stops_nothing(prepared, tmp_path, caplog):
+    (tmp_path / "empty.nii.gz").touch()
+    outputs = run(DrawMask, tmp_path / "draw", b0_file=str(tmp_path / "empty.nii.gz"), mask_file=prepared.mask_file)
+    assert not isinstance(outputs.figure_file, str)
+    assert "could not be drawn" in caplog.text
+
+
+def test_values_in_mask_order_go_back_to_their_voxels(prepared):
+    """The one order that joins ``fod.npy`` to the images."""
+    mask = load_mask(prepared.mask_file, load_volume(prepared.mask_file))
+    values = np.arange(mask.sum())
+    np.testing.assert_array_equal(scatter(values, mask)[mask], values)
