@@ -5,6 +5,8 @@
 #
 # The version of every dependency is that of constraints.txt; the base image holds Debian's Python 3.11.
 
+ARG TORCH=cpu
+
 FROM debian:bookworm-slim AS build
 
 # Debian stable changes a package only for security, and a pinned version disappears then.
@@ -18,7 +20,7 @@ ENV PATH=/opt/shd_bids/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHEC
 
 # cpu: the build of TORCH_CPU_INDEX, which sorts above the plain version; cuda: the build of the default index.
 # An empty TORCH_CPU_INDEX leaves the choice to pip's own configuration.
-ARG TORCH=cpu
+ARG TORCH
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 # The dependencies come before the sources, so that an edited source file does not fetch them again.
@@ -32,7 +34,8 @@ RUN case "$TORCH" in \
     && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > requirements.txt \
     && pip install "$@" -c constraints.txt -r requirements.txt \
-    && rm -rf /opt/shd_bids/lib/python3*/site-packages/torch/include
+    && torch=$(echo /opt/shd_bids/lib/python3*/site-packages/torch) \
+    && rm -rf "$torch/include" "$torch/test" "$torch"/bin/*[tT]est*
 
 COPY README.md LICENSE setup.py /src/
 COPY workflows /src/workflows
@@ -46,10 +49,12 @@ LABEL org.opencontainers.image.title="shd_bids" \
       org.opencontainers.image.description="Fibre orientation distributions for BIDS data sets by equivariant spatio-hemispherical deconvolution" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# Debian stable changes a package only for security, and a pinned version disappears then.
+# Triton compiles a small C file for each of its kernels, on the machine that runs them.
+ARG TORCH
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3 \
+    && if [ "$TORCH" = cuda ]; then set -- gcc libc6-dev python3-dev; fi \
+    && apt-get install -y --no-install-recommends python3 "$@" \
     && rm -rf /var/lib/apt/lists/*
 
 COPY --from=build /opt/shd_bids /opt/shd_bids
