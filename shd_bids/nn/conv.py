@@ -56,18 +56,19 @@ class SpatioSphericalConv(nn.Module):
             self.register_parameter("weightSpa", None)
         self.bias = nn.Parameter(torch.full((out_channels,), 0.01))
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
+    def forward(self, *inputs: Tensor, relu: bool = False) -> Tensor:
+        """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), rectified where asked."""
         device = inputs[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
         inputs = tuple(x.to(dtype) for x in inputs)
         if native.suits(*inputs, self.bias):
             parameters = (self.weightSph, self.weightSpa, self.bias)
-            return native.spectral_conv(inputs, *parameters, self.basis.nside, self.basis.hemisphere, False)
+            return native.spectral_conv(inputs, *parameters, self.basis.nside, self.basis.hemisphere, relu)
         weight = mode_weights(self.weightSph, self.weightSpa, self.basis.terms).to(dtype)  # (U, D, I, O)
         pairs = zip(inputs, weight.split(self.in_channels, dim=2), strict=True)
         arguments = [tensor for pair in pairs for tensor in pair]
-        return _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
+        y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
+        return y.relu() if relu else y
 
 
 def mode_weights(weight_sph: Tensor, weight_spa: Tensor | None, terms: Tensor) -> Tensor:

@@ -49,6 +49,11 @@ class NormReLU(nn.Module):
         return normalise_and_rectify(y, self.weight, self.bias, mean, variance, eps=self.eps, through=self.training)
 
     @torch.no_grad()
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Give the scale and shift of each channel that inference applies."""
+        return _affine(self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+
+    @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         unbiased = variance * (count / max(count - 1, 1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -67,13 +72,6 @@ def normalise_and_rectify(
     result = _NormReLU.apply(y, weight, bias, mean, variance, eps, through)
     scale, shift = _affine(weight, bias, mean, variance, eps)
     remember(result, lambda kept=y.detach(): _rectify(kept, scale, shift))
-    return result
-
-
-def rectify(y: Tensor) -> Tensor:
-    """Compute max(0, y), to be recomputed on the way back like a normalised activation."""
-    result = y.relu()
-    remember(result, lambda kept=y.detach(): kept.relu())
     return result
 
 

@@ -1,7 +1,7 @@
 """The U-Net over space and sphere: the published network and its whole-volume form, from one configuration."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from shd_bids.nn.cheb import SphereBasis
 from shd_bids.nn.conv import SpatioSphericalConv
-from shd_bids.nn.norm import NormReLU, recipe_of, recomputed, rectify, remember
+from shd_bids.nn.norm import NormReLU, recipe_of, recomputed, remember
 from shd_bids.nn.pool import Pooling
 
 _ORDER = 5  # published kernel size on the sphere: Chebyshev terms T_0 .. T_4
@@ -147,8 +147,8 @@ class ConvNormReLU(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
         with recomputed(inputs):
-            y = self.conv(*inputs)
-        return rectify(y) if self.norm is None else self.norm(y)
+            y = self.conv(*inputs, relu=self.norm is None)
+        return y if self.norm is None else self.norm(y)
 
 
 class UNet(nn.Module):
@@ -196,20 +196,52 @@ class UNet(nn.Module):
         self._check(x)
         x = x.permute(5, 0, 2, 3, 4, 1).contiguous()  # (V, B, X, Y, Z, C)
         size = x.shape[2:5]
-        x = self._pad(x)
-        skips = []
-        for block, pool in zip(self.encoder, self.pools, strict=True):
-            x = _run(block, x)
-            skips.append(x)
-            x = pool(x)
-        x = _run(self.bottom, x)
-        for block, pool in zip(self.decoder, reversed(self.pools), strict=True):
-            x = _run(block, skips.pop(), _unpool(pool, x))
+        x = self.descend(0, self.pad(x))
         if x.shape[2:5] != size:
             x = x[:, :, : size[0], : size[1], : size[2]]
+        return self.classify(x).permute(1, 5, 2, 3, 4, 0)  # (B, O, X, Y, Z, V)
+
+    # The steps of the network, on tensors (vertex, batch, x, y, z, channel), for running it in pieces.
+
+    def encode(self, level: int, x: Tensor) -> Tensor:
+        """Run the encoder block of a level."""
+        return _run(self.encoder[level], x)
+
+    def decode(self, level: int, skip: Tensor, deeper: Tensor) -> Tensor:
+        """Run the decoder block of a level on its encoder's output and the next coarser level's result."""
+        return _run(self.decoder[len(self.decoder) - 1 - level], skip, _unpool(self.pools[level], deeper))
+
+    def descend(self, level: int, x: Tensor) -> Tensor:
+        """Run a level and everything coarser."""
+        if level == len(self.encoder):
+            return _run(self.bottom, x)
+        skip = self.encode(level, x)
+        return self.decode(level, skip, self.descend(level + 1, self.pools[level](skip)))
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Map features to tissues."""
         with recomputed([x]):
-            x = self.head(x)
-        return x.permute(1, 5, 2, 3, 4, 0)  # (B, O, X, Y, Z, V)
+            return self.head(x)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Append zero voxels up to a multiple of the pooling stride: the volume goes on as background there."""
+        if self.config.form == "patch":
+            return x
+        stride = self.config.spatial_stride
+        x_pad, y_pad, z_pad = ((-n) % stride for n in x.shape[2:5])
+        return functional.pad(x, (0, 0, 0, z_pad, 0, y_pad, 0, x_pad)) if x_pad or y_pad or z_pad else x
+
+    def folded(self) -> "UNet":
+        """Give a copy for inference with batch normalisation folded into the convolutions (cast it as a whole if asked)."""
+        copy = UNet(replace(self.config, norm="none")).to(self.head.bias)
+        state = {name: value.detach().clone() for name, value in self.state_dict().items() if ".norm." not in name}
+        for name, unit in self.named_modules():
+            if isinstance(unit, ConvNormReLU) and unit.norm is not None:
+                scale, shift = unit.norm.affine()
+                state[f"{name}.conv.weightSph"] = unit.conv.weightSph.detach() * scale[:, None, None]
+                state[f"{name}.conv.bias"] = unit.conv.bias.detach() * scale + shift
+        copy.load_state_dict(state)
+        return copy.eval().requires_grad_(False)
 
     def _block(self, level: int, inputs: tuple[int, ...], out_channels: int) -> nn.ModuleList:
         config = self.config
@@ -227,14 +259,6 @@ class UNet(nn.Module):
             )
             inputs = (width,)
         return nn.ModuleList(units)
-
-    def _pad(self, x: Tensor) -> Tensor:
-        """Append zero voxels up to a multiple of the pooling stride: the volume goes on as background there."""
-        if self.config.form == "patch":
-            return x
-        stride = self.config.spatial_stride
-        x_pad, y_pad, z_pad = ((-n) % stride for n in x.shape[2:5])
-        return functional.pad(x, (0, 0, 0, z_pad, 0, y_pad, 0, x_pad)) if x_pad or y_pad or z_pad else x
 
     def _check(self, x: Tensor) -> None:
         config, vertices = self.config, self.bases[0].n_vertices
