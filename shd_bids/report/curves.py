@@ -78,7 +78,8 @@ def draw_scheme(ax: Axes, bvals: np.ndarray, shell_index: np.ndarray) -> None:
     tidy_plot(ax, x="volume", y="b-value (s/mm²)", is_counted=True)
     for shell, colour in zip(shells, shell_colours(len(shells)), strict=True):
         chosen = shell_index == shell
-        label = f"b = {bvals[chosen].mean():.0f}: {np.count_nonzero(chosen)} volumes"
+        count = int(np.count_nonzero(chosen))
+        label = f"b = {bvals[chosen].mean():.0f}: {count} volume{'' if count == 1 else 's'}"
         ax.vlines(volumes[chosen], 0, bvals[chosen], colors=colour[None], linewidth=0.8, alpha=0.5)
         ax.plot(volumes[chosen], bvals[chosen], "o", ms=4.5, color=colour, label=label, clip_on=False)
     ax.set(xlim=(-1, max(len(bvals), 2)), ylim=(0, 1.12 * max(float(np.max(bvals, initial=0)), 1.0)))

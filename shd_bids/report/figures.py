@@ -104,7 +104,7 @@ def plot_gradients(
     ]
     rows.append(Row([5.2], title="Order of the volumes", padding=CURVE_PADDING))
     if len(scores):
-        rows.append(Row([4.6], title="Orientation check: all flips and permutations", padding=(0.8, 0.1, 0.75, 0.05)))
+        rows.append(Row([4.6], title="Orientation check: all flips and permutations", padding=(0.8, 0.1, 0.6, 0.05)))
     with rc_context(FONT):
         figure, axes = gallery(rows, gap=0.3)
         spheres = [ax for row in axes[: len(chunks)] for ax in row]
@@ -610,7 +610,7 @@ def _table(coefficients: ArrayLike) -> np.ndarray:
 
 
 def _shell_title(bvals: np.ndarray) -> str:
-    return f"b = {bvals.mean():.0f} s/mm², {len(bvals)} directions"
+    return f"b = {bvals.mean():.0f} s/mm², {len(bvals)} direction{'' if len(bvals) == 1 else 's'}"
 
 
 def _shell_legend(figure: Figure, axes: Sequence[Axes], responses: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:

@@ -29,6 +29,8 @@ class Section:
     ----------
     desc : str
         Its ``desc`` label in the file name.
+    name : str
+        Short name for the navigation.
     title, right, wrong : str
         Heading, what a right picture shows, and what a wrong one means.
     optional : bool
@@ -36,6 +38,7 @@ class Section:
     """
 
     desc: str
+    name: str
     title: str
     right: str
     wrong: str
@@ -45,18 +48,21 @@ class Section:
 SECTIONS = (
     Section(
         "gradients",
+        "Gradients",
         "Gradient directions",
         "each shell covers the half sphere evenly, and the table as given has the highest fibre coherence.",
         "clusters or gaps mean lost volumes; another bar on top means that the directions are flipped or permuted.",
     ),
     Section(
         "mask",
+        "Mask",
         "Brain mask",
         "the outline follows the edge of the brain in every slice, and the letters fit the anatomy.",
         "missing cortex is lost to all that follows; skull or eyes inside the outline disturb the responses.",
     ),
     Section(
         "response",
+        "Responses",
         "Response functions",
         "white matter is flat across the fibre (wide to the sides) and more so at high b, CSF falls fastest with b; "
         "the voxels lie in the corpus callosum and deep tracts, in cortex, and in the ventricles.",
@@ -64,6 +70,7 @@ SECTIONS = (
     ),
     Section(
         "fodf",
+        "fODF",
         "Fibre orientation distributions",
         "the corpus callosum is red and crosses the midline, the corticospinal tract is blue and runs up and down, "
         "the cingulum is green; lobes of neighbours point into each other.",
@@ -71,6 +78,7 @@ SECTIONS = (
     ),
     Section(
         "training",
+        "Training",
         "Fit of the network",
         "training and held-out loss fall together and level off.",
         "a held-out loss that rises again means overfitting; one that still falls at the end asks for more steps.",
@@ -78,18 +86,21 @@ SECTIONS = (
     ),
     Section(
         "tissue",
+        "Tissues",
         "Tissue fractions",
         "deep white matter is blue, cortex green (where grey matter was fitted), ventricles and sulci red.",
         "white matter that turns green or red means responses taken from the wrong voxels.",
     ),
     Section(
         "residual",
+        "Residual",
         "Fit to the signal",
         "R² is high and even in white matter, and the residual looks like noise without anatomy.",
         "bright slices or edges point to motion or distortion; look at a volume that stands out, or leave it out.",
     ),
     Section(
         "peaks",
+        "Peaks",
         "Fibre peaks",
         "sticks of neighbours line up along the tracts and cross where tracts cross.",
         "sticks at random in white matter mean noise or too low a threshold; many in the ventricles mean the same.",
@@ -97,11 +108,13 @@ SECTIONS = (
     Section(
         "tractogram",
         "Streamlines",
+        "Streamlines",
         "the large bundles can be recognised and stay within the outline of the brain.",
         "short, broken or mirrored bundles mean wrong directions or too high a stopping threshold.",
     ),
     Section(
         "tdi",
+        "Density",
         "Streamline density",
         "the deep tracts are brightest and white matter is filled.",
         "empty white matter or a bright rim means that seeds or stopping rules do not suit the data.",
@@ -181,7 +194,7 @@ def write_report(
 def _navigation(runs: Sequence[RunReport]) -> str:
     links = [("summary", "Summary")]
     if len(runs) == 1:
-        links += [(f"{_anchor(runs[0])}_{section.desc}", section.title) for section in SECTIONS if not section.optional]
+        links += [(f"{_anchor(runs[0])}_{section.desc}", section.name) for section in SECTIONS if not section.optional]
     else:
         links += [(_anchor(run), run.prefix) for run in runs]
     links += [("methods", "Methods"), ("about", "Execution")]
@@ -191,19 +204,24 @@ def _navigation(runs: Sequence[RunReport]) -> str:
 def _banners(runs: Sequence[RunReport], status: Status) -> str:
     """Say first how it ended: one banner for the page, one for each failed run, one for warnings."""
     failed = [run for run in runs if run.problem]
+    finished = len(runs) - len(failed)
+    rest = "What was finished before is shown below." if any(run.facts for run in runs) else ""
     banners = []
-    if status.state == "ok" and not failed:
-        count = f"{len(runs)} run{'s' if len(runs) != 1 else ''} finished" if runs else "Nothing was processed"
-        banners.append(_banner("ok" if runs else "warning", count, status.message))
-    else:
-        head = {"interrupted": "Interrupted before the end", "ok": "Failed"}.get(status.state, "Failed")
-        if failed:
-            head += f": {len(failed)} of {len(runs)} run{'s' if len(runs) != 1 else ''}"
-        rest = "What was finished before is shown below." if any(run.facts for run in runs) else ""
-        banners.append(_banner("failed", head, "\n".join(filter(None, [status.message, rest]))))
+    if status.state == "interrupted":
+        banners.append(_banner("failed", "Interrupted before the end", _lines(status.message, rest)))
+    elif status.state != "ok" and not failed:
+        elsewhere = "Another subject or session of the same call failed; its own page says why." if finished else ""
+        kind, head = ("warning", f"{_runs(finished)} finished") if finished else ("failed", "Failed")
+        banners.append(_banner(kind, head, _lines(status.message or elsewhere)))
+    elif not failed:
+        head = f"{_runs(finished)} finished" if runs else "Nothing was processed"
+        banners.append(_banner("ok" if runs else "warning", head, status.message))
+    elif len(runs) > 1:
+        banners.append(_banner("failed", f"{len(failed)} of {_runs(len(runs))} failed", _lines(status.message, rest)))
     for run in failed:
         stage = STAGES.get(run.problem.stage, (run.problem.stage or "before the first stage", ""))[0]
-        banners.append(_banner("failed", f"{run.prefix} stopped at: {stage}", run.problem.message))
+        text = run.problem.message if len(runs) > 1 else _lines(run.problem.message, status.message, rest)
+        banners.append(_banner("failed", f"{run.prefix} failed at: {stage}", text))
     if status.is_sloppy:
         banners.append(
             _banner(
@@ -219,6 +237,14 @@ def _banners(runs: Sequence[RunReport], status: Status) -> str:
     return "\n".join(banners)
 
 
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
+
+
+def _lines(*texts: str) -> str:
+    return "\n".join(filter(None, texts))
+
+
 def _banner(kind: str, head: str, text: str) -> str:
     body = f"<p>{escape(text)}</p>" if text else ""
     return f'<div class="banner {kind}"><strong>{escape(head)}</strong>{body}</div>'
@@ -232,10 +258,6 @@ def _warnings(run: RunReport) -> tuple[str, ...]:
         found.append(str(check.get("message", "the orientation check failed")))
     for facts in run.facts.values():
         found += [str(note) for note in facts.get("notes") or ()]
-    domain = dig(run.facts, "fod", "info", "domain_check")
-    if isinstance(domain, Mapping) and domain.get("is_inside") is False:
-        found.append(str(domain.get("message", "the acquisition lies outside what the weights were trained for")))
-    found += [str(note) for note in dig(run.facts, "fod", "info", "warnings") or ()]
     return tuple(dict.fromkeys(found))
 
 
@@ -250,6 +272,7 @@ def _summary(runs: Sequence[RunReport]) -> str:
             listed([t.upper() for t in dig(run.facts, "response", "tissues") or ()]) or None
         ),
         "Fit": _fit,
+        "Signal-to-noise": lambda run: _quality(run, "snr", "{:.0f} in white matter at b = 0"),
         "Signal explained": lambda run: _quality(run, "fit_r2_median", "median R² {:.3f}"),
         "Fibres per voxel": lambda run: _quality(run, "nufo_mean", "{:.2f} on average in white matter"),
         "Streamlines": _streamlines,
@@ -342,13 +365,14 @@ def _fit(run: RunReport) -> str:
     info = dig(run.facts, "fod", "info")
     if info is None:
         return told(None)
-    weights = info.get("weights_sha256")
-    parts = [str(fit_mode(run) or ""), f"on {info['device']}" if info.get("device") else ""]
-    parts.append(f"{info['steps']} steps" if info.get("steps") else "")
+    used, asked = fit_mode(run), run.settings.get("fit")
+    kept = f" (kept: --fit {asked} was not better)" if asked and asked != used else ""
+    parts = [f"{used or 'fitted'}{kept}", f"on {info['device']}" if info.get("device") else ""]
     text = escape(", ".join(filter(None, parts)))
-    return text + (
-        f', weights <code title="{escape(str(weights))}">{escape(str(weights)[:12])}</code>' if weights else ""
-    )
+    if not (sha256 := info.get("weights_sha256")):
+        return text
+    name = f"{info['weights']} " if info.get("weights") else ""
+    return f'{text}, weights {escape(name)}<code title="SHA-256 {escape(sha256)}">{escape(sha256[:12])}</code>'
 
 
 def _quality(run: RunReport, column: str, form: str) -> str:
