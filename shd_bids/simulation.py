@@ -152,7 +152,7 @@ def random_bundles(rng: np.random.Generator, size: int) -> tuple[Bundle, ...]:
                 angle = np.deg2rad(rng.uniform(12.0, 90.0))
                 centre = other.curve[near] + side * rng.uniform(-0.7, 0.7) * other.radius[near]
                 direction = np.cos(angle) * tangent + np.sin(angle) * _unit(np.cross(tangent, side + rng.normal(size=3)))
-        bundles.append(_cubic_bundle(rng, size, centre, direction, bend))
+        bundles.append(_cubic_bundle(rng, size, centre.clip(0, size), direction, bend))
     return tuple(bundles)
 
 
@@ -161,7 +161,9 @@ def _cubic_bundle(rng, size, centre, direction, bend) -> Bundle:
     s = np.arange(-1.2 * size, 1.2 * size, 0.25)
     twist = rng.normal(size=3) * rng.choice([0.0, 0.003]) * 16 / max(size, 16)
     curve = centre + s[:, None] * direction + s[:, None] ** 2 / 2 * bend + s[:, None] ** 3 / 6 * twist
-    keep = np.all((curve > -8) & (curve < size + 8), axis=1)
+    outside = np.flatnonzero(np.any((curve < -8) | (curve > size + 8), axis=1))
+    middle = len(s) // 2  # the centre itself: keep the stretch of the curve around it
+    keep = slice(outside[outside < middle].max(initial=-1) + 1, outside[outside > middle].min(initial=len(s)))
     widest = rng.choice([2.0, 3.5, 6.0], p=[0.35, 0.35, 0.3])
     growth = rng.normal() * rng.choice([0.0, 0.035])
     radius = rng.uniform(0.6, 1.0) * widest * np.exp(np.clip(growth * s, -1.2, 1.2))

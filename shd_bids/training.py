@@ -228,7 +228,7 @@ def batches(config: TrainingConfig, *, start: int, n_workers: int) -> Iterator[l
         _Cases(config, block * config.pool),
         batch_size=None,
         num_workers=n_workers,
-        prefetch_factor=4 if n_workers else None,
+        prefetch_factor=-(-config.pool // n_workers) if n_workers else None,
         multiprocessing_context="forkserver" if n_workers else None,
     )
     source, skip = iter(loader), start % per_block

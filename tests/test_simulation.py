@@ -33,6 +33,13 @@ def test_every_voxel_is_full(seed):
     assert min(phantom.wm.min(), phantom.gm.min(), phantom.csf.min()) >= 0
 
 
+def test_every_bundle_of_many_phantoms_is_a_connected_curve():
+    for seed in range(300):
+        for bundle in simulation.random_bundles(np.random.default_rng(seed), 10):
+            steps = np.linalg.norm(np.diff(bundle.curve, axis=0), axis=1)
+            assert len(bundle.curve) > 20 and steps.max() < 2.0, f"seed {seed}"
+
+
 def test_directions_are_unit_where_there_is_a_fibre_and_zero_elsewhere():
     phantom = simulation.random_phantom(np.random.default_rng(3), 12)
     length = np.linalg.norm(phantom.directions, axis=-1)
