@@ -1,6 +1,5 @@
 """NIfTI files to arrays and back, masks, and the checks that belong to them."""
 
-import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Protocol
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike
 
@@ -18,6 +18,7 @@ from shd_bids.exceptions import InputError, OutputError
 GRID_TOLERANCE = 1e-3  # mm, over the whole field of view: headers hold float32
 MAX_BAD_IN_MASK = 0.20  # share of values inside the mask that may have been replaced
 NOTED_BAD_IN_MASK = 0.01
+BLOCK_BYTES = 1 << 26  # of the file, read at once
 USUAL_MASK = (0.05, 0.70)  # share of the field of view a brain takes
 
 
@@ -300,13 +301,33 @@ def _open(path: Path) -> nib.Nifti1Image:
 
 
 def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
+    """Read all volumes into one float32 array in C order, shape (x, y, z, n), with little memory beside it.
+
+    nibabel would hold the file's integers, a Fortran-ordered float array and the result together.
+    """
+    grid, n_volumes = image.shape[:3], int(np.prod(image.shape[3:]))
+    proxy = image.dataobj
+    volume_bytes = int(np.prod(grid)) * proxy.dtype.itemsize
+    step = max(BLOCK_BYTES // volume_bytes, 1)
     try:
-        return np.array(image.get_fdata(dtype=np.float32, caching="unchanged"), order="C", copy=None)
-    except (OSError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        data = np.empty((*grid, n_volumes), dtype=np.float32)
+        with ImageOpener(path) as stream, np.errstate(over="ignore"):  # too large for float32 is infinite: repaired
+            stream.seek(proxy.offset)
+            for start in range(0, n_volumes, step):
+                count = min(step, n_volumes - start)
+                raw = stream.read(count * volume_bytes)
+                if len(raw) < count * volume_bytes:
+                    raise EOFError(f"ends in volume {start + len(raw) // volume_bytes} of {n_volumes}")
+                block = np.frombuffer(raw, dtype=proxy.dtype).reshape((*grid, count), order="F")
+                if proxy.slope != 1 or proxy.inter != 0:
+                    block = block * np.float64(proxy.slope) + np.float64(proxy.inter)
+                data[..., start : start + count] = block
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: damaged or truncated ({_first_line(error)}); copy it again") from None
     except MemoryError:
-        gigabytes = 4e-9 * np.prod(image.shape, dtype=np.float64)
+        gigabytes = 4e-9 * n_volumes * np.prod(grid, dtype=np.float64)
         raise InputError(f"{path}: {gigabytes:.1f} GB as float32 do not fit into memory") from None
+    return data
 
 
 def _repair(data: np.ndarray, *, keep_negative: bool) -> tuple[dict[str, int], np.ndarray]:

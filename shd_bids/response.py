@@ -458,7 +458,9 @@ def _constrained_fit(rows: np.ndarray, design: np.ndarray, constraints: np.ndarr
     normal += RIDGE * normal.diagonal().max() * np.eye(len(normal))
     lower = np.linalg.cholesky(normal)
     inverse = np.linalg.inv(lower)
-    target = (rows.astype(np.float64) @ design) @ inverse.T  # (n, p), L^-1 A^T y
+    whitened = design @ inverse.T
+    blocks = [rows[start : start + 32768].astype(np.float64) @ whitened for start in range(0, len(rows), 32768)]
+    target = np.concatenate([np.empty((0, len(lower))), *blocks])  # (n, p), L^-1 A^T y
     normals = inverse @ constraints.T  # (p, k)
     size = np.abs(target).max(axis=1)
     for row in np.flatnonzero((target @ normals).min(axis=1) < -1e-12 * size):

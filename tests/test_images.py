@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from shd_bids import images
 from shd_bids.exceptions import InputError, OutputError
 from shd_bids.images import (
     check_signal,
@@ -54,6 +55,19 @@ def test_what_is_saved_is_loaded(tmp_path, rng, suffix):
     np.testing.assert_allclose(again.affine, OBLIQUE, atol=1e-5)
     assert again.data.dtype == np.float32
     np.testing.assert_allclose(again.voxel_size, [2, 2, 3], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, ">i2", np.int32, np.float64])
+def test_volumes_are_read_as_nibabel_reads_them(tmp_path, rng, dtype, monkeypatch):
+    """Scaled integers of either byte order, in blocks that do not divide the number of volumes."""
+    image = nib.Nifti1Image(rng.integers(1, 90, (4, 5, 6, 7)).astype(dtype), OBLIQUE)
+    image.header.set_slope_inter(0.25, 3)
+    image.header.set_data_dtype(dtype)
+    nib.save(image, tmp_path / "x.nii.gz")
+    monkeypatch.setattr(images, "BLOCK_BYTES", 3 * 4 * 5 * 6 * np.dtype(dtype).itemsize)
+    volume = load_volume(tmp_path / "x.nii.gz")
+    np.testing.assert_array_equal(volume.data, nib.load(tmp_path / "x.nii.gz").get_fdata(dtype=np.float32))
+    assert volume.data.flags.c_contiguous
 
 
 def test_the_same_data_give_the_same_bytes(tmp_path, rng):
