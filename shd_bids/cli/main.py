@@ -173,22 +173,24 @@ def _run_graph(record: "Record", crash_dir: Path) -> None:
             shutil.rmtree(run_folder(settings.work_dir, run), ignore_errors=True)
     configure_nipype(crash_dir=crash_dir, verbose=settings.verbose, stop_on_first_crash=settings.stop_on_first_crash)
     workflow = init_shd_wf(runs, settings)
+    is_stopped = False
     try:
         run_workflow(workflow, n_procs=settings.nprocs, memory_gb=settings.mem, plugin_file=settings.use_plugin)
+    except (KeyboardInterrupt, SystemExit):
+        is_stopped = True
+        raise
     finally:
         failures = read_failures(settings.work_dir, runs)
         for run in runs:
             record.series[run.key]["stages"] = read_facts(run_folder(settings.work_dir, run))
-            if failure := failures.get(run.key):
-                record.fail(
-                    run,
-                    exit_code=failure.exit_code,
-                    error=failure.error,
-                    message=failure.message,
-                    stage=failure.node,
-                )
-                for line in failure.message.splitlines():
-                    logger.error("%s: %s", run.prefix, line)
+            failure = failures.get(run.key)
+            if failure is None or (is_stopped and failure.error == "StageKilledError"):  # it was us who killed it
+                continue
+            record.fail(
+                run, exit_code=failure.exit_code, error=failure.error, message=failure.message, stage=failure.node
+            )
+            for line in failure.message.splitlines():
+                logger.error("%s: %s", run.prefix, line)
     for run in runs:
         if run.key not in failures:
             record.accept(run)

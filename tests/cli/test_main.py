@@ -92,10 +92,10 @@ class Graph:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("x")
 
-    def fail(self, key, exit_code, message="found a, expected b"):
+    def fail(self, key, exit_code, message="found a, expected b", error="X"):
         from shd_bids.interfaces.base import Failure
 
-        self.failures[key] = Failure(run=key, node="gradients", error="X", exit_code=exit_code, message=message)
+        self.failures[key] = Failure(run=key, node="gradients", error=error, exit_code=exit_code, message=message)
 
 
 @pytest.fixture
@@ -253,6 +253,7 @@ class TestEnds:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_signals(self, raw, out, graph, monkeypatch, number, code, capsys):
         def interrupt(workflow, **options):
+            graph.fail("sub_01", 1, error="StageKilledError")
             os.kill(os.getpid(), number)
 
         monkeypatch.setattr("shd_bids.workflows.plugins.run_workflow", interrupt)
