@@ -80,7 +80,7 @@ def log_progress(label: str) -> Callable[[str, float], None]:
         if what == state["what"] and now - state["time"] < PROGRESS_INTERVAL and share < 1:
             return
         state.update(what=what, time=now)
-        logger.info("%s: %s %3.0f %%", label, what, 100 * share)
+        logger.info("%s: %s %3d %%", label, what, 100 * share)  # 100 only when done
 
     return progress
 

@@ -70,7 +70,7 @@ def prepare_gradients(
     else:
         table = read_fsl(bval_file, bvec_file, volume.affine, volume.shape[3], **thresholds)
     b0 = table.take(volume.data)[..., table.b0_indices].mean(axis=-1)
-    mask = estimate_mask(b0) if mask_file is None else load_mask(mask_file, volume)
+    mask = estimate_mask(b0, voxel_size=volume.voxel_size) if mask_file is None else load_mask(mask_file, volume)
     notes = [*volume.notes, *table.notes, *mask_notes(mask), *check_signal(volume, mask)]
     if mask_file is None:
         notes.append("no mask was given; it was estimated from the b=0 images: look at it in the report")

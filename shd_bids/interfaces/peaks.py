@@ -31,8 +31,10 @@ def find_image_peaks(
         ``fod.npy`` of `fit_image`, (n, C) in the order of the mask.
     mask_file, vfwm_file, vfcsf_file : Path
         Mask and signal fractions.
-    max_peaks, relative_threshold, min_separation, device
+    max_peaks, relative_threshold, min_separation
         As in `shd_bids.peaks.find_peaks`.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     absolute_threshold : float, optional
         Smallest amplitude; from the voxels of fluid where absent.
     out_dir : Path
@@ -41,16 +43,18 @@ def find_image_peaks(
     import numpy as np
 
     from shd_bids.images import gather, load_mask, load_volume, save_volume, scatter
+    from shd_bids.inference import choose_device
     from shd_bids.peaks import afd_total, dec, find_peaks, noise_threshold
 
-    coefficients = np.load(fod_file, mmap_mode="r")
+    where = choose_device(device)
+    coefficients = np.load(fod_file)
     reference = load_volume(mask_file)
     mask = load_mask(mask_file, reference)
     fractions = {path: gather(load_volume(path).data, mask) for path in (vfwm_file, vfcsf_file)}
     is_automatic = absolute_threshold is None
     if is_automatic:
         absolute_threshold = noise_threshold(
-            coefficients, fractions[vfcsf_file], wm_fraction=fractions[vfwm_file], device=device
+            coefficients, fractions[vfcsf_file], wm_fraction=fractions[vfwm_file], device=where
         )
     peaks = find_peaks(
         coefficients,
@@ -58,7 +62,7 @@ def find_image_peaks(
         relative_threshold=relative_threshold,
         absolute_threshold=absolute_threshold,
         min_separation=min_separation,
-        device=device,
+        device=where,
     )
     total = afd_total(coefficients)
     maps = {
