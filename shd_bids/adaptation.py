@@ -90,7 +90,7 @@ def adapt(
     Raises
     ------
     TrainingError
-        When the loss stops being finite.
+        When training from nothing does not stay finite.
     """
     torch.manual_seed(seed)
     config = weights.config if weights else scratch_network()
@@ -123,7 +123,9 @@ def adapt(
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         if not torch.isfinite(norm):
-            raise TrainingError(f"the loss is not finite in step {step}; check the signal and the responses")
+            if weights is None:
+                raise TrainingError(f"the loss is not finite in step {step}; check the signal and the responses")
+            break  # what was best so far, at worst the given weights, is kept
         optimiser.step()
         record = {"step": step + 1, "loss": float(total.detach())}
         record |= {name: float(value.detach()) for name, value in terms.items()}

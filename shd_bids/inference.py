@@ -20,7 +20,7 @@ from shd_bids.conditioning import CHANNELS, Conditioner, condition, estimate_noi
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
-from shd_bids.nn.tiles import apply_in_tiles
+from shd_bids.nn.tiles import Box, apply_in_tiles
 from shd_bids.nn.unet import UNet
 from shd_bids.response import Responses
 from shd_bids.sphere.harmonics import sh_inverse
@@ -41,6 +41,7 @@ MIN_DIRECTIONS = 20
 """Fewest directions that every simulated protocol had in one of its shells."""
 
 _SQRT_4PI = float(np.sqrt(4 * np.pi))
+_LEAST_TILE_BYTES = 200 * 2**20  # below this a tile is mostly halo
 _VOXELS_PER_CHUNK = 16384  # bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB
 
 
@@ -242,33 +243,48 @@ def predict(
     to_sh = torch.as_tensor(sh_inverse(hemisphere(net.config.nside), l_max), dtype=torch.float32)
     wm = np.zeros((len(voxels), len(to_sh)), dtype=np.float32)
     fractions = np.zeros((len(voxels), 2), dtype=np.float32)
-    done = 0
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
-    def make_input(box: tuple[slice, slice, slice], where: torch.device) -> Tensor:
-        rows = torch.as_tensor(row[box])
-        inside = rows >= 0
-        block = torch.zeros(len(CHANNELS), vertices, *rows.shape, device=where)
-        if inside.any():
-            seen = conditioner.to(where)(torch.as_tensor(voxels[rows[inside].numpy()]).to(where))
-            block[:, :, inside.to(where)] = seen
-        return block.permute(0, 2, 3, 4, 1)  # (C, X, Y, Z, V)
+    def reader(where: torch.device) -> Callable[[Box], Tensor]:
+        maps = conditioner.to(where)
 
-    def consume(box: tuple[slice, slice, slice], output: Tensor) -> None:
-        nonlocal done
+        def read(box: Box) -> Tensor:
+            rows = torch.as_tensor(row[box])
+            inside = rows >= 0
+            block = torch.zeros(len(CHANNELS), vertices, *rows.shape, device=where, dtype=dtype)
+            if inside.any():
+                block[:, :, inside.to(where)] = maps(torch.as_tensor(voxels[rows[inside].numpy()]).to(where)).to(dtype)
+            return block.permute(0, 2, 3, 4, 1)[None]  # (1, C, X, Y, Z, V)
+
+        return read
+
+    def write(box: Box, output: Tensor) -> None:
         rows = torch.as_tensor(row[box])
         inside = (rows >= 0).to(output.device)
-        positive = softplus(output[:, inside].float())  # (3, n, V)
+        positive = softplus(output[0][:, inside].float())  # (3, n, V)
         target = rows[rows >= 0].numpy()
         wm[target] = (positive[0] @ to_sh.to(positive.device).T).cpu().numpy()
         fractions[target] = positive[1:].mean(dim=-1).T.cpu().numpy()
-        done += len(target)
-        progress("fod", done / max(len(voxels), 1))
 
-    apply_in_tiles(
-        net, make_input, consume, mask=mask, device=device, precision=precision,
-        memory_bytes=int(memory_gb * 2**30), fall_back=fall_back,
-    )  # fmt: skip
-    return wm, fractions
+    memory = int(memory_gb * 2**30)
+    folded = net.folded().to(device, dtype)
+    while True:
+        try:
+            apply_in_tiles(
+                folded, mask, read=reader(device), write=write, memory_bytes=memory, progress=lambda p: progress("fod", p)
+            )
+            return wm, fractions
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            memory //= 2
+            if memory < _LEAST_TILE_BYTES:
+                if not fall_back:
+                    raise
+                logger.warning("the device has too little memory even for small tiles: going on with the CPU")
+                device, memory, dtype = torch.device("cpu"), int(memory_gb * 2**30), torch.float32
+                folded = net.folded().to(device, dtype)
+            else:
+                logger.warning("out of memory on the device: going on with tiles of %d MB", memory // 2**20)
 
 
 def _set_precision(precision: str) -> None:
