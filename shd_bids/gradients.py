@@ -5,7 +5,6 @@ determinant of the affine is positive; MRtrix3 and QSIPrep's ``.b`` files hold t
 """
 
 import itertools
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shd_bids.exceptions import GradientError
-
-logger = logging.getLogger(__name__)
 
 B0_THRESHOLD = 50.0  # s/mm2, as FSL and QSIPrep; MRtrix3's 10 would call the 15-45 of some scanners a shell
 SHELL_TOLERANCE = 80.0  # s/mm2, MRtrix3's BValueEpsilon
@@ -235,8 +232,6 @@ def gradient_table(
     for shell in shells[1:]:
         if len(shell.indices) < MIN_DIRECTIONS:
             notes.append(f"the shell b = {shell.bvalue:.0f} s/mm² has only {len(shell.indices)} volumes")
-    for note in notes:
-        logger.warning("Gradient table: %s.", note)
     return GradientTable(bvals, directions, shells, kept, len(is_lost), tuple(notes))
 
 
