@@ -20,9 +20,9 @@ MIN_DIRECTIONS = 6  # unknowns of a tensor, and of even harmonics of degree 2
 MAX_DROPPED = 0.05  # share of volumes that may lack a direction
 MAX_SHELLS = 8  # more are a q-space grid
 SHORTEST = 0.1  # a shorter vector is no rounding of a unit vector: the volume has no direction
-CLEAR_LEAD = (
-    3.5  # standard errors; of four scans, pieces put a wrong candidate ahead by at most 1, wholes the right by 5
-)
+# Standard errors by which a candidate must lead. On pieces of four scans a wrong one led by 1 at most, on the whole
+# scans the right one led by 5 or more.
+CLEAR_LEAD = 3.5
 BLOCK = 4  # voxels; edge of the blocks whose scatter gives the standard error
 
 
