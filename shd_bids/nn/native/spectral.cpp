@@ -84,18 +84,40 @@ private:
   std::atomic<int> arrived_{0}, round_{0};
 };
 
-// Floats aligned to a cache line, never initialised: pages are only touched where used.
-class Buffer {
+// Scratch memory of one call, cut into arrays aligned to cache lines. It stays with the calling thread: fresh pages cost more
+// than the work done in them. Unusually large ones are given back.
+class Workspace {
 public:
-  explicit Buffer(int64_t size) : data_(new (std::align_val_t(64)) float[std::max<int64_t>(size, 1)]) {}
-  ~Buffer() { ::operator delete[](data_, std::align_val_t(64)); }
-  Buffer(const Buffer &) = delete;
-  Buffer &operator=(const Buffer &) = delete;
-  float *get() const { return data_; }
+  ~Workspace() { release(); }
+  float *reserve(int64_t size) {
+    if (size > size_) {
+      release();
+      data_ = new (std::align_val_t(64)) float[size];
+      size_ = size;
+    }
+    return data_;
+  }
+  void trim() {
+    if (size_ > (int64_t(64) << 20)) release();
+  }
 
 private:
-  float *data_;
+  void release() {
+    ::operator delete[](data_, std::align_val_t(64));
+    data_ = nullptr;
+    size_ = 0;
+  }
+  float *data_ = nullptr;
+  int64_t size_ = 0;
 };
+
+thread_local Workspace workspace;
+
+inline float *take(float *&free, int64_t size) {
+  float *taken = free;
+  free += round_up(size, 16);
+  return taken;
+}
 
 // Everything the threads of one call share.
 struct Job {
@@ -115,9 +137,28 @@ struct Job {
   float *expansion;                                // ring of analysed planes (forward: inputs; backward: output gradient)
   float *input_expansion;                          // backward: inputs of the group
   float *gradient_sph, *gradient_spa;              // backward: per thread
+  float *scratch;                                  // [thread][scratch_size]
+  int64_t scratch_size;
   std::atomic<int64_t> *counters;                  // one per phase, for dynamic scheduling
   Barrier *barrier;
 };
+
+constexpr int kTile = 64;      // columns of a change of basis
+constexpr int64_t kSlack = 32; // tiles may read one panel past the end
+
+inline int64_t tile_size(const Job &job) { return 2 * int64_t(job.basis->vertices) * kTile; }
+inline int64_t sums_size(const Job &job, int channels) {
+  return job.group * job.plane_voxels * channels * (job.halo ? kShells : 1) + kSlack;
+}
+inline int64_t neighbours_size(const Job &job, int channels) {
+  return round_up(channels, 16) + job.plane_voxels * channels * (1 + 2 * (job.group + 2));
+}
+inline int64_t gradient_size(const Job &job) {
+  return int64_t(job.channels) * job.layer->out_channels * (job.halo ? kShells : 1) + kSlack;
+}
+inline int64_t weights_size(const Job &job, int rows, int columns) {
+  return int64_t(rows) * (job.halo ? kShells : 1) * round_up(columns, kSlack);
+}
 
 // Elementwise work on rows of channels.
 struct RowJob {
@@ -288,7 +329,12 @@ void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *cons
   const auto synthesise = pack_panels(*basis, basis->synthesise_matrix, level.rows);
   const auto sph = pack_weights(layer->weight_sph, layer->out_channels, channels, basis->order, true, level.width);
   const auto spa = pack_weights(layer->weight_spa, layer->out_channels, channels, kShells, true, level.width);
-  const Buffer expansion(basis->vertices * job.ring * job.plane_voxels * channels);
+  const int64_t expansion = round_up(basis->vertices * job.ring * job.plane_voxels * channels, 16);
+  job.scratch_size = round_up(tile_size(job) + sums_size(job, channels) + neighbours_size(job, channels) +
+                                  weights_size(job, channels, layer->out_channels) + 4 * 16, 16);
+  float *free = workspace.reserve(expansion + layer->threads * job.scratch_size);
+  job.expansion = take(free, expansion);
+  job.scratch = free;
   const int64_t phases = 3 * ((job.planes + job.group - 1) / job.group);
   const std::unique_ptr<std::atomic<int64_t>[]> counters(new std::atomic<int64_t>[phases]());
   Barrier barrier(layer->threads);
@@ -300,10 +346,10 @@ void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *cons
   job.synthesise_panels = synthesise.data();
   job.sph = sph.data();
   job.spa = spa.data();
-  job.expansion = expansion.get();
   job.counters = counters.get();
   job.barrier = &barrier;
   run(job, level.forward, layer->threads);
+  workspace.trim();
 }
 
 // Gradients with respect to the inputs (null entries are skipped) and to the weights, from that of the output.
@@ -330,8 +376,14 @@ void shd_backward(const ShdBasis *basis, const ShdLayer *layer, const float *con
   spa.insert(spa.end(), spa_back.begin(), spa_back.end());
   sph.resize(sph.size() + 2 * level.width); // the last tile of an input may read past its channels
   spa.resize(spa.size() + 2 * level.width);
-  const Buffer expansion(basis->vertices * job.ring * job.plane_voxels * out);
-  const Buffer input_expansion(basis->vertices * job.group * job.plane_voxels * channels);
+  const int64_t expansion = round_up(basis->vertices * job.ring * job.plane_voxels * out, 16);
+  const int64_t input_expansion = round_up(basis->vertices * job.group * job.plane_voxels * channels, 16);
+  job.scratch_size = round_up(tile_size(job) + sums_size(job, out) + neighbours_size(job, out) + gradient_size(job) +
+                                  weights_size(job, out, channels) + 5 * 16, 16);
+  float *free = workspace.reserve(expansion + input_expansion + layer->threads * job.scratch_size);
+  job.expansion = take(free, expansion);
+  job.input_expansion = take(free, input_expansion);
+  job.scratch = free;
   std::vector<float> sums_sph(sph_size * layer->threads), sums_spa(spa_size * layer->threads);
   const int64_t phases = 3 * ((job.planes + job.group - 1) / job.group);
   const std::unique_ptr<std::atomic<int64_t>[]> counters(new std::atomic<int64_t>[phases]());
@@ -343,13 +395,12 @@ void shd_backward(const ShdBasis *basis, const ShdLayer *layer, const float *con
   job.synthesise_panels = synthesise.data();
   job.sph = sph.data();
   job.spa = spa.data();
-  job.expansion = expansion.get();
-  job.input_expansion = input_expansion.get();
   job.gradient_sph = sums_sph.data();
   job.gradient_spa = sums_spa.data();
   job.counters = counters.get();
   job.barrier = &barrier;
   run(job, level.backward, layer->threads);
+  workspace.trim();
   const int64_t padded = round_up(out, level.width);
   for (int thread = 0; thread < layer->threads; ++thread)
     for (int o = 0; o < out; ++o)
@@ -471,7 +522,6 @@ namespace SHD_NAME {
 
 constexpr int kWidth = SHD_WIDTH, kRows = SHD_ROWS;
 constexpr int kPanel = 2 * kWidth; // columns of a register tile
-constexpr int kTile = 64;          // columns of a change of basis
 
 typedef float Vec __attribute__((vector_size(SHD_WIDTH * 4), aligned(4), may_alias));
 #define SHD_LOAD(p) (*reinterpret_cast<const Vec *>(p))
@@ -761,15 +811,14 @@ inline int mode_row(const ShdBasis &basis, int64_t mode, int &copies) {
   }
 }
 
-SHD_TARGET void forward(const Job &job, int) {
+SHD_TARGET void forward(const Job &job, int thread) {
   const ShdBasis &basis = *job.basis;
   const ShdLayer &layer = *job.layer;
   const int out = layer.out_channels, shells_used = job.halo ? kShells : 1;
-  const int64_t depth = int64_t(shells_used) * job.channels, voxels = job.group * job.plane_voxels;
-  const int64_t shell_scratch = 16 + round_up(job.channels, 16) + job.plane_voxels * job.channels * (1 + 2 * (job.group + 2));
-  const int64_t ring_voxels = job.ring * job.plane_voxels;
-  const Buffer tiles(2 * int64_t(basis.vertices) * kTile), sums(voxels * depth + kPanel), neighbours(shell_scratch),
-      weights(depth * round_up(out, kPanel));
+  const int64_t depth = int64_t(shells_used) * job.channels, ring_voxels = job.ring * job.plane_voxels;
+  float *free = job.scratch + thread * job.scratch_size;
+  float *const tiles = take(free, tile_size(job)), *const sums = take(free, sums_size(job, job.channels));
+  float *const neighbours = take(free, neighbours_size(job, job.channels)), *const weights = free;
   std::atomic<int64_t> *counter = job.counters;
   for (int64_t begin = 0, done = 0; begin < job.planes; begin += job.group, counter += 3) {
     const int64_t end = std::min(begin + job.group, job.planes), want = std::min(end + job.halo, job.planes);
@@ -777,7 +826,7 @@ SHD_TARGET void forward(const Job &job, int) {
     float *expansion = job.expansion;
     for (int j = 0; j < layer.inputs; ++j) {
       const int F = layer.in_channels[j];
-      base = analyse_planes(job, job.inputs[j], F, done, want, expansion, job.ring, base, ticket, counter[0], tiles.get());
+      base = analyse_planes(job, job.inputs[j], F, done, want, expansion, job.ring, base, ticket, counter[0], tiles);
       expansion += int64_t(basis.vertices) * ring_voxels * F;
     }
     done = want;
@@ -788,22 +837,22 @@ SHD_TARGET void forward(const Job &job, int) {
       const float *terms = basis.terms + mode * basis.order;
       for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++])
         mode_weights(job, terms, job.sph, job.spa, job.channels, round_up(out, kWidth), first, layer.in_channels[j], 0, out,
-                     weights.get(), int64_t(shells_used) * first, depth);
+                     weights, int64_t(shells_used) * first, depth);
       for (int copy = 0; copy < copies; ++copy) {
         const float *ring = job.expansion;
         for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
           const int64_t stride = ring_voxels * layer.in_channels[j];
           shells(job, ring + (row + copy) * stride, job.ring, layer.in_channels[j], begin, end,
-                 sums.get() + int64_t(shells_used) * first, depth, neighbours.get());
+                 sums + int64_t(shells_used) * first, depth, neighbours);
           ring += basis.vertices * stride;
         }
-        multiply((end - begin) * job.plane_voxels, sums.get(), depth, weights.get(), out,
+        multiply((end - begin) * job.plane_voxels, sums, depth, weights, out,
                  job.output + ((row + copy) * job.planes + begin) * job.plane_voxels * out);
       }
     }
     job.barrier->wait();
     ticket = counter[2].fetch_add(1);
-    synthesise_planes(job, job.output, out, begin, end, job.bias, job.relu, 0, ticket, counter[2], tiles.get());
+    synthesise_planes(job, job.output, out, begin, end, job.bias, job.relu, 0, ticket, counter[2], tiles);
   }
 }
 
@@ -812,11 +861,12 @@ SHD_TARGET void backward(const Job &job, int thread) {
   const ShdLayer &layer = *job.layer;
   const int out = layer.out_channels, order = basis.order, shells_used = job.halo ? kShells : 1;
   const int64_t depth = int64_t(shells_used) * out, voxels = job.group * job.plane_voxels;
-  const int64_t shell_scratch = 16 + round_up(out, 16) + job.plane_voxels * out * (1 + 2 * (job.group + 2));
   const int64_t padded = round_up(out, kWidth), padded_back = round_up(job.channels, kWidth);
   const int64_t ring_voxels = job.ring * job.plane_voxels;
-  const Buffer tiles(2 * int64_t(basis.vertices) * kTile), sums(voxels * depth + kPanel), neighbours(shell_scratch),
-      weights(depth * round_up(job.channels, kPanel)), gradient(depth * job.channels + kPanel);
+  float *free = job.scratch + thread * job.scratch_size;
+  float *const tiles = take(free, tile_size(job)), *const sums = take(free, sums_size(job, out));
+  float *const neighbours = take(free, neighbours_size(job, out)), *const gradient = take(free, gradient_size(job));
+  float *const weights = free;
   float *sums_sph = job.gradient_sph + int64_t(thread) * order * job.channels * padded;
   float *sums_spa = job.gradient_spa + int64_t(thread) * kShells * job.channels * padded;
   const float *sph_back = job.sph + int64_t(order) * job.channels * padded;
@@ -826,12 +876,12 @@ SHD_TARGET void backward(const Job &job, int thread) {
     const int64_t end = std::min(begin + job.group, job.planes), want = std::min(end + job.halo, job.planes);
     int64_t ticket = counter[0].fetch_add(1);
     int64_t base = analyse_planes(job, job.output_gradient, out, done, want, job.expansion, job.ring, 0, ticket, counter[0],
-                                  tiles.get());
+                                  tiles);
     float *expansion = job.input_expansion;
     for (int j = 0; j < layer.inputs; ++j) {
       const int F = layer.in_channels[j];
       // Planes [begin, end) lie at the start of their buffer: it is a ring that never wraps within the group.
-      base = analyse_planes(job, job.inputs[j], F, begin, end, expansion, job.group, base, ticket, counter[0], tiles.get());
+      base = analyse_planes(job, job.inputs[j], F, begin, end, expansion, job.group, base, ticket, counter[0], tiles);
       expansion += int64_t(basis.vertices) * voxels * F;
     }
     done = want;
@@ -843,23 +893,23 @@ SHD_TARGET void backward(const Job &job, int thread) {
       const float *terms = basis.terms + mode * order;
       for (int copy = 0; copy < copies; ++copy) {
         const float *ring = job.expansion + (row + copy) * ring_voxels * out;
-        shells(job, ring, job.ring, out, begin, end, sums.get(), depth, neighbours.get());
+        shells(job, ring, job.ring, out, begin, end, sums, depth, neighbours);
         const float *input = job.input_expansion;
         for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
           const int F = layer.in_channels[j];
           if (job.input_gradients[j]) {
-            mode_weights(job, terms, sph_back, spa_back, out, padded_back, 0, out, first, F, weights.get(), 0, depth);
-            multiply(rows, sums.get(), depth, weights.get(), F,
+            mode_weights(job, terms, sph_back, spa_back, out, padded_back, 0, out, first, F, weights, 0, depth);
+            multiply(rows, sums, depth, weights, F,
                      job.input_gradients[j] + ((row + copy) * job.planes + begin) * job.plane_voxels * F);
           }
           const float *expanded = input + (row + copy) * voxels * F;
           for (int64_t q = 0; q < depth; q += kPanel)
-            product<true>(F, expanded, F, sums.get() + q, depth, rows, gradient.get() + first * depth + q, depth,
+            product<true>(F, expanded, F, sums + q, depth, rows, gradient + first * depth + q, depth,
                           int(std::min<int64_t>(kPanel, depth - q)), copy > 0);
           input += int64_t(basis.vertices) * voxels * F;
         }
       }
-      contract(job, terms, gradient.get(), 0, job.channels, sums_sph, sums_spa);
+      contract(job, terms, gradient, 0, job.channels, sums_sph, sums_spa);
     }
     job.barrier->wait();
     ticket = counter[2].fetch_add(1);
@@ -867,7 +917,7 @@ SHD_TARGET void backward(const Job &job, int thread) {
     for (int j = 0; j < layer.inputs; ++j)
       if (job.input_gradients[j])
         base = synthesise_planes(job, job.input_gradients[j], layer.in_channels[j], begin, end, nullptr, false, base, ticket,
-                                 counter[2], tiles.get());
+                                 counter[2], tiles);
   }
 }
 
@@ -878,8 +928,8 @@ SHD_TARGET void backward(const Job &job, int thread) {
 SHD_TARGET void moments(const RowJob &job, int64_t begin, int64_t end, double *mean, double *squares) {
   const int F = job.channels;
   constexpr int64_t kBlock = 64;
-  const Buffer block(2 * round_up(F, 16));
-  float *m = block.get(), *s = m + round_up(F, 16);
+  const std::unique_ptr<float[]> block(new float[2 * F]);
+  float *m = block.get(), *s = m + F;
   double count = 0;
   for (int f = 0; f < F; ++f) mean[f] = squares[f] = 0;
   for (int64_t row = begin; row < end; row += kBlock) {
