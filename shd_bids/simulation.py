@@ -448,12 +448,12 @@ def uniform_directions(rng: np.random.Generator, n: int, *, n_steps: int = 60) -
     points = _unit(rng.normal(size=(n, 3)))
     step = 0.3 / np.sqrt(n)
     for _ in range(n_steps):
-        force = np.zeros_like(points)
-        for sign in (1, -1):
-            difference = points[:, None] - sign * points[None]
-            distance = np.linalg.norm(difference, axis=-1)
-            np.fill_diagonal(distance, np.inf)
-            force += (difference / distance[..., None] ** 3).sum(axis=1)
+        cosine = points @ points.T
+        towards = np.maximum(2 - 2 * cosine, 1e-9) ** -1.5
+        away = np.maximum(2 + 2 * cosine, 1e-9) ** -1.5
+        np.fill_diagonal(towards, 0.0)
+        np.fill_diagonal(away, 0.0)
+        force = (away - towards) @ points  # the radial parts of p_i -+ p_j do not move a point on the sphere
         force -= (force * points).sum(1, keepdims=True) * points
         points = _unit(points + step * _unit(force))
         step *= 0.96
