@@ -73,6 +73,18 @@ def test_glyph_of_an_oblique_image_is_drawn_in_its_picture():
     np.testing.assert_allclose(np.abs(axes[:, 1]), [1, 0], atol=0.02)
 
 
+@pytest.mark.parametrize("plane", PLANES)
+def test_the_near_lobe_is_drawn_last(plane):
+    """Of a fibre that points to the right and at the viewer, the right end hides the left one."""
+    view, _, rows = one_voxel_view()
+    direction = np.zeros(3)
+    direction[[plane.right, plane.axis]] = 1, plane.towards_viewer
+    ax = Figure().add_subplot()
+    glyphs.draw_glyphs(ax, view, Cut(plane, 1), lobe(direction)[None], rows, (0, 3, 0, 3))
+    centres = np.array([path.vertices.mean(axis=0) for path in ax.collections[0].get_paths()])
+    assert centres[0, 0] < 1.5 < centres[-1, 0]
+
+
 def test_glyphs_keep_their_scale_and_cut_the_strongest():
     view, cut, _ = one_voxel_view()
     rows = np.arange(9).reshape(3, 3)
