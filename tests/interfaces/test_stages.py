@@ -5,17 +5,22 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
+from shd_bids.conditioning import CHANNELS
 from shd_bids.exceptions import GradientError, InputError
 from shd_bids.gradients import GradientTable
 from shd_bids.images import load_mask, load_volume, scatter
 from shd_bids.interfaces.base import StageInterface, read_json
+from shd_bids.interfaces.fod import FitFOD
 from shd_bids.interfaces.gradients import PrepareGradients
 from shd_bids.interfaces.peaks import FindPeaks
-from shd_bids.interfaces.report import DrawMask, DrawStreamlines
+from shd_bids.interfaces.report import DrawMask, DrawResidual, DrawStreamlines
 from shd_bids.interfaces.response import EstimateResponses, ReadResponses
 from shd_bids.interfaces.tractography import TrackStreamlines
+from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere.harmonics import sh_basis
+from shd_bids.weights import save_weights
 from tests.phantoms import RAS, head, many_bundles, write_head
 
 
@@ -120,9 +125,7 @@ def prepared(dwi_file, tmp_path):
 
 def test_responses_estimated_then_given_are_the_same(dwi_file, prepared, tmp_path):
     inputs = {"gradients_file": prepared.gradients_file}
-    estimated = run(
-        EstimateResponses, tmp_path / "a", dwi_file=str(dwi_file), mask_file=prepared.mask_file, **inputs
-    )
+    estimated = run(EstimateResponses, tmp_path / "a", dwi_file=str(dwi_file), mask_file=prepared.mask_file, **inputs)
     facts = read_json(tmp_path / "a" / "facts.json")
     assert "wm" in facts["fitted_tissues"]
     assert facts["qc"]["n_voxels_response_wm"]["value"] > 0
@@ -193,7 +196,9 @@ def test_peaks_follow_the_fibres_and_the_mrtrix_layout(fitted, tmp_path, simulat
 
 def test_streamlines_in_every_format(fitted, tmp_path):
     options = {"algorithm": "det", "seeds": 1, "max_angle": 45.0, "min_length": 4.0, "max_length": 100.0, "seed": 1}
-    outputs = run(TrackStreamlines, tmp_path / "track", **fitted_for_tracking(fitted), **options, formats=["tck", "trk"])
+    outputs = run(
+        TrackStreamlines, tmp_path / "track", **fitted_for_tracking(fitted), **options, formats=["tck", "trk"]
+    )
     tck, trk = (nib.streamlines.load(path).streamlines for path in outputs.tractogram_files)
     assert len(tck) == len(trk) > 0
     np.testing.assert_allclose(tck[0], trk[0], atol=1e-3)
@@ -224,3 +229,62 @@ def test_values_in_mask_order_go_back_to_their_voxels(prepared):
     mask = load_mask(prepared.mask_file, load_volume(prepared.mask_file))
     values = np.arange(mask.sum())
     np.testing.assert_array_equal(scatter(values, mask)[mask], values)
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    """A network small enough to run in no time; what it says means nothing."""
+    torch.manual_seed(0)
+    net = UNet(UNetConfig(len(CHANNELS), 3, nside=2, channels=(4, 4)))
+    return save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors", net, l_max=4, training={})
+
+
+def test_fit_writes_all_maps_in_one_order(dwi_file, prepared, weights_file, tmp_path):
+    responses = run(
+        EstimateResponses,
+        tmp_path / "response",
+        dwi_file=str(dwi_file),
+        mask_file=prepared.mask_file,
+        gradients_file=prepared.gradients_file,
+    )
+    given = {"wm_response": responses.wm_file, "csf_response": responses.csf_file}  # no grey matter
+    outputs = run(
+        FitFOD,
+        tmp_path / "fod",
+        dwi_file=str(dwi_file),
+        mask_file=prepared.mask_file,
+        gradients_file=prepared.gradients_file,
+        **given,
+        fit="amortised",
+        weights=str(weights_file),
+        device="cpu",
+        precision="float32",
+        lambda_tv=0.5,
+        memory_gb=1.0,
+        seed=0,
+        fod_lmax=2,
+    )
+    mask = load_mask(prepared.mask_file, load_volume(prepared.mask_file))
+    coefficients = np.load(outputs.fod_file)
+    assert coefficients.shape == (mask.sum(), 15)  # all that the network gave
+    stored = load_volume(outputs.wm_file, keep_negative=True).data
+    np.testing.assert_array_equal(stored[mask], coefficients[:, :6])  # as asked
+    assert not isinstance(outputs.gm_file, str)
+    assert nib.load(outputs.csf_file).shape == (*mask.shape, 1)  # an SH image of degree 0
+    fractions = [load_volume(path).data for path in (outputs.vfwm_file, outputs.vfgm_file, outputs.vfcsf_file)]
+    np.testing.assert_allclose(sum(fractions)[mask], 1, atol=1e-5)
+    facts = read_json(tmp_path / "fod" / "facts.json")
+    assert facts["sidecar"]["fod_lmax"] == 2
+    assert facts["sidecar"]["model"]["FittedDegree"] == 4
+    assert len(facts["sidecar"]["model"]["WeightsSHA256"]) == 64
+    assert list(facts["shell_residuals"]) == ["b = 0", "b = 1000", "b = 2500"]
+    json.dumps(facts, allow_nan=False)
+    figure = run(
+        DrawResidual,
+        tmp_path / "draw",
+        rsquared_file=outputs.rsquared_file,
+        residualstd_file=outputs.residualstd_file,
+        facts_file=outputs.facts_file,
+        mask_file=prepared.mask_file,
+    )
+    assert figure.figure_file.endswith("residual.png")

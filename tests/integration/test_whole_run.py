@@ -1,0 +1,253 @@
+"""Whole calls on a simulated head: what is written, what happens when something fails, and where north is."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+
+from shd_bids.bids.names import expected_outputs
+from shd_bids.cli.main import main
+from tests.bids_trees import dwi_run
+from tests.phantoms import RAS, head, many_bundles, rotation, stored_as, write_head
+
+pytestmark = pytest.mark.slow
+
+PEAKS = "dwi/sub-01_space-orig_model-shdtv_param-peaks_dwimap.nii.gz"
+
+
+def call(raw, out, *options, level="peaks"):
+    """Run the app in this process with few resources, and return its exit code."""
+    words = [
+        str(raw),
+        str(out),
+        "participant",
+        "--skip-bids-validation",
+        "--nprocs",
+        "1",
+        "--mem",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    return main([*words, "--level", level, "-w", str(out.parent / "work"), *options])
+
+
+def stage_times(work):
+    """Return when each stage wrote its facts; a stage that is executed again writes them again."""
+    return {
+        path: path.stat().st_mtime_ns for path in work.glob("shd_bids_wf/*/*/**/facts.json") if "ds_" not in str(path)
+    }
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return head(np.random.default_rng(8), size=12)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, simulated):
+    """A finished call with everything on: (raw, out)."""
+    root = tmp_path_factory.mktemp("whole")
+    write_head(root / "raw", simulated[0], simulated[1])
+    formats = ("--tractogram-format", "trx", "tck", "trk", "--min-length", "5", "--seeds", "1", "--keep-work")
+    assert call(root / "raw", root / "out", *formats, level="full") == 0
+    return root / "raw", root / "out", formats
+
+
+def test_every_promised_file_is_there(whole):
+    raw, out, _ = whole
+    fitted = json.loads(next((out.parent / "work").glob("**/facts/response.json")).read_text())["fitted_tissues"]
+    paths = expected_outputs(
+        out, dwi_run(raw), level="full", method="prob", formats=("trx", "tck", "trk"), tissues=fitted
+    )
+    assert not [path for path in paths if not path.stat().st_size]
+    names = {path.name.split("_desc-")[1] for path in (out / "sub-01" / "figures").iterdir()}
+    figures = ("gradients", "mask", "response", "fodf", "tissue", "residual", "peaks", "tractogram", "tdi")
+    assert names == {f"{name}_dwi.png" for name in figures}
+    assert (out / "sub-01.html").stat().st_size > 1000
+
+
+def test_sidecars_name_the_weights_and_sources(whole):
+    _, out, _ = whole
+    sidecar = json.loads((out / "sub-01" / PEAKS).with_suffix("").with_suffix(".json").read_text())
+    assert len(sidecar["Model"]["Parameters"]["WeightsSHA256"]) == 64
+    assert sidecar["Sources"] == ["bids::sub-01/dwi/sub-01_space-orig_model-shdtv_param-wm_dwimap.nii.gz"]
+
+
+def test_peaks_are_the_simulated_fibres(whole, simulated):
+    """The median error over voxels of one fibre is that of the method, not of a wrong axis."""
+    _, out, _ = whole
+    phantom = simulated[2]
+    peaks = nib.load(out / "sub-01" / PEAKS).get_fdata()
+    alone = phantom.fractions[..., 0] > 0.9
+    assert np.median(angles(peaks[alone][:, :3], phantom.directions[alone][:, 0])) < 6.0
+
+
+def test_results_lie_on_disk_once(whole):
+    _, out, _ = whole
+    assert (out / "sub-01" / PEAKS).stat().st_nlink == 2  # the work folder holds the other name
+
+
+def test_lost_outputs_come_back_without_any_stage(whole, tmp_path):
+    raw, out, options = whole
+    before = stage_times(out.parent / "work")
+    assert len(before) == 5
+    shutil.rmtree(out)
+    assert call(raw, out, *options, level="full") == 0
+    assert (out / "sub-01" / PEAKS).is_file()
+    assert stage_times(out.parent / "work") == before
+
+
+def test_a_changed_option_runs_what_depends_on_it(whole):
+    raw, out, options = whole
+    before = stage_times(out.parent / "work")
+    assert call(raw, out, *options, "--peak-max", "2", level="full") == 0
+    assert nib.load(out / "sub-01" / PEAKS).shape[3] == 6
+    changed = {path.parent.name for path, when in stage_times(out.parent / "work").items() if before[path] != when}
+    assert changed == {"peaks"}
+
+
+def test_flipped_gradients_fail_alone(tmp_path, simulated, capfd):
+    """One bad subject: its one line, its code in the records, and the others' results."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_head(raw, simulated[0], simulated[1])
+    signal, table = many_bundles(np.random.default_rng(3))
+    write_head(raw, signal, table, subject="02", bvecs=table.directions)
+    assert call(raw, out, level="response") == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if "ERROR" in line]
+    assert len(lines) == 1
+    assert "sub-02" in lines[0] and "--gradient-check fix" in lines[0]
+    assert (out / "sub-01" / "dwi" / "sub-01_space-orig_model-shdtv_param-wm_response.txt").is_file()
+    assert not (out / "sub-02" / "dwi").exists()
+    assert (out / "sub-02" / "figures").exists() is False
+    assert call(raw, out, "--participant-label", "02", level="response") == 65
+
+
+def broken_image(raw, change):
+    path = raw / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(change(image.get_fdata(dtype=np.float32)), image.affine), path)
+
+
+def without_b0(raw):
+    path = raw / "sub-01" / "dwi" / "sub-01_dwi.bval"
+    path.write_text(path.read_text().replace("0.0", "1000.0"))
+
+
+BROKEN = {
+    "missing bval": (lambda raw: (raw / "sub-01/dwi/sub-01_dwi.bval").unlink(), "bval"),
+    "wrong count": (lambda raw: (raw / "sub-01/dwi/sub-01_dwi.bval").write_text("0 1000\n"), "2 b-values"),
+    "no b=0": (without_b0, "b=0"),
+    "NaN image": (lambda raw: broken_image(raw, lambda data: data * np.nan), "not usable|zero"),
+    "truncated": (
+        lambda raw: (raw / "sub-01/dwi/sub-01_dwi.nii.gz").write_bytes(
+            (raw / "sub-01/dwi/sub-01_dwi.nii.gz").read_bytes()[:5000]
+        ),
+        "truncated",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_bad_input_is_one_line_and_code_65(tmp_path, simulated, capfd, what):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_head(raw, simulated[0], simulated[1])
+    change, words = BROKEN[what]
+    change(raw)
+    assert call(raw, out, level="response") == 65
+    errors = [line for line in capfd.readouterr().err.splitlines() if "ERROR" in line]
+    assert len(errors) == 1
+    assert any(word in errors[0] for word in words.split("|"))
+    assert not list(out.glob("sub-*/dwi/*"))
+
+
+def test_all_zero_mask(tmp_path, simulated, capfd):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_head(raw, simulated[0], simulated[1])
+    nib.save(nib.Nifti1Image(np.zeros((12, 12, 12), np.uint8), RAS), tmp_path / "mask.nii.gz")
+    assert call(raw, out, "--mask", str(tmp_path / "mask.nii.gz"), level="response") == 65
+    assert "the mask is empty" in capfd.readouterr().err
+
+
+def test_a_killed_stage_is_told_and_the_next_call_goes_on(tmp_path, simulated):
+    """The kernel's memory killer, played by hand on the process of the fit."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_head(raw, simulated[0], simulated[1])
+    words = [str(raw), str(out), "participant", "--skip-bids-validation", "--nprocs", "1", "--level", "fod"]
+    words += ["--device", "cpu", "-w", str(tmp_path / "work"), "--fit", "subject", "--max-steps", "100000"]
+    app = subprocess.Popen([sys.executable, "-m", "shd_bids", *words], stderr=subprocess.PIPE, text=True)
+    fit = tmp_path / "work" / "shd_bids_wf" / "sub_01_wf" / "fod_wf" / "fod"
+    try:
+        until(lambda: any("isolation" in " ".join(p.cmdline()) and p.cwd() == str(fit) for p in descendants(app)))
+        until(lambda: (fit / "checkpoint.pt").exists())
+        (stage,) = [p for p in descendants(app) if "isolation" in " ".join(p.cmdline())]
+        stage.kill()
+        errors = app.communicate(timeout=120)[1]
+    finally:
+        app.kill()
+    assert app.returncode == 1
+    (line,) = [line for line in errors.splitlines() if "ERROR" in line]
+    assert "SIGKILL" in line and "memory" in line
+    done = stage_times(tmp_path / "work")
+    assert {path.parent.name for path in done} == {"gradients", "response"}
+    assert call(raw, out, level="fod") == 0
+    assert done.items() <= stage_times(tmp_path / "work").items()
+
+
+def descendants(app):
+    """Return the processes below the app that are still there to be asked."""
+    found = []
+    for process in psutil.Process(app.pid).children(recursive=True):
+        try:
+            process.cmdline(), process.cwd()
+            found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def until(condition, seconds=180.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("codes", ["LAS", "LPS", "SPR"])
+def test_storage_order_does_not_turn_the_peaks(whole, tmp_path, simulated, codes):
+    """The same head with its axes stored in another order and sense: the same vectors in world axes."""
+    turned, affine = stored_as(simulated[0], RAS, codes)
+    write_head(tmp_path / "raw", turned, simulated[1], affine=affine)
+    assert call(tmp_path / "raw", tmp_path / "out") == 0
+    image = nib.load(tmp_path / "out" / "sub-01" / PEAKS)
+    back, _ = stored_as(image.get_fdata(dtype=np.float32), image.affine, "RAS")
+    first = nib.load(whole[1] / "sub-01" / PEAKS).get_fdata()[..., :3]
+    strong = np.linalg.norm(first, axis=-1) > 0.3 * np.linalg.norm(first, axis=-1).max()
+    assert np.percentile(angles(back[..., :3][strong], first[strong]), 95) < 1.0
+
+
+def test_oblique_storage_turns_the_peaks_with_the_head(whole, tmp_path, simulated):
+    """A head turned by 20 degrees, image and gradients: peaks turn with it, as well as the sphere's grid allows."""
+    turn = np.eye(4)
+    turn[:3, :3] = rotation(20.0)
+    signal, table, _ = simulated
+    content = table.to_dict() | {"directions": (table.directions @ turn[:3, :3].T).tolist()}
+    write_head(tmp_path / "raw", signal, type(table).from_dict(content), affine=turn @ RAS)
+    assert call(tmp_path / "raw", tmp_path / "out") == 0
+    peaks = nib.load(tmp_path / "out" / "sub-01" / PEAKS).get_fdata()[..., :3]
+    first = nib.load(whole[1] / "sub-01" / PEAKS).get_fdata()[..., :3] @ turn[:3, :3].T
+    strong = np.linalg.norm(first, axis=-1) > 0.3 * np.linalg.norm(first, axis=-1).max()
+    assert np.median(angles(peaks[strong], first[strong])) < 4.0
+
+
+def angles(a, b):
+    """Return the angles between axes in degrees, 90 where there is none."""
+    length = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = np.abs(np.sum(a * b, axis=-1)) / np.where(length > 0, length, np.inf)
+    return np.rad2deg(np.arccos(np.clip(cosine, 0, 1)))
