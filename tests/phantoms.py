@@ -19,7 +19,7 @@ def head(rng: np.random.Generator, *, size: int = 12, snr: float = 40.0, shells:
     Returns
     -------
     tuple
-        Signal (X, Y, Z, N); gradient table; phantom, whose directions are along the array axes, which are those of `RAS`.
+        Signal (X, Y, Z, N); gradient table; phantom, whose directions are along the axes of the array, as in `RAS`.
     """
     phantom = simulation.crossing_phantom(rng, size=size, angles=(70.0,))
     table = simulation.make_gradients(rng, shells or SHELLS, n_b0=4)

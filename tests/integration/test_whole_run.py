@@ -23,26 +23,15 @@ PEAKS = "dwi/sub-01_space-orig_model-shdtv_param-peaks_dwimap.nii.gz"
 
 def call(raw, out, *options, level="peaks"):
     """Run the app in this process with few resources, and return its exit code."""
-    words = [
-        str(raw),
-        str(out),
-        "participant",
-        "--skip-bids-validation",
-        "--nprocs",
-        "1",
-        "--mem",
-        "4",
-        "--device",
-        "cpu",
-    ]
-    return main([*words, "--level", level, "-w", str(out.parent / "work"), *options])
+    words = [str(raw), str(out), "participant", "--skip-bids-validation", "--level", level]
+    resources = ["--nprocs", "1", "--mem", "4", "--device", "cpu", "-w", str(out.parent / "work")]
+    return main([*words, *resources, *options])
 
 
 def stage_times(work):
     """Return when each stage wrote its facts; a stage that is executed again writes them again."""
-    return {
-        path: path.stat().st_mtime_ns for path in work.glob("shd_bids_wf/*/*/**/facts.json") if "ds_" not in str(path)
-    }
+    paths = work.glob("shd_bids_wf/*/*/**/facts.json")
+    return {path: path.stat().st_mtime_ns for path in paths if not path.parent.name.startswith("ds_")}
 
 
 @pytest.fixture(scope="module")
