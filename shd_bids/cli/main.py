@@ -131,7 +131,7 @@ def _process(record: "Record", path: Path, *, earlier: Sequence[tuple["DWIRun", 
     from shd_bids.cli.record import INTERRUPTED as STOPPED
 
     settings, crash_dir = record.settings, path.with_suffix("")
-    set_environment(settings.work_dir)
+    set_environment(crash_dir)
     try:
         write_dataset_files(settings.output_dir, record.runs, environment=os.environ)
         record.write_settings()

@@ -81,14 +81,14 @@ def require_writable(settings: Settings, *, create: bool) -> None:
             raise OutputError(f"{name} {folder} cannot be written ({reason}); choose another folder") from None
 
 
-def set_environment(work_dir: Path) -> None:
+def set_environment(scratch: Path) -> None:
     """Make libraries quiet and give their caches a place that can be written, whoever the user is."""
     os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
     os.environ.setdefault("MPLBACKEND", "agg")
     os.environ.setdefault("LOGNAME", "shd_bids")  # a user without a name has no getpass.getuser()
     home = os.environ.get("HOME", "")
     if not (home and os.access(home, os.W_OK)):
-        cache = work_dir / "cache"
+        cache = scratch / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         os.environ["HOME"] = str(cache)
         for name in (
@@ -102,4 +102,4 @@ def set_environment(work_dir: Path) -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
-        os.environ["TMPDIR"] = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(work_dir)
+        os.environ["TMPDIR"] = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(scratch)
