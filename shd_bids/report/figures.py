@@ -186,7 +186,7 @@ def plot_response(
     Path
         ``out_file``.
     """
-    titles = [name if tissue in responses else f"{name}: not fitted" for tissue, (name, _) in TISSUES.items()]
+    titles = [name for name, _ in TISSUES.values()]
     rows = [
         Row([1.0] * 3, title="Signal by angle to the fibre (upright)", max_height=3.0, titles=titles),
         Row([5.2], title="Mean signal by b-value (white matter at b = 0 is 1)", padding=CURVE_PADDING),

@@ -208,7 +208,10 @@ def _banners(runs: Sequence[RunReport], status: Status) -> str:
     rest = "What was finished before is shown below." if any(run.facts for run in runs) else ""
     banners = []
     if status.state == "interrupted":
-        banners.append(_banner("failed", "Interrupted before the end", _lines(status.message, rest)))
+        cut_short = [run for run in failed if not run.problem.stage]  # stopped from outside, nothing wrong with them
+        failed = [run for run in failed if run.problem.stage]
+        messages = dict.fromkeys([status.message, *(run.problem.message for run in cut_short)])
+        banners.append(_banner("failed", "Interrupted before the end", _lines(*messages, rest)))
     elif status.state != "ok" and not failed:
         elsewhere = "Another subject or session of the same call failed; its own page says why." if finished else ""
         kind, head = ("warning", f"{_runs(finished)} finished") if finished else ("failed", "Failed")

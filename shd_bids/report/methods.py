@@ -76,7 +76,7 @@ def methods_text(runs: Sequence[RunReport]) -> str:
 
     paragraphs = [
         f"Diffusion data were processed with shd_bids {escape(__version__)}, a BIDS App {cite('bidsapps')} whose steps "
-        f"run in Nipype {cite('nipype')}. The text below may be copied into a manuscript and is free of rights (CC0)."
+        f"run in Nipype {cite('nipype')}."
     ]
     seen: dict[str, list[str]] = {}
     for run in runs:
@@ -86,6 +86,8 @@ def methods_text(runs: Sequence[RunReport]) -> str:
     for sentences, prefixes in seen.items():
         head = f"<b>{escape(', '.join(prefixes))}.</b> " if len(runs) > 1 else ""
         paragraphs.append(head + sentences)
+    if seen:
+        paragraphs.append("This text may be copied into a manuscript; it is free of rights (CC0).")
     body = "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
     entries = "".join(f"<li>{_reference(key)}</li>" for key in cited)
     return f'{body}<ol class="references">{entries}</ol>'

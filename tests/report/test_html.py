@@ -158,6 +158,13 @@ def test_one_failure_among_several_runs_is_counted(output_dir, facts):
     assert "sub-01_acq-y failed at: fODF" in found.text
 
 
+def test_interrupted_run_is_not_called_failed(output_dir, facts):
+    found = page(output_dir, [RunReport(PREFIX, facts, {}, Problem("", "stopped by SIGTERM"))], Status("interrupted"))
+    assert "Interrupted before the end" in found.text
+    assert found.text.count("stopped by SIGTERM") == 1
+    assert "failed at" not in found.text
+
+
 def test_page_of_a_good_subject_when_another_failed(output_dir, facts):
     found = page(output_dir, [RunReport(PREFIX, facts)], Status("failed"))
     assert "1 run finished" in found.text
