@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -28,7 +29,6 @@ _log = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).with_name("spectral.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
-_VERSION = 1  # shd_version() of the source
 
 # Bytes of the expansion held at once, measured: tests/benchmarks/README.md.
 _CACHE_BYTES = 4 << 20
@@ -114,15 +114,16 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return _load(_compile(compiler))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
         _log.warning("the kernel could not be compiled (%s): convolutions run in plain PyTorch", error)
         return None
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
     loaded = ctypes.CDLL(str(path))
-    if loaded.shd_version() != _VERSION:
-        _log.warning("%s belongs to another version of the package and is left out; reinstall the package", path)
+    loaded.shd_source.restype = ctypes.c_char_p
+    if loaded.shd_source().decode() != _digest():
+        _log.info("%s was built from another source and is left out; reinstall the package to renew it", path)
         return None
     for name, arguments in _SIGNATURES.items():
         function = getattr(loaded, name)
@@ -130,26 +131,33 @@ def _load(path: Path) -> ctypes.CDLL | None:
     return loaded
 
 
+def _digest() -> str:
+    return hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
+
+
 def _compile(compiler: str) -> Path:
     """Compile into the user's cache (or a private temporary folder) under a name that says what from."""
-    source = _SOURCE.read_bytes()
-    key = hashlib.sha256(source + " ".join((compiler, *_FLAGS)).encode()).hexdigest()[:16]
+    name = f"spectral-{_digest()}-{platform.machine()}.so"
     for folder in (Path.home() / ".cache" / "shd_bids", Path(tempfile.gettempdir()) / f"shd_bids-{os.getuid()}"):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid != os.getuid():
-                continue
-            target = folder / f"spectral-{key}.so"
-            if not target.exists():
-                with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                    fresh = Path(scratch) / "spectral.so"
-                    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(fresh)]
-                    subprocess.run(command, check=True, capture_output=True, timeout=300)
-                    fresh.replace(target)
-            return target
-        except (PermissionError, FileNotFoundError, NotADirectoryError, OSError) as error:
+            # Only a folder of this user's own: code is loaded from it.
+            if folder.stat().st_uid == os.getuid():
+                return _compiled(compiler, folder / name)
+        except OSError as error:
             _log.debug("no kernel in %s: %s", folder, error)
-    raise OSError("no writable folder for the compiled kernel")
+    raise OSError("no writable folder for it")
+
+
+def _compiled(compiler: str, target: Path) -> Path:
+    if not target.exists():
+        _log.info("compiling the CPU kernel once into %s", target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            fresh = Path(scratch) / "spectral.so"
+            command = [compiler, *_FLAGS, f'-DSHD_SOURCE="{_digest()}"', str(_SOURCE), "-o", str(fresh)]
+            subprocess.run(command, check=True, capture_output=True, timeout=600)
+            fresh.replace(target)
+    return target
 
 
 @lru_cache

@@ -147,18 +147,28 @@ constexpr int kTile = 64;      // columns of a change of basis
 constexpr int64_t kSlack = 32; // tiles may read one panel past the end
 
 inline int64_t tile_size(const Job &job) { return 2 * int64_t(job.basis->vertices) * kTile; }
-inline int64_t sums_size(const Job &job, int channels) {
-  return job.group * job.plane_voxels * channels * (job.halo ? kShells : 1) + kSlack;
+// Arrays used together are kept from starting at equal addresses modulo a page, where the processor takes a load for the
+// store before it.
+inline int64_t plane_stride(int64_t plane) { return round_up(plane, 16) + 5 * 16; }
+inline int64_t sum_size(const Job &job, int channels) {
+  return job.halo ? plane_stride(job.group * job.plane_voxels * channels) + kSlack : 0;
 }
 inline int64_t neighbours_size(const Job &job, int channels) {
-  return round_up(channels, 16) + job.plane_voxels * channels * (1 + 2 * (job.group + 2));
+  return job.halo ? plane_stride(job.plane_voxels * channels) * (1 + 2 * (job.group + 2)) : 0;
 }
 inline int64_t gradient_size(const Job &job) {
   return int64_t(job.channels) * job.layer->out_channels * (job.halo ? kShells : 1) + kSlack;
 }
+inline int widest(const Job &job) { return *std::max_element(job.layer->in_channels, job.layer->in_channels + job.layer->inputs); }
 inline int64_t weights_size(const Job &job, int rows, int columns) {
   return int64_t(rows) * (job.halo ? kShells : 1) * round_up(columns, kSlack);
 }
+
+// Rows of `length` values, one after another.
+struct Segment {
+  const float *data;
+  int64_t length;
+};
 
 // Elementwise work on rows of channels.
 struct RowJob {
@@ -296,8 +306,11 @@ int shd_best_level() {
   return 0;
 }
 
-// Interface version: the Python side refuses a library built from another source.
-int shd_version() { return 1; }
+// Digest of the source this was built from: the Python side refuses a library that is not of the source beside it.
+#ifndef SHD_SOURCE
+#define SHD_SOURCE ""
+#endif
+const char *shd_source() { return SHD_SOURCE; }
 
 static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int cached_channels) {
   const ShdShape &shape = layer.shape;
@@ -330,8 +343,9 @@ void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *cons
   const auto sph = pack_weights(layer->weight_sph, layer->out_channels, channels, basis->order, true, level.width);
   const auto spa = pack_weights(layer->weight_spa, layer->out_channels, channels, kShells, true, level.width);
   const int64_t expansion = round_up(basis->vertices * job.ring * job.plane_voxels * channels, 16);
-  job.scratch_size = round_up(tile_size(job) + sums_size(job, channels) + neighbours_size(job, channels) +
-                                  weights_size(job, channels, layer->out_channels) + 4 * 16, 16);
+  job.scratch_size = tile_size(job) + neighbours_size(job, widest(job)) + weights_size(job, channels, layer->out_channels);
+  for (int j = 0; j < layer->inputs; ++j) job.scratch_size += (kShells - 1) * (sum_size(job, layer->in_channels[j]) + 16);
+  job.scratch_size = round_up(job.scratch_size + 4 * 16, 16);
   float *free = workspace.reserve(expansion + layer->threads * job.scratch_size);
   job.expansion = take(free, expansion);
   job.scratch = free;
@@ -378,8 +392,9 @@ void shd_backward(const ShdBasis *basis, const ShdLayer *layer, const float *con
   spa.resize(spa.size() + 2 * level.width);
   const int64_t expansion = round_up(basis->vertices * job.ring * job.plane_voxels * out, 16);
   const int64_t input_expansion = round_up(basis->vertices * job.group * job.plane_voxels * channels, 16);
-  job.scratch_size = round_up(tile_size(job) + sums_size(job, out) + neighbours_size(job, out) + gradient_size(job) +
-                                  weights_size(job, out, channels) + 5 * 16, 16);
+  job.scratch_size = tile_size(job) + neighbours_size(job, out) + gradient_size(job) + weights_size(job, out, channels) +
+                     (kShells - 1) * (sum_size(job, out) + 16);
+  job.scratch_size = round_up(job.scratch_size + 5 * 16, 16);
   float *free = workspace.reserve(expansion + input_expansion + layer->threads * job.scratch_size);
   job.expansion = take(free, expansion);
   job.input_expansion = take(free, input_expansion);
@@ -527,22 +542,8 @@ typedef float Vec __attribute__((vector_size(SHD_WIDTH * 4), aligned(4), may_ali
 #define SHD_LOAD(p) (*reinterpret_cast<const Vec *>(p))
 #define SHD_STORE(p, v) (*reinterpret_cast<Vec *>(p) = (v))
 
-// c[M][NV * kWidth] (+)= a[M][depth] b[depth][NV * kWidth] in registers. Rows of `a` lie side by side (Side: a[k][m]) or apart.
-template <int M, int NV, bool Side>
-SHD_TARGET void tile(const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth, float *c,
-                     int64_t c_stride, int valid, bool add) {
-  Vec sum[M][NV];
-  for (int m = 0; m < M; ++m)
-    for (int v = 0; v < NV; ++v) sum[m][v] = Vec{};
-  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
-    Vec w[NV];
-    for (int v = 0; v < NV; ++v) w[v] = SHD_LOAD(b + v * kWidth);
-#pragma GCC unroll 12
-    for (int m = 0; m < M; ++m) {
-      const float s = Side ? a[k * stride + m] : a[m * stride + k];
-      for (int v = 0; v < NV; ++v) sum[m][v] += s * w[v];
-    }
-  }
+// c[M][NV * kWidth] (+)= sum, from registers.
+template <int M, int NV> SHD_TARGET inline void put(const Vec (&sum)[M][NV], float *c, int64_t c_stride, int valid, bool add) {
   for (int m = 0; m < M; ++m, c += c_stride) {
     if (valid >= NV * kWidth) {
       for (int v = 0; v < NV; ++v) SHD_STORE(c + v * kWidth, add ? SHD_LOAD(c + v * kWidth) + sum[m][v] : sum[m][v]);
@@ -554,29 +555,93 @@ SHD_TARGET void tile(const float *a, int64_t stride, const float *b, int64_t b_s
   }
 }
 
-template <int M, bool Side>
-SHD_TARGET void some_rows(int rows, const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth, float *c,
+// c = a b in registers, where the rows of `a` lie side by side: a[k][m].
+template <int M, int NV>
+SHD_TARGET void side_tile(const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth, float *c,
+                          int64_t c_stride, int valid, bool add) {
+  Vec sum[M][NV];
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < NV; ++v) sum[m][v] = Vec{};
+  for (int64_t k = 0; k < depth; ++k, a += stride, b += b_stride) {
+    Vec w[NV];
+    for (int v = 0; v < NV; ++v) w[v] = SHD_LOAD(b + v * kWidth);
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < NV; ++v) sum[m][v] += a[m] * w[v];
+  }
+  put<M, NV>(sum, c, c_stride, valid, add);
+}
+
+// c = a b in registers, where each row of `a` is cut into segments that lie in arrays of their own.
+template <int M, int NV>
+SHD_TARGET void segment_tile(const Segment *segments, int count, int64_t row, const float *b, float *c, int64_t c_stride,
+                             int valid) {
+  Vec sum[M][NV];
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < NV; ++v) sum[m][v] = Vec{};
+  for (int s = 0; s < count; ++s) {
+    const int64_t length = segments[s].length;
+    const float *rows[(M + 2) / 3]; // three rows from each: more pointers than that do not fit the registers
+    for (int m = 0; m < M; m += 3) rows[m / 3] = segments[s].data + (row + m) * length;
+    for (int64_t k = 0; k < length; ++k, b += NV * kWidth) {
+      Vec w[NV];
+      for (int v = 0; v < NV; ++v) w[v] = SHD_LOAD(b + v * kWidth);
+#pragma GCC unroll 12
+      for (int m = 0; m < M; ++m) {
+        const float factor = rows[m / 3][m % 3 * length + k];
+        for (int v = 0; v < NV; ++v) sum[m][v] += factor * w[v];
+      }
+    }
+  }
+  put<M, NV>(sum, c, c_stride, valid, false);
+}
+
+template <int M>
+SHD_TARGET void side_rows(int rows, const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth, float *c,
                           int64_t c_stride, int valid, bool add) {
   if (rows == M) {
     if (valid > kWidth)
-      tile<M, 2, Side>(a, stride, b, b_stride, depth, c, c_stride, valid, add);
+      side_tile<M, 2>(a, stride, b, b_stride, depth, c, c_stride, valid, add);
     else
-      tile<M, 1, Side>(a, stride, b, b_stride, depth, c, c_stride, valid, add);
+      side_tile<M, 1>(a, stride, b, b_stride, depth, c, c_stride, valid, add);
   } else if constexpr (M > 1) {
-    some_rows<M - 1, Side>(rows, a, stride, b, b_stride, depth, c, c_stride, valid, add);
+    side_rows<M - 1>(rows, a, stride, b, b_stride, depth, c, c_stride, valid, add);
   }
 }
 
-// One panel of columns over any number of rows, in register tiles of nearly equal height.
-template <bool Side>
-SHD_TARGET void product(int64_t rows, const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth, float *c,
-                        int64_t c_stride, int valid, bool add) {
+template <int M>
+SHD_TARGET void segment_rows(int rows, const Segment *segments, int count, int64_t row, const float *b, float *c,
+                             int64_t c_stride, int valid) {
+  if (rows == M) {
+    if (valid > kWidth)
+      segment_tile<M, 2>(segments, count, row, b, c, c_stride, valid);
+    else
+      segment_tile<M, 1>(segments, count, row, b, c, c_stride, valid);
+  } else if constexpr (M > 1) {
+    segment_rows<M - 1>(rows, segments, count, row, b, c, c_stride, valid);
+  }
+}
+
+// Rows are cut into register tiles of nearly equal height.
+SHD_TARGET void side_product(int64_t rows, const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth,
+                             float *c, int64_t c_stride, int valid, bool add) {
   const int64_t tiles = (rows + kRows - 1) / kRows;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t first = rows * t / tiles, last = rows * (t + 1) / tiles;
-    some_rows<kRows, Side>(int(last - first), a + first * (Side ? 1 : stride), stride, b, b_stride, depth, c + first * c_stride,
-                           c_stride, valid, add);
+    side_rows<kRows>(int(last - first), a + first, stride, b, b_stride, depth, c + first * c_stride, c_stride, valid, add);
   }
+}
+
+// c[rows][columns] = the segments' rows times weights in panels of columns.
+SHD_TARGET void multiply(int64_t rows, const Segment *segments, int count, int64_t depth, const float *panels, int columns,
+                         float *c) {
+  const int64_t tiles = (rows + kRows - 1) / kRows;
+  for (int q = 0; q < columns; q += kPanel)
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = rows * t / tiles, last = rows * (t + 1) / tiles;
+      segment_rows<kRows>(int(last - first), segments, count, first, panels + q * depth, c + first * columns + q, columns,
+                          std::min(kPanel, columns - q));
+    }
 }
 
 // y[row][kTile] = sum of sign * x[index][kTile]: the sparse factor of the basis, entries +-1.
@@ -602,7 +667,7 @@ SHD_TARGET void blocks(const ShdBasis &basis, const float *panels, const float *
     for (int row = 0; row < n; row += kRows, panels += int64_t(kRows) * n)
       for (int copy = 0; copy < copies; ++copy)
         for (int q = 0; q < columns; q += kPanel)
-          some_rows<kRows, true>(std::min(kRows, n - row), panels, kRows, x + int64_t(first + copy) * kTile + q,
+          side_rows<kRows>(std::min(kRows, n - row), panels, kRows, x + int64_t(first + copy) * kTile + q,
                                  int64_t(copies) * kTile, n, y + int64_t(first + row * copies + copy) * y_stride + q,
                                  copies * y_stride, std::min(kPanel, columns - q), false);
     first += n * copies;
@@ -655,62 +720,73 @@ SHD_TARGET void to_vertices(const Job &job, float *x, int64_t stride, int column
   }
 }
 
-// r[f] = a[f] + b[f] (+ c[f])
-SHD_TARGET inline void add(int n, const float *a, const float *b, float *r) {
-  int f = 0;
-  for (; f + kWidth <= n; f += kWidth) SHD_STORE(r + f, SHD_LOAD(a + f) + SHD_LOAD(b + f));
-  for (; f < n; ++f) r[f] = a[f] + b[f];
-}
-
-SHD_TARGET inline void add(int n, const float *a, const float *b, const float *c, float *r) {
-  int f = 0;
-  for (; f + kWidth <= n; f += kWidth) SHD_STORE(r + f, SHD_LOAD(a + f) + SHD_LOAD(b + f) + SHD_LOAD(c + f));
-  for (; f < n; ++f) r[f] = a[f] + b[f] + c[f];
-}
-
-// Shell sums of planes [begin, end) of one mode: out[voxel][depth], four times `channels` from `offset` on. `x` is the mode's
-// ring of planes. With A the sum of two neighbours along an axis: S1 = Ax + Ay + Az, S2 = AyAz + Ax(Ay + Az), S3 = AxAyAz.
-SHD_TARGET void shells(const Job &job, const float *x, int64_t ring, int channels, int64_t begin, int64_t end, float *out,
-                       int64_t depth, float *scratch) {
-  const int64_t Y = job.layer->shape.y, Z = job.layer->shape.z, X = job.x, plane = job.plane_voxels * channels;
-  const int F = channels;
-  if (!job.halo) {
-    for (int64_t p = begin; p < end; ++p)
-      for (int64_t n = 0; n < job.plane_voxels; ++n, out += depth)
-        std::memcpy(out, x + (p % ring) * plane + n * F, F * sizeof(float));
-    return;
+// r = a + b (+ c), where a null pointer stands for zeros.
+SHD_TARGET void add(int64_t n, const float *a, const float *b, float *r) {
+  if (!a) std::swap(a, b);
+  int64_t i = 0;
+  if (!a) {
+    for (; i < n; ++i) r[i] = 0.0f;
+  } else if (!b) {
+    for (; i + kWidth <= n; i += kWidth) SHD_STORE(r + i, SHD_LOAD(a + i));
+    for (; i < n; ++i) r[i] = a[i];
+  } else {
+    for (; i + kWidth <= n; i += kWidth) SHD_STORE(r + i, SHD_LOAD(a + i) + SHD_LOAD(b + i));
+    for (; i < n; ++i) r[i] = a[i] + b[i];
   }
-  float *zero = scratch, *along_z = zero + round_up(F, 16), *in_plane = along_z + plane; // in_plane: [plane][2][voxel][F]
-  for (int f = 0; f < F; ++f) zero[f] = 0.0f;
+}
+
+SHD_TARGET void add(int64_t n, const float *a, const float *b, const float *c, float *r) {
+  if (!a || !b) return add(n, a ? a : b, c, r);
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) SHD_STORE(r + i, SHD_LOAD(a + i) + SHD_LOAD(b + i) + SHD_LOAD(c + i));
+  for (; i < n; ++i) r[i] = a[i] + b[i] + c[i];
+}
+
+// Shell sums 1 to 3 of planes [begin, end) of one mode, each into an array [voxel][F]; shell 0 is the ring itself. With A the
+// sum of two neighbours along an axis: S1 = Ax + Ay + Az, S2 = AyAz + Ax(Ay + Az), S3 = AxAyAz.
+SHD_TARGET void shells(const Job &job, const float *x, int F, int64_t begin, int64_t end, float *const *sums, float *scratch) {
+  const int64_t Y = job.layer->shape.y, X = job.x, ring = job.ring, plane = job.plane_voxels * F;
+  const int64_t line = job.layer->shape.z * F, stride = plane_stride(plane);
+  float *along_z = scratch, *in_plane = scratch + stride; // in_plane: [plane][Ay + Az, AyAz][voxel][F]
   const int64_t first = begin % X ? begin - 1 : begin, last = end % X ? end : end - 1;
   for (int64_t p = first; p <= last; ++p) {
     const float *v = x + (p % ring) * plane;
-    float *edges = in_plane + (p - begin + 1) * 2 * plane, *corners = edges + plane;
-    for (int64_t y = 0; y < Y; ++y)
-      for (int64_t z = 0; z < Z; ++z) {
-        const int64_t at = (y * Z + z) * F;
-        add(F, z > 0 ? v + at - F : zero, z + 1 < Z ? v + at + F : zero, along_z + at);
+    float *edges = in_plane + (p - begin + 1) * 2 * stride, *corners = edges + stride;
+    for (int64_t at = 0; at < plane; at += line) {
+      if (line == F) {
+        add(F, nullptr, nullptr, along_z + at);
+        continue;
       }
-    for (int64_t y = 0; y < Y; ++y)
-      for (int64_t z = 0; z < Z; ++z) {
-        const int64_t at = (y * Z + z) * F, row = Z * F;
-        const bool before = y > 0, after = y + 1 < Y;
-        add(F, before ? v + at - row : zero, after ? v + at + row : zero, along_z + at, edges + at);
-        add(F, before ? along_z + at - row : zero, after ? along_z + at + row : zero, corners + at);
-      }
-  }
-  for (int64_t p = begin; p < end; ++p) {
-    const float *v = x + (p % ring) * plane, *edges = in_plane + (p - begin + 1) * 2 * plane, *corners = edges + plane;
-    const bool before = p % X > 0, after = p % X + 1 < X;
-    const float *left = before ? x + ((p - 1) % ring) * plane : nullptr, *right = after ? x + ((p + 1) % ring) * plane : nullptr;
-    for (int64_t n = 0; n < job.plane_voxels; ++n, out += depth) {
-      const int64_t at = n * F;
-      std::memcpy(out, v + at, F * sizeof(float));
-      add(F, left ? left + at : zero, right ? right + at : zero, edges + at, out + F);
-      add(F, before ? edges + at - 2 * plane : zero, after ? edges + at + 2 * plane : zero, corners + at, out + 2 * F);
-      add(F, before ? corners + at - 2 * plane : zero, after ? corners + at + 2 * plane : zero, out + 3 * F);
+      add(F, v + at + F, nullptr, along_z + at);
+      add(line - 2 * F, v + at, v + at + 2 * F, along_z + at + F);
+      add(F, v + at + line - 2 * F, nullptr, along_z + at + line - F);
+    }
+    for (int64_t y = 0; y < Y; ++y) {
+      const int64_t at = y * line;
+      const bool before = y > 0, after = y + 1 < Y;
+      add(line, before ? v + at - line : nullptr, after ? v + at + line : nullptr, along_z + at, edges + at);
+      add(line, before ? along_z + at - line : nullptr, after ? along_z + at + line : nullptr, corners + at);
     }
   }
+  for (int64_t p = begin; p < end; ++p) {
+    const bool before = p % X > 0, after = p % X + 1 < X;
+    const float *left = before ? x + ((p - 1) % ring) * plane : nullptr, *right = after ? x + ((p + 1) % ring) * plane : nullptr;
+    const float *edges = in_plane + (p - begin + 1) * 2 * stride, *corners = edges + stride;
+    const int64_t at = (p - begin) * plane, next = 2 * stride;
+    add(plane, left, right, edges, sums[0] + at);
+    add(plane, before ? edges - next : nullptr, after ? edges + next : nullptr, corners, sums[1] + at);
+    add(plane, before ? corners - next : nullptr, after ? corners + next : nullptr, sums[2] + at);
+  }
+}
+
+// The segments of one input (or gradient) of F channels for planes [begin, begin + planes) of a group starting at `group`.
+SHD_TARGET int segments(const Job &job, const float *ring, int F, int64_t group, int64_t begin, float *const *sums,
+                        Segment *out) {
+  const int64_t plane = job.plane_voxels * F;
+  out[0] = {ring + (begin % job.ring) * plane, F};
+  if (!job.halo) return 1;
+  for (int d = 1; d < kShells; ++d) out[d] = {sums[d - 1] + (begin - group) * plane, F};
+  return kShells;
 }
 
 // Weights of one mode for one input, in panels of columns [panel][shell, row][column]: sum_k T_k sph_k times spa_d.
@@ -733,14 +809,6 @@ SHD_TARGET void mode_weights(const Job &job, const float *terms, const float *sp
       for (int d = 0; d < kShells; ++d)
         SHD_STORE(target + (int64_t(d) * rows + i) * width, filter * SHD_LOAD(spa + d * step + at));
     }
-  }
-}
-
-SHD_TARGET void multiply(int64_t rows, const float *a, int64_t depth, const float *panels, int columns, float *c) {
-  for (int q = 0; q < columns; q += kPanel) {
-    const int valid = std::min(kPanel, columns - q);
-    product<false>(rows, a, depth, panels + int64_t(q) * depth, valid > kWidth ? kPanel : kWidth, depth, c + q, columns, valid,
-                   false);
   }
 }
 
@@ -817,8 +885,12 @@ SHD_TARGET void forward(const Job &job, int thread) {
   const int out = layer.out_channels, shells_used = job.halo ? kShells : 1;
   const int64_t depth = int64_t(shells_used) * job.channels, ring_voxels = job.ring * job.plane_voxels;
   float *free = job.scratch + thread * job.scratch_size;
-  float *const tiles = take(free, tile_size(job)), *const sums = take(free, sums_size(job, job.channels));
-  float *const neighbours = take(free, neighbours_size(job, job.channels)), *const weights = free;
+  float *const tiles = take(free, tile_size(job)), *const neighbours = take(free, neighbours_size(job, widest(job)));
+  float *const weights = take(free, weights_size(job, job.channels, out));
+  std::vector<Segment> rows(kShells * layer.inputs);
+  std::vector<float *> sums;
+  for (int j = 0; j < layer.inputs; ++j)
+    for (int d = 1; d < kShells; ++d) sums.push_back(take(free, sum_size(job, layer.in_channels[j])));
   std::atomic<int64_t> *counter = job.counters;
   for (int64_t begin = 0, done = 0; begin < job.planes; begin += job.group, counter += 3) {
     const int64_t end = std::min(begin + job.group, job.planes), want = std::min(end + job.halo, job.planes);
@@ -840,14 +912,25 @@ SHD_TARGET void forward(const Job &job, int thread) {
                      weights, int64_t(shells_used) * first, depth);
       for (int copy = 0; copy < copies; ++copy) {
         const float *ring = job.expansion;
-        for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
+        for (int j = 0; j < layer.inputs; ++j) {
           const int64_t stride = ring_voxels * layer.in_channels[j];
-          shells(job, ring + (row + copy) * stride, job.ring, layer.in_channels[j], begin, end,
-                 sums + int64_t(shells_used) * first, depth, neighbours);
+          if (job.halo)
+            shells(job, ring + (row + copy) * stride, layer.in_channels[j], begin, end, &sums[(kShells - 1) * j], neighbours);
           ring += basis.vertices * stride;
         }
-        multiply((end - begin) * job.plane_voxels, sums, depth, weights, out,
-                 job.output + ((row + copy) * job.planes + begin) * job.plane_voxels * out);
+        for (int64_t from = begin, to; from < end; from = to) {
+          to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
+          int count = 0;
+          ring = job.expansion;
+          for (int j = 0; j < layer.inputs; ++j) {
+            const int64_t stride = ring_voxels * layer.in_channels[j];
+            count += segments(job, ring + (row + copy) * stride, layer.in_channels[j], begin, from, &sums[(kShells - 1) * j],
+                              &rows[count]);
+            ring += basis.vertices * stride;
+          }
+          multiply((to - from) * job.plane_voxels, rows.data(), count, depth, weights, out,
+                   job.output + ((row + copy) * job.planes + from) * job.plane_voxels * out);
+        }
       }
     }
     job.barrier->wait();
@@ -864,9 +947,11 @@ SHD_TARGET void backward(const Job &job, int thread) {
   const int64_t padded = round_up(out, kWidth), padded_back = round_up(job.channels, kWidth);
   const int64_t ring_voxels = job.ring * job.plane_voxels;
   float *free = job.scratch + thread * job.scratch_size;
-  float *const tiles = take(free, tile_size(job)), *const sums = take(free, sums_size(job, out));
-  float *const neighbours = take(free, neighbours_size(job, out)), *const gradient = take(free, gradient_size(job));
-  float *const weights = free;
+  float *const tiles = take(free, tile_size(job)), *const neighbours = take(free, neighbours_size(job, out));
+  float *const gradient = take(free, gradient_size(job)), *const weights = take(free, weights_size(job, out, job.channels));
+  float *sums[kShells - 1];
+  for (float *&sum : sums) sum = take(free, sum_size(job, out));
+  Segment parts[kShells];
   float *sums_sph = job.gradient_sph + int64_t(thread) * order * job.channels * padded;
   float *sums_spa = job.gradient_spa + int64_t(thread) * kShells * job.channels * padded;
   const float *sph_back = job.sph + int64_t(order) * job.channels * padded;
@@ -886,27 +971,32 @@ SHD_TARGET void backward(const Job &job, int thread) {
     }
     done = want;
     job.barrier->wait();
-    const int64_t rows = (end - begin) * job.plane_voxels;
     for (int64_t mode; (mode = counter[1].fetch_add(1)) < basis.distinct;) {
       int copies;
       const int row = mode_row(basis, mode, copies);
       const float *terms = basis.terms + mode * order;
       for (int copy = 0; copy < copies; ++copy) {
         const float *ring = job.expansion + (row + copy) * ring_voxels * out;
-        shells(job, ring, job.ring, out, begin, end, sums, depth, neighbours);
-        const float *input = job.input_expansion;
-        for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
-          const int F = layer.in_channels[j];
-          if (job.input_gradients[j]) {
-            mode_weights(job, terms, sph_back, spa_back, out, padded_back, 0, out, first, F, weights, 0, depth);
-            multiply(rows, sums, depth, weights, F,
-                     job.input_gradients[j] + ((row + copy) * job.planes + begin) * job.plane_voxels * F);
+        if (job.halo) shells(job, ring, out, begin, end, sums, neighbours);
+        for (int64_t from = begin, to; from < end; from = to) {
+          to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
+          const int64_t rows = (to - from) * job.plane_voxels;
+          const int count = segments(job, ring, out, begin, from, sums, parts);
+          const float *input = job.input_expansion;
+          for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
+            const int F = layer.in_channels[j];
+            if (job.input_gradients[j]) {
+              mode_weights(job, terms, sph_back, spa_back, out, padded_back, 0, out, first, F, weights, 0, depth);
+              multiply(rows, parts, count, depth, weights, F,
+                       job.input_gradients[j] + ((row + copy) * job.planes + from) * job.plane_voxels * F);
+            }
+            const float *expanded = input + ((row + copy) * voxels + (from - begin) * job.plane_voxels) * F;
+            for (int d = 0; d < count; ++d)
+              for (int q = 0; q < out; q += kPanel)
+                side_product(F, expanded, F, parts[d].data + q, out, rows, gradient + first * depth + d * out + q, depth,
+                             std::min(kPanel, out - q), copy > 0 || from > begin);
+            input += int64_t(basis.vertices) * voxels * F;
           }
-          const float *expanded = input + (row + copy) * voxels * F;
-          for (int64_t q = 0; q < depth; q += kPanel)
-            product<true>(F, expanded, F, sums + q, depth, rows, gradient + first * depth + q, depth,
-                          int(std::min<int64_t>(kPanel, depth - q)), copy > 0);
-          input += int64_t(basis.vertices) * voxels * F;
         }
       }
       contract(job, terms, gradient, 0, job.channels, sums_sph, sums_spa);
