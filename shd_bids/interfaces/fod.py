@@ -71,9 +71,9 @@ def fit_image(
     from shd_bids.sphere.harmonics import l_max_of, n_coefficients
     from shd_bids.weights import load_weights
 
-    volume = load_volume(dwi_file)
     table = GradientTable.from_dict(read_json(gradients_file))
-    mask = load_mask(mask_file, volume)
+    reference = load_volume(mask_file)
+    mask = load_mask(mask_file, reference)
     files = {"wm": wm_response, "gm": gm_response, "csf": csf_response}
     responses = Responses(
         **{
@@ -82,7 +82,7 @@ def fit_image(
         }
     )
     result = fit_fod(
-        table.take(volume.data),
+        table.take(load_volume(dwi_file).data),  # no name holds it here, so that the fit may let it go
         mask,
         table,
         responses,
@@ -114,7 +114,7 @@ def fit_image(
     outputs: dict[str, Any] = {"fod_file": str(out_dir / "fod.npy")}
     for name, values in maps.items():
         path = out_dir / f"{name}.nii.gz"
-        save_volume(path, scatter(values, mask), volume.affine, reference_header=volume.header)
+        save_volume(path, scatter(values, mask), reference.affine, reference_header=reference.header)
         outputs[f"{name}_file"] = str(path)
     for warning in result.info["warnings"]:
         logger.warning("%s: %s", label, warning)

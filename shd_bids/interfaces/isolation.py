@@ -157,6 +157,7 @@ def _death_notice(status: int) -> str:
 def _answer(call_file: str, answer_file: str) -> None:
     """Do in the child what the call file says and write what came of it."""
     die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     result, error = None, None
     try:
         function, arguments, log_setup = pickle.loads(Path(call_file).read_bytes())

@@ -34,15 +34,15 @@ def estimate_from_image(*, dwi_file: Path, mask_file: Path, gradients_file: Path
     from shd_bids.images import load_mask, load_volume, save_volume
     from shd_bids.response import estimate_responses
 
-    volume = load_volume(dwi_file)
     table = GradientTable.from_dict(read_json(gradients_file))
-    mask = load_mask(mask_file, volume)
-    estimate = estimate_responses(table.take(volume.data), mask, table)
+    reference = load_volume(mask_file)
+    mask = load_mask(mask_file, reference)
+    estimate = estimate_responses(table.take(load_volume(dwi_file).data), mask, table)
     labels = np.zeros(mask.shape, dtype=np.uint8)
     for number, tissue in enumerate(TISSUES, start=1):
         if tissue in estimate.voxels:
             labels[estimate.voxels[tissue]] = number
-    save_volume(out_dir / "voxels.nii.gz", labels, volume.affine, reference_header=volume.header, dtype="uint8")
+    save_volume(out_dir / "voxels.nii.gz", labels, reference.affine, reference_header=reference.header, dtype="uint8")
     counts = {tissue: int((labels == number).sum()) for number, tissue in enumerate(TISSUES, start=1)}
     outputs = _write(estimate.responses, out_dir, message=estimate.message, counts=counts)
     return outputs | {"voxels_file": str(out_dir / "voxels.nii.gz")}
