@@ -328,7 +328,9 @@ def _images(settings: Settings, dataset: Dataset, filters: Mapping[str, Any]) ->
     sessions: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(Path(name) for name in dataset.layout.get(return_type="filename", **query)):
         entities = source_entities(path)
-        if entities.get("part", "mag") == "mag":  # phase images hold no diffusion contrast
+        if "sub" not in entities:
+            logger.warning("%s: its name has no sub-; skipped", path)
+        elif entities.get("part", "mag") == "mag":  # phase images hold no diffusion contrast
             sessions.setdefault((entities["sub"], entities.get("ses", "")), []).append(path)
     return sessions
 

@@ -1,5 +1,6 @@
 """From the words of a call to its exit code: collect, plan, run, check what was promised, report."""
 
+import errno
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from shd_bids import __version__
 from shd_bids.cli.console import INTERRUPTED, TerminatedError, log_file, signals_as_exceptions, start_logging
 from shd_bids.cli.parser import parse_args
-from shd_bids.exceptions import ShdError
+from shd_bids.exceptions import OutputError, ShdError
 from shd_bids.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("shd_bids")
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run() -> NoReturn:
@@ -46,10 +48,6 @@ def main(argv: Sequence[str]) -> int:
     try:
         with signals_as_exceptions():
             return _run(settings, argv)
-    except ShdError as error:
-        for line in str(error).splitlines():
-            logger.error("%s", line)
-        return error.exit_code
     except KeyboardInterrupt:
         logger.error("interrupted; the same call goes on where this one stopped")
         return INTERRUPTED[signal.SIGINT]
@@ -57,9 +55,22 @@ def main(argv: Sequence[str]) -> int:
         logger.error("terminated; the same call goes on where this one stopped")
         return INTERRUPTED[signal.SIGTERM]
     except Exception as error:
-        logger.error("internal error, please report it: %s: %s (-v shows where)", type(error).__name__, error)
-        logger.debug("%s", traceback.format_exc())
-        return INTERNAL_ERROR
+        code = _code_of(error)
+        if code == INTERNAL_ERROR:
+            logger.error("internal error, please report it: %s: %s (-v shows where)", type(error).__name__, error)
+            logger.debug("%s", traceback.format_exc())
+        for line in str(error).splitlines() if code != INTERNAL_ERROR else ():
+            logger.error("%s", line)
+        return code
+
+
+def _code_of(error: Exception) -> int:
+    """Return the exit code of an error: its own, that of a disk that is full or closed, or that of our mistakes."""
+    if isinstance(error, ShdError):
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        return OutputError.exit_code
+    return INTERNAL_ERROR
 
 
 def _run(settings: Settings, argv: Sequence[str]) -> int:
@@ -146,8 +157,8 @@ def _process(record: "Record", path: Path, *, earlier: Sequence[tuple["DWIRun", 
         record.end(STOPPED, INTERRUPTED[number], f"stopped by {number.name}")
         raise
     except Exception as error:
-        code = error.exit_code if isinstance(error, ShdError) else INTERNAL_ERROR
-        record.end(FAILED, code, f"{type(error).__name__}: {error}")
+        logger.debug("%s", traceback.format_exc())
+        record.end(FAILED, _code_of(error), f"{type(error).__name__}: {error}")
         raise
     finally:
         _finish(record, path, crash_dir, earlier)

@@ -304,6 +304,7 @@ class TestNotDiffusion:
             collect(root)
 
     def test_other_files_of_the_folder_are_not_series(self, raw):
+        write_image(raw / "sub-01" / "dwi" / "dwi.nii.gz", np.ones(SHAPE, np.int16))
         write_image(raw / "sub-01" / "dwi" / "sub-01_sbref.nii.gz", np.ones(SHAPE, np.int16))
         write_dwi(raw, "sub-01_part-phase_dwi")
         assert keys(raw) == ["sub-01"]

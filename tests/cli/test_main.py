@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -263,6 +264,14 @@ class TestEnds:
             assert (status["status"], status["exit_code"]) == ("interrupted", code)
             assert status["series"][subject]["status"] == "interrupted"
             assert "nterrupted" in (out / f"{subject}.html").read_text()
+
+    def test_a_full_disk_is_told_as_such(self, raw, out, graph, monkeypatch, capsys):
+        def fill(*args):
+            raise OSError(errno.ENOSPC, "No space left on device", "/out/x")
+
+        monkeypatch.setattr("shd_bids.bids.dataset.write_text", fill)
+        assert call(raw, out) == 73
+        assert len(errors(capsys)) == 1
 
     def test_an_internal_error_is_recorded(self, raw, out, graph):
         graph.stop = ZeroDivisionError("x")
