@@ -170,7 +170,8 @@ def _typed(name: str, value: Any, annotation: Any) -> Any:
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise wrong
             return tuple(Path(item) if annotation == tuple[Path, ...] else item for item in value)
-    for kind, accepted in ((Path, str), (str, str), (bool, bool), (int, int), (float, (int, float))):
+    kinds: tuple[tuple[Any, Any], ...] = ((Path, str), (str, str), (bool, bool), (int, int), (float, (int, float)))
+    for kind, accepted in kinds:
         if annotation in (kind, kind | None):
             if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
                 raise wrong
