@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import nipype.pipeline.engine as pe
 
@@ -23,6 +24,8 @@ from shd_bids.workflows.tractography import init_tractography_wf
 __all__ = ["init_dwi_wf"]
 
 TISSUES = ("wm", "gm", "csf")
+BASE_GB = 0.7  # torch and what it loads
+NETWORK_GB = 4.0  # on a CPU larger tiles save no time
 
 
 def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
@@ -57,7 +60,7 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
 
 def _add_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
     """Add responses, their figures and their sink; return where the facts of the stage come from."""
-    keep = {"run": run, "output_dir": settings.output_dir}
+    keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients = workflow.get_node("gradients")
     gradient_figures_wf = init_gradient_figures_wf(**keep)
     response_wf = init_response_wf(responses=settings.responses, n_procs=1, mem_gb=0.5 + 2 * _image_gb(run))
@@ -88,8 +91,13 @@ def _add_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, fac
 
 def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
     """Add the fit, its figures and its sink."""
-    keep = {"run": run, "output_dir": settings.output_dir}
+    keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, response_wf = workflow.get_node("gradients"), workflow.get_node("response_wf")
+    # as many fits run at once as fit into the processors, and share the memory
+    share = settings.mem * min(1.0, settings.omp_nthreads / settings.nprocs)
+    beside = BASE_GB + 3 * _image_gb(run)  # the image, its voxels in the mask, and the coefficients
+    use_gpu = _may_use_gpu(settings.device)
+    network_gb = max(0.5, share - beside if use_gpu else min(share - beside, NETWORK_GB))
     fod_wf = init_fod_wf(
         fit=settings.fit,
         weights=settings.weights,
@@ -99,10 +107,10 @@ def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: l
         max_steps=settings.max_steps,
         fod_lmax=settings.fod_lmax,
         seed=settings.random_seed,
-        use_gpu=_may_use_gpu(settings.device),
+        network_gb=network_gb,
+        use_gpu=use_gpu,
         n_procs=settings.omp_nthreads,
-        # as many fits run at once as fit into the processors, and share the memory
-        mem_gb=settings.mem * min(1.0, settings.omp_nthreads / settings.nprocs),
+        mem_gb=network_gb + beside,
     )
     fod_wf.inputs.inputnode.dwi_file = str(run.dwi)
     fod_figures_wf = init_fod_figures_wf(**keep, is_adapted=settings.fit == "subject")
@@ -124,7 +132,7 @@ def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: l
 
 def _add_peaks(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
     """Add the peaks, their figure and their sink."""
-    keep = {"run": run, "output_dir": settings.output_dir}
+    keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, fod_wf = workflow.get_node("gradients"), workflow.get_node("fod_wf")
     peaks_wf = init_peaks_wf(
         max_peaks=settings.peak_max,
@@ -156,7 +164,7 @@ def _add_tractography(
     workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list
 ) -> tuple[pe.Workflow, str]:
     """Add the streamlines, their figures and their sink."""
-    keep = {"run": run, "output_dir": settings.output_dir}
+    keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, fod_wf = workflow.get_node("gradients"), workflow.get_node("fod_wf")
     tractography_wf = init_tractography_wf(
         algorithm=settings.tracking_algorithm,

@@ -109,6 +109,8 @@ def read_failures(work_dir: Path, runs: Iterable[Any]) -> dict[str, Failure]:
 class SafeMultiProcPlugin(MultiProcPlugin):
     """Nipype's process pool, except that a killed worker fails its node and the next nodes get a new pool."""
 
+    pool: ProcessPoolExecutor
+
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__({"mp_context": "forkserver", "raise_insufficient": False} | (plugin_args or {}))
         self.pool.shutdown(wait=False)  # it has started nothing yet

@@ -116,7 +116,7 @@ class StageInterface(SimpleInterface):
     the folder ``out_dir`` and returns a dict of outputs with an entry ``"facts"``.
     """
 
-    function: Callable[..., dict[str, Any]]
+    function: Callable[..., Any]
     """The function, as a static method."""
 
     is_isolated = True
@@ -172,7 +172,7 @@ class StageInterface(SimpleInterface):
             run=inputs.series,
             node=inputs.stage,
             error=type(exception).__name__,
-            exit_code=exception.exit_code if is_ours else ShdError.exit_code,
+            exit_code=getattr(exception, "exit_code", ShdError.exit_code) if is_ours else ShdError.exit_code,
             message=text if is_ours else f"{type(exception).__name__}: {text}",
         )
         write_failure(Path(inputs.run_dir), failure)

@@ -71,7 +71,8 @@ def normalise_and_rectify(
     """
     result = _NormReLU.apply(y, weight, bias, mean, variance, eps, through)
     scale, shift = _affine(weight, bias, mean, variance, eps)
-    remember(result, lambda kept=y.detach(): _rectify(kept, scale, shift))
+    kept = y.detach()
+    remember(result, lambda: _rectify(kept, scale, shift))
     return result
 
 
