@@ -22,6 +22,7 @@ def init_fod_wf(
     max_steps: int | None,
     fod_lmax: int,
     seed: int,
+    network_gb: float,
     use_gpu: bool,
     n_procs: int,
     mem_gb: float,
@@ -36,6 +37,8 @@ def init_fod_wf(
     ----------
     fit, weights, device, precision, lambda_tv, max_steps, fod_lmax, seed
         As in `shd_bids.interfaces.fod.fit_image`.
+    network_gb : float
+        Memory of the network alone.
     use_gpu : bool
         Whether the scheduler runs one such node at a time.
     n_procs, mem_gb : int, float
@@ -68,7 +71,7 @@ def init_fod_wf(
         device=device,
         precision=precision,
         lambda_tv=lambda_tv,
-        memory_gb=mem_gb,
+        memory_gb=network_gb,
         fod_lmax=fod_lmax,
         seed=seed,
         use_gpu=use_gpu,

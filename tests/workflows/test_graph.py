@@ -66,13 +66,16 @@ def test_series_do_not_depend_on_one_another(dataset):
 
 
 def test_resources_of_the_fit(dataset):
-    settings = settings_for(dataset, nprocs=8, omp_nthreads=4, mem=16.0, device="cuda:0")
-    node = init_shd_wf([dwi_run(dataset)], settings).get_node("sub_01_wf.fod_wf.fod")
-    assert (node.n_procs, node.mem_gb, node.inputs.memory_gb) == (4, 8.0, 8.0)
-    assert node.inputs.num_threads == 4
-    assert node.is_gpu_node()
-    on_cpu = settings_for(dataset, nprocs=8, omp_nthreads=4, mem=16.0, device="cpu")
-    assert not init_shd_wf([dwi_run(dataset)], on_cpu).get_node("sub_01_wf.fod_wf.fod").is_gpu_node()
+    def fod(device, mem):
+        settings = settings_for(dataset, nprocs=8, omp_nthreads=4, mem=mem, device=device)
+        return init_shd_wf([dwi_run(dataset)], settings).get_node("sub_01_wf.fod_wf.fod")
+
+    node = fod("cuda:0", 16.0)
+    assert (node.n_procs, node.inputs.num_threads) == (4, 4)
+    assert node.mem_gb == pytest.approx(8.0)  # two at once
+    assert 7.0 < node.inputs.memory_gb < 8.0
+    assert node.is_gpu_node() and not fod("cpu", 16.0).is_gpu_node()
+    assert fod("cpu", 64.0).mem_gb < 5.0  # no more than is of use
 
 
 def test_settings_reach_the_stages(dataset):
