@@ -72,7 +72,7 @@ def eigenbasis(nside: int, *, hemisphere_only: bool) -> Eigenbasis:
     for rows in _adapted_vectors(nside, hemisphere_only=hemisphere_only):
         block = rows[:, :, 0].T @ laplacian @ rows[:, :, 0]
         values, vectors = np.linalg.eigh((block + block.T) / 2)
-        mode.append(np.repeat(sum(len(earlier) for earlier in eigenvalues) + np.arange(len(values)), rows.shape[2]))
+        mode.append(np.repeat(sum(map(np.size, eigenvalues)) + np.arange(len(values)), rows.shape[2]))
         columns.append(rows.reshape(len(laplacian), -1))
         blocks.append((_constant(vectors * _signs(vectors)), rows.shape[2]))
         eigenvalues.append(values)
