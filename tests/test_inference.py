@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shd_bids import simulation
+from shd_bids import inference, simulation
 from shd_bids.adaptation import adapt
 from shd_bids.conditioning import CHANNELS, estimate_noise
 from shd_bids.exceptions import DeviceError, WeightsError
@@ -154,3 +154,28 @@ def test_adaptation_from_nothing_learns_the_fibre_directions(scene, monkeypatch)
     adapted = run_adaptation(scene, None, max_steps=30)
     held = [r["held_out"] for r in adapted.facts["history"] if "held_out" in r]
     assert adapted.improved and min(held) < 0.5 * held[0]
+
+
+def test_the_data_settle_the_amplitudes_and_the_network_what_they_cannot_tell(rng):
+    shape = rng.uniform(1.0, 3.0, size=(5, 40))
+    basis = rng.uniform(1.0, 3.0, size=(40, 2))
+    truth_s, truth_z = np.array([[0.6], [1.0], [1.3], [1.9], [1.2]]), rng.uniform(0.1, 1.0, size=(5, 2))
+    signal = truth_s * shape + truth_z @ basis.T
+    prior, mass = np.full((5, 2), 0.3), np.full((5, 1), 0.2)
+    s, z = inference._solve(signal * 1e4, shape * 1e4, basis * 1e4, prior, mass=mass)
+    np.testing.assert_allclose(s, truth_s, rtol=0.05)
+    np.testing.assert_allclose(z, truth_z, rtol=0.1)
+    s, z = inference._solve(signal * 1e-6, shape * 1e-6, basis * 1e-6, prior, mass=mass)
+    np.testing.assert_allclose(s, 1.0, atol=1e-3)
+    np.testing.assert_allclose(z, prior, atol=1e-3)
+
+
+def test_grey_matter_that_is_not_fitted_becomes_isotropic_fibre_density(scene, weights):
+    signal, mask, gradients, responses = scene
+    two = Responses(wm=responses.wm, gm=None, csf=responses.csf)
+    result = fit_fod(signal, mask, gradients, two, weights=weights, device="cpu")
+    assert np.all(result.gm == 0) and np.all(result.fractions[:, 1] == 0)
+    matrix = forward_model(gradients, two, l_max=4).matrix.numpy()
+    predicted = np.concatenate([result.wm, result.csf[:, None]], axis=1) @ matrix[gradients.b0_indices].T
+    measured = signal[mask][:, gradients.b0_indices].mean(axis=1)
+    np.testing.assert_allclose(predicted.mean(axis=1), measured, rtol=1e-4)
