@@ -64,6 +64,8 @@ class FodResult:
         Share of the variance of the signal over its volumes that the fit explains.
     residual_std : ndarray, shape (n,)
         Root mean square of measured minus predicted signal, in the units of the input.
+    volume_residuals : ndarray, shape (N,)
+        The same of each volume, over the voxels.
     shell_residuals : dict
         b-value of each shell -> median over voxels of the same within the shell.
     info : dict
@@ -76,6 +78,7 @@ class FodResult:
     fractions: np.ndarray
     r_squared: np.ndarray
     residual_std: np.ndarray
+    volume_residuals: np.ndarray
     shell_residuals: dict[float, float]
     info: dict[str, Any]
 
@@ -388,9 +391,11 @@ def _quality(
     n_wm, shells = wm.shape[1], gradients.shells
     by_shell = np.zeros((len(voxels), len(shells)), dtype=np.float32)
     r_squared = np.zeros(len(voxels), dtype=np.float32)
+    by_volume = np.zeros(voxels.shape[1])
     for start in range(0, len(voxels), _VOXELS_PER_CHUNK):
         part = slice(start, start + _VOXELS_PER_CHUNK)
         error = (voxels[part] - wm[part] @ matrix[:, :n_wm].T - isotropic[part] @ matrix[:, n_wm:].T) ** 2
+        by_volume += error.sum(axis=0)
         spread = np.maximum(voxels[part].var(axis=1) * voxels.shape[1], 1e-12)
         r_squared[part] = 1 - error.sum(axis=1) / spread
         for i, shell in enumerate(shells):
@@ -400,6 +405,7 @@ def _quality(
     return {
         "r_squared": r_squared,
         "residual_std": np.sqrt(by_shell @ counts).astype(np.float32),
+        "volume_residuals": np.sqrt(by_volume / max(len(voxels), 1)),
         "shell_residuals": {float(s.bvalue): float(m) for s, m in zip(shells, medians, strict=True)},
     }
 

@@ -127,6 +127,7 @@ def fit_image(
         "info": result.info,
         "notes": result.info["warnings"],
         "shell_residuals": residuals,
+        "volume_residuals": result.volume_residuals.tolist(),
         "qc": _qc(result),
     }
     return outputs

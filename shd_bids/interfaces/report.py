@@ -114,6 +114,7 @@ def draw_residual(
     from shd_bids.images import gather, load_mask, load_volume
     from shd_bids.report.figures import plot_residual
 
+    facts = read_json(facts_file)
     r_squared = load_volume(rsquared_file, keep_negative=True)
     mask = load_mask(mask_file, r_squared)
     return plot_residual(
@@ -122,7 +123,8 @@ def draw_residual(
         residual_std=gather(load_volume(residualstd_file).data, mask),
         mask=mask,
         affine=r_squared.affine,
-        shell_residuals=read_json(facts_file)["shell_residuals"],
+        shell_residuals=facts["shell_residuals"],
+        volume_residuals=facts["volume_residuals"],
     )
 
 
