@@ -67,13 +67,17 @@ def make_scene(kind: str, protocol: str, snr: float, seed: int, *, size: int, mo
     """Simulate a volume; ``kind`` is ``crossing`` or ``curved``, ``model`` is ``sticks`` or ``tensors``."""
     rng = np.random.default_rng(FIRST_SEED + seed)
     if kind == "crossing":
-        phantom = simulation.crossing_phantom(rng, size=size, angles=tuple(rng.permutation([20, 30, 40, 55, 75, 90])[:3]))
+        phantom = simulation.crossing_phantom(
+            rng, size=size, angles=tuple(rng.permutation([20, 30, 40, 55, 75, 90])[:3])
+        )
     else:
         phantom = simulation.random_phantom(rng, size)
     micro = simulation.draw_microstructure(rng, len(phantom.bundles))
     if model == "tensors":
         n = len(phantom.bundles)
-        micro = replace(micro, axonal=np.zeros(n), axial=np.full(n, 1.7e-3), radial=np.full(n, 0.3e-3), kappa=np.full(n, 500.0))
+        micro = replace(
+            micro, axonal=np.zeros(n), axial=np.full(n, 1.7e-3), radial=np.full(n, 0.3e-3), kappa=np.full(n, 500.0)
+        )
     shells, n_b0 = PROTOCOLS[protocol]
     gradients = simulation.make_gradients(rng, shells, n_b0=n_b0)
     signal = 1000 * simulation.add_noise(simulation.noiseless_signal(phantom, micro, gradients), 1 / snr, rng)
@@ -194,7 +198,8 @@ def main() -> None:
         for index in options.rows:
             protocol, snr = ROWS[index]
             scenes = [
-                make_scene(kind, protocol, snr, seed, size=options.size, model=options.model) for seed in range(options.seeds)
+                make_scene(kind, protocol, snr, seed, size=options.size, model=options.model)
+                for seed in range(options.seeds)
             ]
             for name, method in methods(options.methods, weights).items():
                 began = time.monotonic()

@@ -1,0 +1,363 @@
+"""Measure the network against the published evaluation, in one run, with equal outputs; exit 1 where a figure falls short.
+
+    python tests/benchmarks/engine.py [--json FILE] [--device cuda] [--quick]
+
+The baseline is ``tests/nn/oracle.py``, a plain re-implementation of the published evaluation: a dense (K V) x V projector,
+``conv3d`` on the expanded kernel, one 3 x 3 x 3 patch for each voxel. Variants take turns and the least time of several
+turns counts, so that other work on the machine falls on both alike. Memory is the growth of the peak resident size in a
+fresh process. What was reached, with command, machine and date, is in README.md beside this file.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to share the oracle with the tests
+
+from shd_bids.nn import native
+from shd_bids.nn.cheb import SphereBasis
+from shd_bids.nn.conv import SpatioSphericalConv
+from shd_bids.nn.tiles import apply_in_tiles
+from shd_bids.nn.unet import UNet, UNetConfig
+from shd_bids.sphere import healpix
+from tests.nn import oracle
+
+SHAPES = ((16, 3), (1, 8))  # (batch, edge): sixteen 3^3 patches and one 8^3 volume
+
+
+@dataclass
+class Row:
+    """One figure: what was reached, what is asked, and from which times or bytes it comes."""
+
+    quantity: str
+    reached: float
+    required: float
+    unit: str = "x"
+    at_most: bool = False
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the figure is good enough."""
+        return self.reached <= self.required if self.at_most else self.reached >= self.required
+
+    def __str__(self) -> str:
+        sign = "<=" if self.at_most else ">="
+        value = f"{self.reached:.2g}" if self.reached < 0.01 else f"{self.reached:.2f}"
+        verdict = "ok" if self.ok else "SHORT"
+        return f"{self.quantity:<62} {value:>9} {sign} {self.required:g} {self.unit:<3} {verdict:<6} {self.detail}"
+
+
+def main() -> int:
+    """Run the table of a device and say how it went."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="save the figures here")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="fewer turns and no second thread count")
+    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # the fresh process of a memory row
+    options = parser.parse_args()
+    if options.memory:
+        print(json.dumps(MEMORY[options.memory[0]](options.memory[1])))
+        return 0
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here: nothing measured")
+        return 1
+    torch.manual_seed(0)
+    rows = []
+    for row in (
+        cuda_table() if options.device == "cuda" else cpu_table(turns=2 if options.quick else 5, quick=options.quick)
+    ):
+        print(row, flush=True)
+        rows.append(row)
+    short = [row.quantity for row in rows if not row.ok]
+    if options.json:
+        facts = {"date": date.today().isoformat(), "torch": torch.__version__, "machine": machine(options.device)}
+        facts["command"] = " ".join(["python", *sys.argv])
+        options.json.write_text(
+            json.dumps({**facts, "rows": [{**asdict(r), "ok": r.ok} for r in rows]}, indent=1) + "\n"
+        )
+    print(
+        f"engine: {len(rows) - len(short)} of {len(rows)} figures reached"
+        + (f"; short: {'; '.join(short)}" if short else "")
+    )
+    return 1 if short else 0
+
+
+def machine(device: str) -> str:
+    """Name the processor or the graphics card."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} thread(s)"
+
+
+def cpu_table(*, turns: int, quick: bool):
+    """Yield the figures on the CPU, with one thread and with two."""
+    for threads in (1,) if quick else (1, 2):
+        torch.set_num_threads(threads)
+        tag = f"{threads} thread{'s' * (threads > 1)}"
+        for channels in (32, 64):
+            for batch, edge in SHAPES:
+                yield from layer_rows(turns, channels, batch, edge, tag)
+        yield from network_rows(turns, tag)
+    yield from hemisphere_rows(turns)
+    yield from memory_rows()
+    torch.set_num_threads(2)
+    yield brain_row()
+
+
+def layer_rows(turns: int, channels: int, batch: int, edge: int, tag: str):
+    """Time one layer: forward, without the compiled kernel, and forward and backward."""
+    conv = layer(channels, 32)
+    x = torch.randn(384, batch, edge, edge, edge, channels)
+    published = outside(x)
+    name = f"{channels}->32, {batch} x {edge}^3, {tag}"
+    with torch.no_grad():
+        error = difference(outside(conv(x)), oracle.layer(published, conv))
+        slow, fast, plain = take_turns(
+            turns, lambda: oracle.layer(published, conv), lambda: conv(x), lambda: without_kernel(lambda: conv(x))
+        )
+    yield Row(f"layer forward {name}", slow / fast, 20, detail=f"{ms(slow)} / {ms(fast)}, difference {error:.0e}")
+    if tag == "1 thread":
+        yield Row(f"layer forward, PyTorch alone {name}", slow / plain, 4.5, detail=f"{ms(slow)} / {ms(plain)}")
+    gradient = torch.randn(384, batch, edge, edge, edge, 32)
+    backwards = outside(gradient)
+    x.requires_grad_()
+    published.requires_grad_()
+    slow, fast = take_turns(
+        max(2, turns - 2),
+        lambda: oracle.layer(published, conv).backward(backwards),
+        lambda: conv(x).backward(gradient),
+    )
+    yield Row(f"layer forward + backward {name}", slow / fast, 18, detail=f"{ms(slow)} / {ms(fast)}")
+
+
+def network_rows(turns: int, tag: str):
+    """Time the published network on its patches, the whole-volume form against it, and a training step."""
+    turns = max(2, turns - 2)
+    net = UNet(UNetConfig(2, 2, form="patch")).eval()
+    folded, x = net.folded(), torch.randn(16, 2, 3, 3, 3, 384)
+    volume = UNet(UNetConfig(2, 2)).eval().folded()
+    whole = torch.randn(1, 2, 16, 16, 16, 384)
+    with torch.inference_mode():
+        error = difference(folded(x), oracle.unet(x, net))
+        slow, fast, at_once = take_turns(turns, lambda: oracle.unet(x, net), lambda: folded(x), lambda: volume(whole))
+    yield Row(
+        f"U-Net forward, 16 x 3^3, {tag}", slow / fast, 15, detail=f"{ms(slow)} / {ms(fast)}, difference {error:.0e}"
+    )
+    each, voxel = slow / 16, at_once / 16**3
+    yield Row(
+        f"whole volume against patch per voxel, {tag}", each / voxel, 600, detail=f"{ms(each)} / {ms(voxel)} a voxel"
+    )
+    net.train()
+
+    def step(evaluate: Callable[[], torch.Tensor]) -> None:
+        net.zero_grad()
+        torch.nn.functional.softplus(evaluate()).square().mean().backward()
+
+    slow, fast = take_turns(2, lambda: step(lambda: oracle.unet(x, net)), lambda: step(lambda: net(x)))
+    yield Row(f"training step, 16 x 3^3, {tag}", slow / fast, 12, detail=f"{ms(slow)} / {ms(fast)}")
+
+
+def hemisphere_rows(turns: int):
+    """Compare hemisphere and sphere at equal weights."""
+    torch.set_num_threads(1)
+    half, whole = (UNet(UNetConfig(2, 2, channels=(16, 32, 64), hemisphere=h)).eval() for h in (True, False))
+    whole.load_state_dict(half.state_dict())
+    lookup = torch.tensor(healpix.hemisphere_lookup(8))
+    x = torch.randn(1, 2, 8, 8, 8, 384)
+    full = x[..., lookup].contiguous()
+    with torch.inference_mode():
+        exact, exact_full = half.double()(x.double()), whole.double()(full.double())
+        error = (exact[..., lookup] - exact_full).abs().max().item()
+        half.float(), whole.float()
+        fast, slow = take_turns(turns, lambda: half(x), lambda: whole(full))
+    yield Row("hemisphere against sphere: difference (float64)", error, 1e-9, unit="", at_most=True)
+    yield Row("hemisphere against sphere: time", fast / slow, 0.5, at_most=True, detail=f"{ms(fast)} / {ms(slow)}")
+    small, large = grown("network", "half"), grown("network", "full")
+    detail = f"{small / 2**20:.0f} / {large / 2**20:.0f} MB"
+    yield Row("hemisphere against sphere: memory", small / large, 0.5, at_most=True, detail=detail)
+
+
+def memory_rows():
+    """Compare peak memory of the layer at inference and of training."""
+    ours, theirs = grown("layer", "ours"), grown("layer", "published")
+    detail = f"{theirs / 2**20:.0f} / {ours / 2**20:.0f} MB"
+    yield Row("peak memory, layer inference 32->64, 8^3", theirs / ours, 5, detail=detail)
+    ours, theirs = grown("training", "ours") / 16**3, grown("training", "published") / (16 * 27)
+    yield Row(
+        "peak memory, training per voxel", theirs / ours, 8, detail=f"{theirs / 2**20:.2f} / {ours / 2**20:.2f} MB"
+    )
+
+
+def brain_row() -> Row:
+    """Time the published widths in whole-volume form on an ellipsoid of 200 thousand voxels."""
+    native.keep_freed_memory()
+    axes = np.ogrid[-36:36, -44:44, -34:34]
+    mask = sum((axis / radius) ** 2 for axis, radius in zip(axes, (33.5, 43.5, 32.8), strict=True)) < 1
+    net = UNet(UNetConfig(2, 2)).eval().folded()
+
+    def read(box):
+        x, y, z = (s.stop - s.start for s in box)
+        return torch.zeros(1, 2, x, y, z, 384)
+
+    start = time.perf_counter()
+    apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=6 << 30)
+    seconds = time.perf_counter() - start
+    return Row(f"2 mm brain, {mask.sum()} voxels, network, 2 threads", seconds, 60, unit="s", at_most=True)
+
+
+def cuda_table():
+    """Yield the figures on a GPU."""
+    device = torch.device("cuda")
+    for channels in (32, 64):
+        yield cuda_layer_row(channels, device)
+    axes = np.ogrid[-72:73, -87:87, -72:73]
+    mask = sum((axis / radius) ** 2 for axis, radius in zip(axes, (54, 70, 57), strict=True)) < 1
+    net = UNet(UNetConfig(2, 2)).to(device).eval().folded().bfloat16()
+
+    def read(box):
+        return torch.zeros(1, 2, *(s.stop - s.start for s in box), 384, device=device, dtype=torch.bfloat16)
+
+    def brain():
+        apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=60 << 30)
+
+    (seconds,) = take_turns(3, brain, wait=torch.cuda.synchronize)
+    yield Row(f"1.25 mm brain, {mask.sum()} voxels, network", seconds, 0.5, unit="s", at_most=True)
+
+
+def cuda_layer_row(channels: int, device: torch.device) -> Row:
+    """Time one layer against the published one under autocast, both in bfloat16."""
+    conv = layer(channels, 32).to(device)
+    x = torch.randn(384, 16, 3, 3, 3, channels, device=device)
+    published, half = outside(x), x.bfloat16()
+    with torch.no_grad():
+        error = difference(outside(conv(x)), oracle.layer(published, conv))
+        with torch.autocast("cuda", torch.bfloat16):
+            slow, fast = take_turns(
+                20, lambda: oracle.layer(published, conv), lambda: conv(half), wait=torch.cuda.synchronize
+            )
+    detail = f"{ms(slow)} / {ms(fast)}, difference {error:.0e} in float32"
+    return Row(f"layer forward against bf16 autocast, {channels}->32, 16 x 3^3", slow / fast, 15, detail=detail)
+
+
+def outside(x: torch.Tensor) -> torch.Tensor:
+    """Reorder (V, B, X, Y, Z, F) to the baseline's (B, F, V, X, Y, Z)."""
+    return x.permute(1, 5, 0, 2, 3, 4).contiguous()
+
+
+def layer(in_channels: int, out_channels: int) -> SpatioSphericalConv:
+    """Make one layer on the finest grid."""
+    basis = SphereBasis(8, hemisphere=True, order=5)
+    return SpatioSphericalConv(basis, (in_channels,), out_channels=out_channels, spatial=True)
+
+
+def without_kernel(work: Callable[[], object]) -> object:
+    """Run in plain PyTorch."""
+    loaded, native.library = native.library, lambda: None
+    try:
+        return work()
+    finally:
+        native.library = loaded
+
+
+def take_turns(turns: int, *variants: Callable[[], object], wait: Callable[[], None] = lambda: None) -> list[float]:
+    """Give the least seconds of each variant over several turns, after one that does not count.
+
+    With one thread this is processor time, which other work on the machine does not add to.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
+    best = [np.inf] * len(variants)
+    for turn in range(turns + 1):
+        for index, variant in enumerate(variants):
+            wait()
+            start = clock()
+            variant()
+            wait()
+            if turn:
+                best[index] = min(best[index], clock() - start)
+    return best
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Give the largest difference relative to the largest value; refuse a wrong result."""
+    error = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not error < 1e-4:
+        raise SystemExit(f"outputs differ by {error:.1e} of their size: the comparison would mean nothing")
+    return error
+
+
+def ms(seconds: float) -> str:
+    """Write milliseconds."""
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def grown(what: str, variant: str) -> float:
+    """Give the bytes by which a fresh process's peak grew."""
+    command = [sys.executable, __file__, "--memory", what, variant]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def growth(work: Callable[[], object]) -> float:
+    """Run once and give the growth of the peak resident size in bytes."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0
+
+
+def memory_of_layer(variant: str) -> float:
+    """Evaluate one layer, 32 to 64 channels on 8^3 voxels."""
+    torch.set_num_threads(1)
+    conv = layer(32, 64)
+    with torch.no_grad():
+        small = torch.randn(384, 1, 1, 1, 1, 32)
+        conv(small)
+        oracle.layer(small.permute(1, 5, 0, 2, 3, 4), conv)
+        if variant == "ours":
+            x = torch.randn(384, 1, 8, 8, 8, 32)
+            return growth(lambda: conv(x))
+        published = torch.randn(1, 32, 384, 8, 8, 8)
+        return growth(lambda: oracle.layer(published, conv))
+
+
+def memory_of_training(variant: str) -> float:
+    """Train one step of the published widths: sixteen patches as published, one crop of 16^3 as here."""
+    torch.set_num_threads(1)
+    net = UNet(UNetConfig(2, 2, form="patch" if variant == "published" else "volume"))
+    edge, batch = (3, 16) if variant == "published" else (16, 1)
+    small, x = torch.randn(1, 2, *[3] * 3, 384), torch.randn(batch, 2, *[edge] * 3, 384)
+    evaluate = (lambda x: oracle.unet(x, net)) if variant == "published" else net
+    torch.set_grad_enabled(False)
+    evaluate(small)
+    torch.set_grad_enabled(True)
+    return growth(lambda: evaluate(x).square().mean().backward())
+
+
+def memory_of_network(variant: str) -> float:
+    """Evaluate a network on the hemisphere or the sphere."""
+    torch.set_num_threads(1)
+    net = UNet(UNetConfig(2, 2, channels=(16, 32, 64), hemisphere=variant == "half")).eval().folded()
+    vertices = net.bases[0].n_vertices
+    with torch.inference_mode():
+        net(torch.randn(1, 2, 2, 2, 2, vertices))
+        x = torch.randn(1, 2, 16, 16, 16, vertices)
+        return growth(lambda: net(x))
+
+
+MEMORY = {"layer": memory_of_layer, "training": memory_of_training, "network": memory_of_network}
+
+if __name__ == "__main__":
+    sys.exit(main())
