@@ -4,6 +4,8 @@ A filter :math:`\sum_k w_k T_k(\tilde L)` is diagonal in that basis: its value a
 :math:`\sum_k w_k T_k(\lambda)`. The basis is fixed, so it is no part of a checkpoint.
 """
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,13 @@ from shd_bids.sphere import healpix, symmetry
 def chebyshev(values: np.ndarray, order: int) -> np.ndarray:
     """Evaluate T_0 .. T_{order-1} at ``values`` of shape (U,), all within [-1, 1]; return (U, order)."""
     return np.cos(np.arange(order) * np.arccos(np.clip(values, -1, 1))[:, None])
+
+
+def _sparse(matrix: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Give row starts, columns and values of the non-zeros of a matrix."""
+    rows, columns = np.nonzero(np.abs(matrix) > 1e-12)
+    start = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(matrix)))])
+    return torch.tensor(start), torch.tensor(columns), matrix[rows, columns]
 
 
 class SphereBasis(nn.Module):
@@ -33,6 +42,8 @@ class SphereBasis(nn.Module):
     """
 
     vectors: Tensor  # (V modes, V vertices): rows are eigenvectors
+    rotations: Tensor  # the block matrices Q of shd_bids.sphere.symmetry, one after another
+    adapted: Tensor  # non-zeros of S by rows, then of its transpose: (2, N)
     terms: Tensor  # (U, K): T_k at the distinct eigenvalues
 
     def __init__(self, nside: int, *, hemisphere: bool, order: int):
@@ -42,6 +53,8 @@ class SphereBasis(nn.Module):
         self.nside, self.hemisphere, self.order = nside, hemisphere, order
         self.n_vertices = len(healpix.grid(nside, hemisphere_only=hemisphere))
         self.copies = [(len(rotation), copies) for rotation, copies in self._exact().blocks]
+        adapted = self._exact().adapted
+        self.tables = [_sparse(matrix)[:2] for matrix in (adapted, adapted.T)]
         self._fill(torch.empty(0))
 
     def _exact(self) -> symmetry.Eigenbasis:
@@ -52,8 +65,49 @@ class SphereBasis(nn.Module):
         for name, values in (
             ("vectors", exact.vectors.T),
             ("terms", chebyshev(exact.eigenvalues, self.order)),
+            ("rotations", np.concatenate([rotation.ravel() for rotation, _ in exact.blocks])),
+            ("adapted", np.stack([values for _, _, values in (_sparse(exact.adapted), _sparse(exact.adapted.T))])),
         ):
             self.register_buffer(name, torch.tensor(values, dtype=like.dtype, device=like.device), persistent=False)
+
+    def to_modes(self, x: Tensor) -> Tensor:
+        """Expand (V, ...) in eigenvectors: (V modes, ...)."""
+        flat = x.reshape(self.n_vertices, -1)
+        if not self._factored(flat):
+            return (self.vectors.to(x.dtype) @ flat).view_as(x)
+        adapted = self._sparse(1) @ flat
+        return self._blocks(adapted, transposed=True).view_as(x)
+
+    def to_vertices(self, x: Tensor) -> Tensor:
+        """Sum eigenvectors: (V modes, ...) to (V, ...), the inverse and transpose of :meth:`to_modes`."""
+        flat = x.reshape(self.n_vertices, -1)
+        if not self._factored(flat):
+            return (self.vectors.to(x.dtype).T @ flat).view_as(x)
+        return (self._sparse(0) @ self._blocks(flat, transposed=False)).view_as(x)
+
+    def _factored(self, flat: Tensor) -> bool:
+        """Whether the factored basis pays: on the CPU in full precision, where a sparse product is fast."""
+        full = flat.dtype == self.vectors.dtype and flat.dtype in (torch.float32, torch.float64)
+        return full and flat.device.type == "cpu" and self.n_vertices > 96 and not torch.compiler.is_compiling()
+
+    def _sparse(self, which: int) -> Tensor:
+        """Give S or its transpose as a sparse matrix."""
+        start, column = self.tables[which]
+        with warnings.catch_warnings():  # torch announces its sparse layout as beta
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return torch.sparse_csr_tensor(
+                start, column, self.adapted[which], size=self.vectors.shape, check_invariants=False
+            )
+
+    def _blocks(self, x: Tensor, *, transposed: bool) -> Tensor:
+        """Multiply each block of rows by its Q (or the transpose); rows of one representation share it."""
+        result, row, at = torch.empty_like(x), 0, 0
+        for size, copies in self.copies:
+            rotation = self.rotations[at : at + size * size].view(size, size)
+            rows = slice(row, row + size * copies)
+            torch.mm(rotation.T if transposed else rotation, x[rows].view(size, -1), out=result[rows].view(size, -1))
+            row, at = rows.stop, at + size * size
+        return result
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)

@@ -80,16 +80,6 @@ def mode_weights(weight_sph: Tensor, weight_spa: Tensor | None, terms: Tensor) -
         return response[:, None] * weight_spa.permute(2, 1, 0)
 
 
-def to_modes(x: Tensor, basis: SphereBasis) -> Tensor:
-    """Expand (V, ...) in eigenvectors: (V modes, ...)."""
-    return (basis.vectors.to(x.dtype) @ x.reshape(len(x), -1)).view_as(x)
-
-
-def to_vertices(x: Tensor, basis: SphereBasis) -> Tensor:
-    """Sum eigenvectors: (V modes, ...) to (V, ...), the inverse and transpose of :func:`to_modes`."""
-    return (basis.vectors.to(x.dtype).T @ x.reshape(len(x), -1)).view_as(x)
-
-
 def shell_sums(x: Tensor) -> Tensor:
     """Sum over the neighbours at each distance, zero outside: (M, B, X, Y, Z, F) to (M, B, X, Y, Z, 4, F).
 
@@ -120,13 +110,13 @@ class _SpectralConv(torch.autograd.Function):
         inputs, weights = inputs_and_weights[::2], inputs_and_weights[1::2]
         spectrum = inputs[0].new_empty(*inputs[0].shape[:-1], len(bias))
         for index, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
-            _accumulate(spectrum, to_modes(x, basis), weight, basis=basis, first=index == 0)
-        return to_vertices(spectrum, basis).add_(bias)
+            _accumulate(spectrum, basis.to_modes(x), weight, basis=basis, first=index == 0)
+        return basis.to_vertices(spectrum).add_(bias)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         inputs, weights = ctx.saved_tensors[::2], ctx.saved_tensors[1::2]
-        spectrum = to_modes(gradient.contiguous(), ctx.basis)
+        spectrum = ctx.basis.to_modes(gradient.contiguous())
         results: list[Tensor | None] = []
         for index, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
             need_x, need_weight = ctx.needs_input_grad[2 + 2 * index : 4 + 2 * index]
@@ -134,7 +124,7 @@ class _SpectralConv(torch.autograd.Function):
             if need_x:
                 x_gradient = torch.empty_like(x)
                 _accumulate(x_gradient, spectrum, weight.transpose(2, 3), basis=ctx.basis, first=True)
-                x_gradient = to_vertices(x_gradient, ctx.basis)
+                x_gradient = ctx.basis.to_vertices(x_gradient)
             results += [x_gradient, _weight_gradient(x, spectrum, weight, basis=ctx.basis) if need_weight else None]
         return None, gradient.flatten(0, -2).sum(0), *results
 
@@ -151,7 +141,7 @@ def _accumulate(out: Tensor, spectrum: Tensor, weight: Tensor, *, basis: SphereB
 def _weight_gradient(x: Tensor, spectrum: Tensor, weight: Tensor, *, basis: SphereBasis) -> Tensor:
     """Correlate the input with the shell sums of the output gradient, shape (U, D, I, O)."""
     result = torch.empty_like(weight)
-    expanded = to_modes(x, basis)
+    expanded = basis.to_modes(x)
     for modes, shared, piece in _pieces(expanded, weight, basis):
         sums = _shells(piece, weight).flatten(1, 4).flatten(2)  # (p, copies B X Y Z, D I)
         target = spectrum[modes].view(len(piece), -1, weight.shape[3])
