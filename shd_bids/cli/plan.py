@@ -12,12 +12,13 @@ GB = 1e9
 BRAIN_SHARE = 0.3  # of the field of view, where no mask is given
 FITTED_COEFFICIENTS = 190  # even degrees to 18
 
-# Measured on two cores of a 2.5 GHz x86 server; a call prints and records its true numbers.
-SECONDS_PER_VOXEL = {"response": 1e-4, "fod": 1e-3, "peaks": 2e-4, "full": 2e-3}
+# Orders of magnitude from whole brains on two CPU cores; a call records its true times and memory.
+SECONDS_PER_VOXEL = {"response": 1e-4, "fod": 5e-3, "peaks": 2e-4, "full": 2e-3}
 SECONDS_ON_GPU = 0.1  # share of the CPU's time that the network takes on a GPU
 SUBJECT_SECONDS = 600.0  # a fit to one image stops by itself after this long, or after --max-steps
 SECONDS_PER_STEP = 1.0
 BASE_GB = 1.2  # interpreter, torch, tables
+NETWORK_GB_PER_VOXEL = 4.5e-4  # of a tile; tiles shrink until they fit into --mem
 STREAMLINE_BYTES = 60 * 12  # points of a usual streamline at half a voxel, three float32 each
 
 
@@ -127,6 +128,9 @@ def _expected(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str, flo
             steps = settings.max_steps
             seconds["fod"] += SUBJECT_SECONDS if steps is None else steps * SECONDS_PER_STEP
         seconds["fod"] *= SECONDS_ON_GPU if on_gpu else 1.0
+    memory = BASE_GB + (2 * signal + 3 * fitted) / GB
+    if "fod" in seconds:
+        memory = max(memory, min(settings.mem, memory + NETWORK_GB_PER_VOXEL * n_voxels))
     n_stored = (settings.fod_lmax + 1) * (settings.fod_lmax + 2) // 2
     signal, fitted = 4 * n_grid * n_volumes, 4 * n_voxels * FITTED_COEFFICIENTS
     streamlines = (
@@ -136,6 +140,6 @@ def _expected(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str, flo
     work = 2 * stored + fitted + streamlines
     return {
         "minutes": round(sum(seconds.values()) / 60 + 0.5, 1),
-        "memory_gb": round(BASE_GB + (2 * signal + 3 * fitted) / GB, 1),
+        "memory_gb": round(memory, 1),
         "disk_gb": round((stored + streamlines + work) / GB, 2),
     }
