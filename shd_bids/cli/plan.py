@@ -128,11 +128,11 @@ def _expected(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str, flo
             steps = settings.max_steps
             seconds["fod"] += SUBJECT_SECONDS if steps is None else steps * SECONDS_PER_STEP
         seconds["fod"] *= SECONDS_ON_GPU if on_gpu else 1.0
+    signal, fitted = 4 * n_grid * n_volumes, 4 * n_voxels * FITTED_COEFFICIENTS
     memory = BASE_GB + (2 * signal + 3 * fitted) / GB
     if "fod" in seconds:
         memory = max(memory, min(settings.mem, memory + NETWORK_GB_PER_VOXEL * n_voxels))
     n_stored = (settings.fod_lmax + 1) * (settings.fod_lmax + 2) // 2
-    signal, fitted = 4 * n_grid * n_volumes, 4 * n_voxels * FITTED_COEFFICIENTS
     streamlines = (
         (settings.select or settings.seeds * n_voxels // 3) * STREAMLINE_BYTES * len(settings.tractogram_format)
     )

@@ -28,9 +28,14 @@ def test_hash_of_a_known_text(tmp_path):
     assert provenance.sha256(tmp_path / "a").startswith("ba7816bf")
 
 
-def test_inputs_are_named_by_uri(run, settings):
-    names = provenance.hash_inputs(run, settings)
-    assert set(names) == {f"bids:raw:sub-01/dwi/sub-01_dwi.{e}" for e in ("nii.gz", "bval", "bvec")}
+def test_inputs_are_named_by_uri(run, settings, tmp_path):
+    files = {f"bids:raw:sub-01/dwi/sub-01_dwi.{e}" for e in ("nii.gz", "bval", "bvec")}
+    assert set(provenance.hash_inputs(run, replace(settings, fit="subject", weights="none"))) == files
+    weights = tmp_path / "own.safetensors"
+    weights.write_bytes(b"abc")
+    hashes = provenance.hash_inputs(run, replace(settings, weights=str(weights), responses=(run.bval,)))
+    assert set(hashes) == {*files, "weights/own.safetensors", "responses/sub-01_dwi.bval"}
+    assert hashes["weights/own.safetensors"] == provenance.sha256(weights)
 
 
 @pytest.mark.parametrize(
