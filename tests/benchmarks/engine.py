@@ -152,7 +152,7 @@ def network_rows(turns: int, tag: str):
     folded, x = net.folded(), torch.randn(16, 2, 3, 3, 3, 384)
     volume = UNet(UNetConfig(2, 2)).eval().folded()
     whole = torch.randn(1, 2, 16, 16, 16, 384)
-    with torch.inference_mode():
+    with torch.no_grad():
         error = difference(folded(x), oracle.unet(x, net))
         slow, fast, at_once = take_turns(turns, lambda: oracle.unet(x, net), lambda: folded(x), lambda: volume(whole))
     yield Row(
@@ -180,7 +180,7 @@ def hemisphere_rows(turns: int):
     lookup = torch.tensor(healpix.hemisphere_lookup(8))
     x = torch.randn(1, 2, 8, 8, 8, 384)
     full = x[..., lookup].contiguous()
-    with torch.inference_mode():
+    with torch.no_grad():
         exact, exact_full = half.double()(x.double()), whole.double()(full.double())
         error = (exact[..., lookup] - exact_full).abs().max().item()
         half.float(), whole.float()
@@ -351,7 +351,7 @@ def memory_of_network(variant: str) -> float:
     torch.set_num_threads(1)
     net = UNet(UNetConfig(2, 2, channels=(16, 32, 64), hemisphere=variant == "half")).eval().folded()
     vertices = net.bases[0].n_vertices
-    with torch.inference_mode():
+    with torch.no_grad():
         net(torch.randn(1, 2, 2, 2, 2, vertices))
         x = torch.randn(1, 2, 16, 16, 16, vertices)
         return growth(lambda: net(x))
