@@ -24,7 +24,7 @@ L_MAX = (
     10  # of a white-matter response; pooled over many fibre directions it does not depend on the directions per shell
 )
 MIN_VOXELS = {"wm": 10, "gm": 5, "csf": 5}  # fewer are not averaged but topped up from the next best
-MAX_FRACTION_ERROR = 0.25  # of a tissue fraction; see `fitted_tissues`
+MAX_FRACTION_ERROR = 0.25  # of a tissue fraction; see `separable_tissues`
 ASSUMED_SNR = 20.0  # of one b=0 volume in white matter
 RIDGE = 1e-10  # of the largest diagonal entry: decides between solutions the data cannot tell apart
 
@@ -85,17 +85,18 @@ class ResponseEstimate:
     Attributes
     ----------
     responses : Responses
-        Of the tissues that can be fitted to this image.
+        Of all tissues found.
     voxels : dict of array, shape (x, y, z), bool
-        Voxels of all three tissues found, also of those that are not fitted.
-    fitted_tissues : tuple of str
+        Voxels each response comes from.
+    separable_tissues : tuple of str
+        Those that the signal alone can tell apart; how much there is of another rests on what the network learnt.
     message : str
-        Which tissues are fitted and why, and how far the selection had to depart from the usual one.
+        Which tissues the signal can tell apart and why, and how far the selection had to depart from the usual one.
     """
 
     responses: Responses
     voxels: dict[str, np.ndarray]
-    fitted_tissues: tuple[str, ...]
+    separable_tissues: tuple[str, ...]
     message: str
 
 
@@ -173,12 +174,12 @@ def estimate_responses(
     found = Responses(wm=Response("wm", gradients.shell_bvalues, coefficients), **estimates)
     notes += _doubts(found)
 
-    tissues, reason = fitted_tissues(found, gradients)
+    tissues, reason = separable_tissues(found, gradients)
     voxels = {tissue: _volume(inside[chosen[tissue]], mask.shape) for tissue in ("wm", "gm", "csf")}
-    return ResponseEstimate(found.only(tissues), voxels, tissues, "; ".join([reason, *notes]))
+    return ResponseEstimate(found, voxels, tissues, "; ".join([reason, *notes]))
 
 
-def fitted_tissues(responses: Responses, gradients: GradientTable) -> tuple[tuple[str, ...], str]:
+def separable_tissues(responses: Responses, gradients: GradientTable) -> tuple[tuple[str, ...], str]:
     r"""Decide from the numbers which tissues the shells can tell apart.
 
     The mean signals of the tissues, one column each, shells weighted by their volumes, are a small linear model
@@ -210,11 +211,12 @@ def fitted_tissues(responses: Responses, gradients: GradientTable) -> tuple[tupl
                 shells = "one shell and b=0" if n_shells == 2 else f"{n_shells} shells with b=0"
                 return (
                     tissues,
-                    f"{names} are fitted ({why}): {shells} cannot tell {' and '.join(left_out)} apart from them",
+                    f"{names} are told apart by the signal ({why}); {shells} cannot tell {' and '.join(left_out)} from "
+                    "them: its amount rests on what the network learnt",
                 )
-            return tissues, f"{names} are fitted ({why})"
+            return tissues, f"{names} are told apart by the signal ({why})"
     why = "no other tissue can be told apart from it in these data" if len(present) > 1 else "no other tissue was found"
-    return ("wm",), f"only WM is fitted: {why}"
+    return ("wm",), f"the signal tells no tissue from WM: {why}"
 
 
 def format_response(response: Response) -> str:

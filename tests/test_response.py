@@ -16,7 +16,7 @@ from shd_bids.response import (
     Response,
     Responses,
     estimate_responses,
-    fitted_tissues,
+    separable_tissues,
     format_response,
     parse_response,
 )
@@ -68,7 +68,7 @@ def relative(found: Response, truth: Response) -> np.ndarray:
 
 def test_the_responses_that_made_the_signal_are_found(multi_shell, estimate):
     truth = simulation.true_responses(MICRO, multi_shell[2])
-    assert estimate.fitted_tissues == ("wm", "gm", "csf")
+    assert estimate.separable_tissues == ("wm", "gm", "csf")
     for found, true, bound in zip(estimate.responses.tissues, truth.tissues, (0.05, 0.05, 0.03), strict=True):
         assert found.tissue == true.tissue
         error = relative(found, true.scaled(1000))
@@ -144,26 +144,28 @@ def test_responses_are_those_of_mrtrix(tmp_path, shells):
 # --- which tissues
 
 
-def test_one_shell_fits_two_tissues_and_says_so():
+def test_one_shell_tells_two_tissues_apart_and_says_so():
     signal, mask, table, _ = head(np.random.default_rng(7), shells={1000.0: 30}, snr=40)
     estimate = estimate_responses(signal, mask, table)
-    assert estimate.fitted_tissues == ("wm", "csf")
-    assert estimate.responses.gm is None
-    assert estimate.voxels["gm"].any()
-    assert "one shell and b=0 cannot tell GM apart" in estimate.message
+    assert estimate.separable_tissues == ("wm", "csf")
+    assert estimate.responses.gm is not None and estimate.voxels["gm"].any()
+    assert "one shell and b=0 cannot tell GM from them" in estimate.message
 
 
-def test_tissues_that_look_alike_are_not_fitted_together(multi_shell):
+def test_tissues_that_look_alike_are_not_told_apart(multi_shell):
     table = multi_shell[2]
     truth = simulation.true_responses(MICRO, table)
-    assert fitted_tissues(truth, table)[0] == ("wm", "gm", "csf")
+    assert separable_tissues(truth, table)[0] == ("wm", "gm", "csf")
     twin = Response("gm", truth.csf.bvalues, truth.csf.coefficients * 0.7)
-    assert fitted_tissues(Responses(truth.wm, twin, truth.csf), table)[0] == ("wm", "csf")
+    assert separable_tissues(Responses(truth.wm, twin, truth.csf), table)[0] == ("wm", "csf")
     same = Response("csf", truth.wm.bvalues, truth.wm.coefficients[:, :1])
-    tissues, reason = fitted_tissues(Responses(truth.wm, None, same), table)
+    tissues, reason = separable_tissues(Responses(truth.wm, None, same), table)
     assert tissues == ("wm",)
-    assert "only WM" in reason
-    assert fitted_tissues(Responses(truth.wm), table) == (("wm",), "only WM is fitted: no other tissue was found")
+    assert "tells no tissue from WM" in reason
+    assert separable_tissues(Responses(truth.wm), table) == (
+        ("wm",),
+        "the signal tells no tissue from WM: no other tissue was found",
+    )
 
 
 # --- little data

@@ -25,7 +25,7 @@ def estimate_from_image(*, dwi_file: Path, mask_file: Path, gradients_file: Path
     dwi_file, mask_file, gradients_file : Path
         4-D image, its mask and the table made by `prepare_gradients`.
     out_dir : Path
-        Gets ``wm.txt``, ``gm.txt``, ``csf.txt`` (MRtrix3's form; only the tissues that can be fitted) and
+        Gets ``wm.txt``, ``gm.txt``, ``csf.txt`` (MRtrix3's form; only the tissues found) and
         ``voxels.nii.gz``, the voxels each was measured in: 1 WM, 2 GM, 3 CSF.
     """
     import numpy as np
