@@ -1,7 +1,7 @@
 """Show the app at work: write a small BIDS data set, run ``shd_bids`` on it, and say what was found.
 
-``python -m shd_bids.cli.demo DIR`` writes ``DIR/bids`` with two subjects and ``DIR/masks`` with their brain masks, runs the
-command on them as a user would, and leaves the results in ``DIR/derivatives``:
+``python -m shd_bids.cli.demo DIR`` writes ``DIR/bids`` with two subjects and ``DIR/masks`` with their brain masks,
+runs the command on them as a user would, and leaves the results in ``DIR/derivatives``:
 
 * ``sub-real``: 10 x 10 x 10 voxels of a human brain, 64 directions at b = 1000 s/mm2, from the data that dipy ships;
 * ``sub-sim``: a simulated volume with crossings of two and three fibres, whose truth is kept in ``DIR/truth``.
@@ -117,9 +117,8 @@ def findings(folder: Path) -> str:
     number = (amplitudes > 0).sum(axis=1)
     lines += [
         "",
-        "sub-real, a crop of a human brain: "
-        + ", ".join(f"{(number == k).mean():.0%} of the voxels with {k}" for k in range(4) if (number == k).any())
-        + " fibres",
+        "sub-real, a crop of a human brain, fibres per voxel: "
+        + ", ".join(f"{k}{'' if k < 3 else ' or more'} in {(number.clip(max=3) == k).mean():.0%}" for k in range(4)),
         "",
         "Look at:",
         *(f"  {report}" for report in sorted((folder / "derivatives").glob("sub-*.html"))),
