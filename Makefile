@@ -37,10 +37,10 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 test-unit: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow'
 
 test-slow: $(STAMP)  ## whole runs and comparisons, minutes each
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
 test-container:  ## build the images for real and compare the demo in them; skips where no builder is
 	tests/container/run_checks.sh

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+pytestmark = pytest.mark.xdist_group("wheel")  # one worker, so that the wheel is built once
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> list[str]:
@@ -17,9 +19,7 @@ def wheel(tmp_path_factory) -> list[str]:
     source, target = tmp_path_factory.mktemp("source") / "src", tmp_path_factory.mktemp("wheel")
     source.mkdir()
     for name in ("shd_bids", "workflows"):
-        shutil.copytree(
-            ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.so")
-        )
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "setup.py"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source / name)
