@@ -150,7 +150,8 @@ def test_an_interrupted_adaptation_goes_on_to_the_same_network(scene, weights, t
 
 
 def test_adaptation_from_nothing_learns_the_fibre_directions(scene, monkeypatch):
-    monkeypatch.setattr("shd_bids.adaptation.scratch_network", lambda: replace(UNetConfig(len(CHANNELS), 3), nside=2, channels=(8, 8)))
+    small = replace(UNetConfig(len(CHANNELS), 3), nside=2, channels=(8, 8))
+    monkeypatch.setattr("shd_bids.adaptation.scratch_network", lambda: small)
     adapted = run_adaptation(scene, None, max_steps=30)
     held = [r["held_out"] for r in adapted.facts["history"] if "held_out" in r]
     assert adapted.improved and min(held) < 0.5 * held[0]

@@ -16,9 +16,9 @@ from shd_bids.response import (
     Response,
     Responses,
     estimate_responses,
-    separable_tissues,
     format_response,
     parse_response,
+    separable_tissues,
 )
 from shd_bids.sphere.harmonics import sh_basis
 from tests.helpers import requires_mrtrix
