@@ -31,7 +31,7 @@ __all__ = [
 
 FAILURE_FILE = "failure.json"
 FACTS_DIR = "facts"
-PROGRESS_INTERVAL = 5.0  # seconds between two lines of one stage
+PROGRESS_INTERVAL = 10.0  # seconds between two lines of one stage
 
 logger = logging.getLogger(__name__)
 
