@@ -11,13 +11,13 @@ fresh process. What was reached, with command, machine and date, is in README.md
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere import healpix
 from tests.nn import oracle
 
+GROUPS = ("layer", "network", "hemisphere", "memory", "volume", "brain")
 SHAPES = ((16, 3), (1, 8))  # (batch, edge): sixteen 3^3 patches and one 8^3 volume
 
 
@@ -65,6 +66,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="save the figures here")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="fewer turns and no second thread count")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="measure these groups of rows")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # the fresh process of a memory row
     options = parser.parse_args()
     if options.memory:
@@ -76,7 +78,9 @@ def main() -> int:
     torch.manual_seed(0)
     rows = []
     for row in (
-        cuda_table() if options.device == "cuda" else cpu_table(turns=2 if options.quick else 5, quick=options.quick)
+        cuda_table()
+        if options.device == "cuda"
+        else cpu_table(turns=2 if options.quick else 5, quick=options.quick, only=options.only)
     ):
         print(row, flush=True)
         rows.append(row)
@@ -104,19 +108,28 @@ def machine(device: str) -> str:
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} thread(s)"
 
 
-def cpu_table(*, turns: int, quick: bool):
+def cpu_table(*, turns: int, quick: bool, only: list[str]):
     """Yield the figures on the CPU, with one thread and with two."""
-    for threads in (1,) if quick else (1, 2):
+    counts = (1,) if quick else (1, 2)
+    for threads in counts:
         torch.set_num_threads(threads)
         tag = f"{threads} thread{'s' * (threads > 1)}"
-        for channels in (32, 64):
-            for batch, edge in SHAPES:
-                yield from layer_rows(turns, channels, batch, edge, tag)
-        yield from network_rows(turns, tag)
-    yield from hemisphere_rows(turns)
-    yield from memory_rows()
-    torch.set_num_threads(2)
-    yield brain_row()
+        for channels, (batch, edge) in product((32, 64), SHAPES) if "layer" in only else ():
+            yield from layer_rows(turns, channels, batch, edge, tag)
+        if "network" in only:
+            yield from network_rows(turns, tag)
+    if "hemisphere" in only:
+        yield from hemisphere_rows(turns)
+    if "memory" in only:
+        yield from memory_rows()
+    native.keep_freed_memory()  # as training and inference do; from here on for both sides
+    for threads in counts:
+        torch.set_num_threads(threads)
+        if "volume" in only:
+            yield volume_row(turns, f"{threads} thread{'s' * (threads > 1)}")
+    if "brain" in only:
+        torch.set_num_threads(2)
+        yield brain_row()
 
 
 def layer_rows(turns: int, channels: int, batch: int, edge: int, tag: str):
@@ -146,21 +159,15 @@ def layer_rows(turns: int, channels: int, batch: int, edge: int, tag: str):
 
 
 def network_rows(turns: int, tag: str):
-    """Time the published network on its patches, the whole-volume form against it, and a training step."""
+    """Time the published network on its patches, forward and in training."""
     turns = max(2, turns - 2)
     net = UNet(UNetConfig(2, 2, form="patch")).eval()
     folded, x = net.folded(), torch.randn(16, 2, 3, 3, 3, 384)
-    volume = UNet(UNetConfig(2, 2)).eval().folded()
-    whole = torch.randn(1, 2, 16, 16, 16, 384)
     with torch.no_grad():
         error = difference(folded(x), oracle.unet(x, net))
-        slow, fast, at_once = take_turns(turns, lambda: oracle.unet(x, net), lambda: folded(x), lambda: volume(whole))
+        slow, fast = take_turns(turns, lambda: oracle.unet(x, net), lambda: folded(x))
     yield Row(
         f"U-Net forward, 16 x 3^3, {tag}", slow / fast, 15, detail=f"{ms(slow)} / {ms(fast)}, difference {error:.0e}"
-    )
-    each, voxel = slow / 16, at_once / 16**3
-    yield Row(
-        f"whole volume against patch per voxel, {tag}", each / voxel, 600, detail=f"{ms(each)} / {ms(voxel)} a voxel"
     )
     net.train()
 
@@ -170,6 +177,18 @@ def network_rows(turns: int, tag: str):
 
     slow, fast = take_turns(2, lambda: step(lambda: oracle.unet(x, net)), lambda: step(lambda: net(x)))
     yield Row(f"training step, 16 x 3^3, {tag}", slow / fast, 12, detail=f"{ms(slow)} / {ms(fast)}")
+
+
+def volume_row(turns: int, tag: str) -> Row:
+    """Time the whole-volume form, a voxel of a 16^3 volume, against one published patch for each voxel."""
+    net = UNet(UNetConfig(2, 2, form="patch")).eval()
+    volume = UNet(UNetConfig(2, 2)).eval().folded()
+    x, whole = torch.randn(16, 2, 3, 3, 3, 384), torch.randn(1, 2, 16, 16, 16, 384)
+    with torch.no_grad():
+        slow, fast = take_turns(max(2, turns - 2), lambda: oracle.unet(x, net), lambda: volume(whole))
+    each, voxel = slow / 16, fast / 16**3
+    detail = f"{ms(each)} / {ms(voxel)} a voxel"
+    return Row(f"whole volume against patch per voxel, {tag}", each / voxel, 600, detail=detail)
 
 
 def hemisphere_rows(turns: int):
@@ -205,7 +224,6 @@ def memory_rows():
 
 def brain_row() -> Row:
     """Time the published widths in whole-volume form on an ellipsoid of 200 thousand voxels."""
-    native.keep_freed_memory()
     axes = np.ogrid[-36:36, -44:44, -34:34]
     mask = sum((axis / radius) ** 2 for axis, radius in zip(axes, (33.5, 43.5, 32.8), strict=True)) < 1
     net = UNet(UNetConfig(2, 2)).eval().folded()
@@ -313,9 +331,15 @@ def grown(what: str, variant: str) -> float:
 
 def growth(work: Callable[[], object]) -> float:
     """Run once and give the growth of the peak resident size in bytes."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0
+    return peak() - before
+
+
+def peak() -> float:
+    """Give the peak resident size of this process in bytes (getrusage would begin with that of its parent)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return float(line.split()[1]) * 1024
 
 
 def memory_of_layer(variant: str) -> float:
