@@ -26,7 +26,7 @@ from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere.harmonics import n_coefficients, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 
-EDGE, NSIDE, DEGREE = 12, 8, 6
+EDGE, NSIDE, DEGREE = 10, 8, 6
 OUT_DEGREE = 12  # harmonics in which an output is rotated; higher ones are the floor's business
 
 
