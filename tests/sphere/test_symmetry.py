@@ -39,7 +39,13 @@ def test_representations_multiply_like_the_group():
 
 def test_blocks_of_the_finest_hemisphere():
     basis = symmetry.eigenbasis(8, hemisphere_only=True)
-    assert [(len(rotation), copies) for rotation, copies in basis.blocks] == [(56, 1), (44, 1), (48, 1), (52, 1), (92, 2)]
+    assert [(len(rotation), copies) for rotation, copies in basis.blocks] == [
+        (56, 1),
+        (44, 1),
+        (48, 1),
+        (52, 1),
+        (92, 2),
+    ]
     assert (np.abs(basis.adapted) > 1e-12).sum(axis=0).max() <= 8
 
 
