@@ -27,6 +27,7 @@ from shd_bids import losses, simulation
 from shd_bids.conditioning import CHANNELS, condition
 from shd_bids.exceptions import TrainingError
 from shd_bids.model import forward_model
+from shd_bids.nn.native import keep_freed_memory
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.response import Response, Responses
 from shd_bids.sphere.harmonics import sh_basis, sh_inverse
@@ -401,6 +402,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=np.inf, help="stop with a checkpoint after this time")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     config = TrainingConfig.from_toml(options.config.read_text())
     train(config, options.output_dir, device=options.device, n_workers=options.workers, minutes=options.minutes)
     return 0

@@ -67,6 +67,7 @@ def fit_image(
     from shd_bids.gradients import GradientTable
     from shd_bids.images import load_mask, load_volume, save_volume, scatter
     from shd_bids.inference import fit_fod
+    from shd_bids.nn.native import keep_freed_memory
     from shd_bids.response import Responses, parse_response
     from shd_bids.sphere.harmonics import l_max_of, n_coefficients
     from shd_bids.weights import load_weights
@@ -81,6 +82,7 @@ def fit_image(
             for tissue, path in files.items()
         }
     )
+    keep_freed_memory()
     result = fit_fod(
         table.take(load_volume(dwi_file).data),  # no name holds it here, so that the fit may let it go
         mask,
