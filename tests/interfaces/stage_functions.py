@@ -68,6 +68,7 @@ class Stage(StageInterface):
     input_spec = _InputSpec
     output_spec = _OutputSpec
     function = staticmethod(double)
+    is_isolated = False  # saves a second each; how a process of its own is used has tests of its own
 
     def _arguments(self) -> dict:
         return {"value": self.inputs.value}
@@ -93,16 +94,17 @@ class Die(Stage):
     """Is killed in its own process."""
 
     function = staticmethod(die)
+    is_isolated = True
 
 
 class KillWorker(Stage):
     """Is killed together with the worker that runs it."""
 
     function = staticmethod(die)
-    is_isolated = False
 
 
 class Wait(Stage):
     """Takes its time."""
 
     function = staticmethod(wait)
+    is_isolated = True

@@ -10,8 +10,7 @@ from tests.interfaces.stage_functions import Double, Fail, Refuse
 
 
 @pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    monkeypatch.setattr("tests.interfaces.stage_functions.Stage.is_isolated", False)
+def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
