@@ -54,6 +54,7 @@ def save_weights(path: Path, net: UNet, *, l_max: int, training: dict[str, Any])
     }
     scratch = path.with_name(path.name + ".tmp")
     save_file({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}, scratch, metadata=metadata)
+    scratch.chmod(0o644)  # safetensors makes it readable to its owner alone; a container runs as any user
     os.replace(scratch, path)
     return path
 

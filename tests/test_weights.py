@@ -44,6 +44,7 @@ def test_saved_weights_compute_the_same(net, file, rng):
 
 def test_nothing_but_the_file_is_left(file):
     assert [p.name for p in file.parent.iterdir()] == ["own.safetensors"]
+    assert file.stat().st_mode & 0o777 == 0o644, "another user could not read the weights"
 
 
 def test_missing_file_is_refused(tmp_path):
