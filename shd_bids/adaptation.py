@@ -135,7 +135,15 @@ def adapt(
             if record["held_out"] < best:
                 best, best_state, stale = record["held_out"], _copy(net), 0
             if checkpoint is not None:
-                _save(checkpoint, net, optimiser, step=step + 1, history=[*history, record], best=best, best_net=best_state)
+                _save(
+                    checkpoint,
+                    net,
+                    optimiser,
+                    step=step + 1,
+                    history=[*history, record],
+                    best=best,
+                    best_net=best_state,
+                )
         history.append(record)
         progress("fit", (step + 1) / n_steps)
         if stale == _PATIENCE:
@@ -202,9 +210,7 @@ class _Problem:
         amplitudes, predicted, measured, inside = self._forward(net, view, box)
         fine = amplitudes @ self.to_sh.T @ self.to_fine.T
         return {
-            "reconstruction": losses.reconstruction(
-                predicted[..., view.targets], measured[..., view.targets], inside
-            ),
+            "reconstruction": losses.reconstruction(predicted[..., view.targets], measured[..., view.targets], inside),
             "negativity": losses.negativity(fine, inside),
             "sparsity": losses.sparsity(fine, inside),
             "smoothness": losses.smoothness(fine, inside),
@@ -235,8 +241,7 @@ class _Problem:
         positive = softplus(net(channels[None]))[0]
         amplitudes, fractions = positive[0], positive[1:].mean(dim=-1)
         coefficients = torch.cat(
-            [amplitudes @ self.to_sh.T]
-            + [fractions[i][..., None] / (4 * np.pi) ** 0.5 for i in self.isotropic],
+            [amplitudes @ self.to_sh.T] + [fractions[i][..., None] / (4 * np.pi) ** 0.5 for i in self.isotropic],
             dim=-1,
         )
         measured = measured / view.conditioner.scale

@@ -146,6 +146,7 @@ def fit_fod(
     where = choose_device(device)
     _set_precision(precision)
     voxels = np.ascontiguousarray(signal[mask], dtype=np.float32)
+    del signal  # a caller that holds no name for it either gets the memory of the 4-D image back
     sigma = estimate_noise(voxels, gradients)
     adapted = None
     if fit == "subject":
@@ -277,7 +278,12 @@ def predict(
     while True:
         try:
             apply_in_tiles(
-                folded, mask, read=reader(device), write=write, memory_bytes=memory, progress=lambda p: progress("fod", p)
+                folded,
+                mask,
+                read=reader(device),
+                write=write,
+                memory_bytes=memory,
+                progress=lambda p: progress("fod", p),
             )
             return wm, fractions
         except torch.OutOfMemoryError:

@@ -151,7 +151,9 @@ def random_bundles(rng: np.random.Generator, size: int) -> tuple[Bundle, ...]:
             else:
                 angle = np.deg2rad(rng.uniform(12.0, 90.0))
                 centre = other.curve[near] + side * rng.uniform(-0.7, 0.7) * other.radius[near]
-                direction = np.cos(angle) * tangent + np.sin(angle) * _unit(np.cross(tangent, side + rng.normal(size=3)))
+                direction = np.cos(angle) * tangent + np.sin(angle) * _unit(
+                    np.cross(tangent, side + rng.normal(size=3))
+                )
         bundles.append(_cubic_bundle(rng, size, centre.clip(0, size), direction, bend))
     return tuple(bundles)
 
@@ -394,7 +396,9 @@ def true_responses(micro: Microstructure, gradients: GradientTable, *, l_max: in
     moments = simpson(table[:, None] * eval_legendre(degrees[:, None], np.linspace(0, 1, _TABLE_SIZE)), dx=_STEP)
     zonal = moments * (2 * degrees + 1) * np.sqrt(4 * np.pi / (2 * degrees + 1))
     zonal[0, 1:] = 0.0
-    gm, csf = (np.sqrt(4 * np.pi) * s0 * e for s0, e in zip(micro.s0[1:], isotropic_attenuation(micro, bvalues), strict=True))
+    gm, csf = (
+        np.sqrt(4 * np.pi) * s0 * e for s0, e in zip(micro.s0[1:], isotropic_attenuation(micro, bvalues), strict=True)
+    )
     return Responses(
         wm=Response("wm", bvalues, zonal),
         gm=Response("gm", bvalues, gm[:, None]),

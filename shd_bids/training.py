@@ -278,7 +278,9 @@ def _between(amplitudes: Tensor, config: TrainingConfig) -> Tensor:
     return amplitudes @ finer.T
 
 
-def _reconstruction(amplitudes: Tensor, fractions: Tensor, cases: list[Case], mask: Tensor, config: TrainingConfig) -> Tensor:
+def _reconstruction(
+    amplitudes: Tensor, fractions: Tensor, cases: list[Case], mask: Tensor, config: TrainingConfig
+) -> Tensor:
     """Evaluate the misfit of the signal, crop by crop, as each has its own operator; b=0 is matched as in the paper."""
     to_sh = torch.as_tensor(sh_inverse(hemisphere(config.nside), config.l_max)).to(amplitudes)
     total = amplitudes.new_zeros(())

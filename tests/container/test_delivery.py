@@ -63,9 +63,7 @@ def test_pip_mounts_hand_in_what_pip_is_set_to(tmp_path, monkeypatch):
     index.mkdir(parents=True)
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"file://{index}")
-    run = subprocess.run(
-        [sys.executable, HERE / "pip_mounts.py", tmp_path], capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, HERE / "pip_mounts.py", tmp_path], capture_output=True, text=True, check=True)
     mounts = run.stdout.split()
     assert f"{wheels}:{wheels}:ro" in mounts
     assert f"{index.parent}:{index.parent}:ro" in mounts
