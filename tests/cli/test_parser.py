@@ -131,7 +131,7 @@ def test_folders_must_make_sense(capsys, dirs, tmp_path):
     data, out, level = dirs
     assert "no such folder" in refused(capsys, [str(tmp_path / "none"), out, level])
     assert "OUTPUT_DIR is BIDS_DIR" in refused(capsys, [data, data, level])
-    assert "inside BIDS_DIR" in refused(capsys, dirs, "-w", f"{data}/work")
+    assert "inside BIDS_DIR" in refused(capsys, dirs, "-w", f"{data}/inside")
     assert "group level is not available" in refused(capsys, [data, out, "group"])
     inside = parse([data, f"{data}/derivatives/shd_bids", level])
     assert inside.work_dir == Path(data) / "derivatives" / "shd_bids" / ".work"
