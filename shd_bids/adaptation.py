@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from shd_bids import losses
+from shd_bids.atomic import atomic_path
 from shd_bids.conditioning import CHANNELS, Conditioner, condition
 from shd_bids.exceptions import TrainingError
 from shd_bids.gradients import GradientTable
@@ -271,9 +271,8 @@ def _copy(net: UNet) -> dict[str, Tensor]:
 
 
 def _save(path: Path, net: UNet, optimiser: torch.optim.Optimizer, **state: Any) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), **state}, scratch)
-    os.replace(scratch, path)
+    with atomic_path(path) as scratch:
+        torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), **state}, scratch)
 
 
 def _restore(path: Path | None, net: UNet, optimiser: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import time
 import tomllib
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, IterableDataset
 
 from shd_bids import losses, simulation
+from shd_bids.atomic import atomic_path
 from shd_bids.conditioning import CHANNELS, condition
 from shd_bids.exceptions import TrainingError
 from shd_bids.model import forward_model
@@ -388,9 +388,8 @@ def _restore(checkpoint: Path, net: UNet, optimiser: torch.optim.Optimizer, devi
 
 
 def _save_checkpoint(path: Path, net: UNet, optimiser: torch.optim.Optimizer, step: int) -> None:
-    scratch = path.with_suffix(".tmp")
-    torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, scratch)
-    os.replace(scratch, path)
+    with atomic_path(path) as scratch:
+        torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, scratch)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shd_bids.atomic import atomic_path
 from shd_bids.conditioning import CHANNELS
 from shd_bids.exceptions import WeightsError
 from shd_bids.nn.unet import UNet, UNetConfig
@@ -52,10 +52,10 @@ def save_weights(path: Path, net: UNet, *, l_max: int, training: dict[str, Any])
         "l_max": str(l_max),
         "training": json.dumps(training),
     }
-    scratch = path.with_name(path.name + ".tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}, scratch, metadata=metadata)
-    scratch.chmod(0o644)  # safetensors makes it readable to its owner alone; a container runs as any user
-    os.replace(scratch, path)
+    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    with atomic_path(path) as scratch:
+        save_file(state, scratch, metadata=metadata)
+        scratch.chmod(0o644)  # safetensors makes it readable to its owner alone; a container runs as any user
     return path
 
 
