@@ -14,6 +14,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -273,16 +274,22 @@ def loss_terms(output: Tensor, cases: list[Case], config: TrainingConfig, *, dev
 
 def _between(amplitudes: Tensor, config: TrainingConfig) -> Tensor:
     """Evaluate the fODF of degree ``l_max`` on the next finer hemisphere grid, (B, X, Y, Z, 4 V)."""
-    to_sh = sh_inverse(hemisphere(config.nside), config.l_max)
-    finer = torch.as_tensor(sh_basis(hemisphere(2 * config.nside), config.l_max) @ to_sh).to(amplitudes)
+    finer = _operators(config.nside, config.l_max)[1].to(amplitudes)
     return amplitudes @ finer.T
+
+
+@lru_cache
+def _operators(nside: int, l_max: int) -> tuple[Tensor, Tensor]:
+    """Return the maps from hemisphere amplitudes to SH coefficients (C, V) and to the next finer grid (4 V, V)."""
+    to_sh = sh_inverse(hemisphere(nside), l_max)
+    return torch.as_tensor(to_sh), torch.as_tensor(sh_basis(hemisphere(2 * nside), l_max) @ to_sh)
 
 
 def _reconstruction(
     amplitudes: Tensor, fractions: Tensor, cases: list[Case], mask: Tensor, config: TrainingConfig
 ) -> Tensor:
     """Evaluate the misfit of the signal, crop by crop, as each has its own operator; b=0 is matched as in the paper."""
-    to_sh = torch.as_tensor(sh_inverse(hemisphere(config.nside), config.l_max)).to(amplitudes)
+    to_sh = _operators(config.nside, config.l_max)[0].to(amplitudes)
     total = amplitudes.new_zeros(())
     for i, case in enumerate(cases):
         matrix, measured = case.matrix.to(amplitudes), case.signal.to(amplitudes)
