@@ -48,7 +48,8 @@ CHECKPOINT_EVERY = 50
 class LossWeights:
     """Weight of each term: three of the supervised kind, then those of the paper on the measured signal."""
 
-    fibre_density: float = 1.0
+    hellinger: float = 1.0
+    fibre_density: float = 0.3
     fractions: float = 1.0
     reconstruction: float = 0.0
     negativity: float = 0.0
@@ -136,8 +137,8 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     micro = simulation.draw_microstructure(rng, len(phantom.bundles))
     gradients = simulation.random_gradients(rng)
     clean = simulation.noiseless_signal(phantom, micro, gradients)
-    if rng.random() < 0.5:
-        clean *= simulation.bias_field(rng, phantom.gm.shape, rng.uniform(0.02, 0.2))[..., None].astype(np.float32)
+    if rng.random() < 0.6:
+        clean *= simulation.bias_field(rng, phantom.gm.shape, rng.uniform(0.02, 0.3))[..., None].astype(np.float32)
     sigma = float(np.exp(rng.uniform(np.log(1 / 60), np.log(1 / 8))))
     signal = simulation.add_noise(clean, sigma, rng, n_coils=int(rng.choice([1, 1, 1, 4])))
     responses = _estimated(rng, simulation.true_responses(micro, gradients))
@@ -255,8 +256,9 @@ def loss_terms(output: Tensor, cases: list[Case], config: TrainingConfig, *, dev
     amplitudes, fractions = interpret(output)
     mask = torch.stack([c.mask for c in cases]).to(device, torch.float32)
     terms = {}
-    if weights.fibre_density:
+    if weights.hellinger or weights.fibre_density:
         truth = torch.stack([c.density for c in cases]).to(device, torch.float32)
+        terms["hellinger"] = losses.hellinger(amplitudes, truth, mask)
         terms["fibre_density"] = losses.fibre_density_error(amplitudes, truth, mask)
     if weights.fractions:
         truth = torch.stack([c.fractions for c in cases]).to(device)

@@ -24,6 +24,7 @@ def test_terms_vanish_at_their_optimum(amplitudes, mask):
     assert losses.reconstruction(amplitudes, amplitudes, mask) == 0
     assert losses.negativity(amplitudes, mask) == 0
     assert losses.fibre_density_error(amplitudes, amplitudes, mask) == 0
+    assert losses.hellinger(amplitudes, amplitudes, mask) == 0
     assert losses.smoothness(amplitudes[:, :1, :1, :1].expand_as(amplitudes), mask) == pytest.approx(0, abs=1e-15)
 
 
@@ -61,3 +62,24 @@ def test_sparsity_prefers_one_direction_to_two_of_half_the_size():
     two = torch.tensor([0.5, 0.5]).view(1, 1, 1, 1, 2)
     mask = torch.ones(1, 1, 1, 1)
     assert losses.sparsity(one, mask) < losses.sparsity(two, mask)
+
+
+def test_a_missed_fibre_costs_in_proportion_to_its_volume():
+    major = torch.zeros(1, 1, 1, 1, 24, dtype=torch.float64)
+    major[..., 8] = 20
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+
+    def cost(term, volume):
+        both = major.clone()
+        both[..., 3] = 20 * volume
+        return term(major, both, mask).item()
+
+    assert cost(losses.hellinger, 0.2) == pytest.approx(2 * cost(losses.hellinger, 0.1), rel=0.15)
+    assert cost(losses.fibre_density_error, 0.2) > 3 * cost(losses.fibre_density_error, 0.1)
+
+
+def test_hellinger_by_hand():
+    found = torch.tensor([0.0, 0.99], dtype=torch.float64).view(1, 1, 1, 1, 2)
+    truth = torch.tensor([0.24, 3.99], dtype=torch.float64).view(1, 1, 1, 1, 2)
+    expected = ((0.1 - 0.5) ** 2 + (1 - 2) ** 2) / 2
+    assert losses.hellinger(found, truth, torch.ones(1, 1, 1, 1, dtype=torch.float64)).item() == pytest.approx(expected)
