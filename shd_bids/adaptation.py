@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 
 from shd_bids import losses
 from shd_bids.atomic import atomic_path
-from shd_bids.conditioning import CHANNELS, Conditioner, condition
+from shd_bids.conditioning import CHANNELS, Conditioner, ShellInput, condition
 from shd_bids.exceptions import TrainingError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import forward_model
@@ -56,7 +56,7 @@ class Adapted:
 class _View:
     """What one choice of visible directions shows, and the volumes it must predict."""
 
-    conditioner: Conditioner
+    conditioner: Conditioner | ShellInput
     visible: np.ndarray
     targets: np.ndarray
 
@@ -99,7 +99,10 @@ def adapt(
     n_steps = max_steps if max_steps is not None else _STEPS_FROM_WEIGHTS if weights else _STEPS_FROM_SCRATCH
     rate = _RATE_FROM_WEIGHTS if weights else _RATE_FROM_SCRATCH
     optimiser = torch.optim.Adam(net.parameters(), lr=rate)
-    problem = _Problem(voxels, mask, gradients, responses, sigma=sigma, nside=config.nside, l_max=l_max, seed=seed)
+    channels = weights.channels if weights else CHANNELS
+    problem = _Problem(
+        voxels, mask, gradients, responses, sigma=sigma, nside=config.nside, l_max=l_max, seed=seed, channels=channels
+    )
     problem.to(device)
     state = _restore(checkpoint, net, optimiser, device)
     history, best, best_state, first = state["history"], state["best"], state["best_net"], state["step"]
@@ -171,7 +174,7 @@ def scratch_network() -> UNetConfig:
 class _Problem:
     """The crops, operators and directions of one subject, ready on a device."""
 
-    def __init__(self, voxels, mask, gradients, responses, *, sigma, nside, l_max, seed):
+    def __init__(self, voxels, mask, gradients, responses, *, sigma, nside, l_max, seed, channels):
         rng = np.random.default_rng(seed)
         self.voxels, self.seed, self.nside = voxels, seed, nside
         self.row = np.full(mask.shape, -1, dtype=np.int64)
@@ -182,7 +185,7 @@ class _Problem:
 
         def view(visible: np.ndarray, targets: np.ndarray) -> _View:
             table = gradients.select(visible)
-            return _View(condition(table, responses, sigma=sigma, nside=nside), visible, targets)
+            return _View(condition(table, responses, sigma=sigma, nside=nside, channels=channels), visible, targets)
 
         self.watch = view(seen, held if len(held) else seen)
         hidden = [_draw(rng, gradients.select(seen), seen, _LEFT_OUT) for _ in range(_VIEWS)]

@@ -7,12 +7,14 @@ gradients and the signal rotates them, and so the same weights serve every proto
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shd_bids.exceptions import WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
 from shd_bids.response import Responses
@@ -25,6 +27,7 @@ L_MAX_INPUT = 12
 CHANNELS = ("wiener", "wiener_smooth", "wiener_smoother", "nonnegative", "gm", "csf", "b0", "noise", "resolution")
 """What each input channel holds, in order."""
 
+_SHELL_TOLERANCE = 100.0  # s/mm2 between a shell and the one that a network of raw shells was trained with
 _PRIOR_WIDTH = 60.0  # angular concentration of the expected lobes: power falls as exp(-l(l+1)/(2*60))
 _N_MULTIPLICATIVE = 12  # updates of the non-negative estimate; more fit noise, measured in tests/benchmarks
 
@@ -97,9 +100,41 @@ class Conditioner:
         return f[:vertices] * (vertices / (4 * np.pi))  # mass of an axis -> density on the sphere
 
 
+@dataclass(frozen=True, eq=False)
+class ShellInput:
+    """Maps the signal of voxels to its shells on the hemisphere, the published input: one network for one protocol.
+
+    Parameters
+    ----------
+    estimate : Tensor, shape (S V, N)
+        Least-squares resampling of each shell, b=0 included.
+    scale : float
+        White-matter signal at b=0; the signal is divided by it first.
+    n_shells : int
+    """
+
+    estimate: Tensor
+    scale: float
+    n_shells: int
+
+    def to(self, device: torch.device | str) -> ShellInput:
+        """Return the same maps on another device."""
+        return ShellInput(self.estimate.to(device), self.scale, self.n_shells)
+
+    def __call__(self, signal: Tensor) -> Tensor:
+        """Map the signal of voxels (n, N), in input units, to channels (S, V, n)."""
+        return (self.estimate @ (signal / self.scale).T).view(self.n_shells, -1, len(signal))
+
+
 def condition(
-    gradients: GradientTable, responses: Responses, *, sigma: float, nside: int, dtype: torch.dtype = torch.float32
-) -> Conditioner:
+    gradients: GradientTable,
+    responses: Responses,
+    *,
+    sigma: float,
+    nside: int,
+    channels: tuple[str, ...] = CHANNELS,
+    dtype: torch.dtype = torch.float32,
+) -> Conditioner | ShellInput:
     r"""Build the input maps of a subject.
 
     The linear estimate is the Wiener solution for a rotation-invariant prior,
@@ -117,8 +152,19 @@ def condition(
         Standard deviation of the noise, in the units of the signal.
     nside : int
         Resolution of the hemisphere grid.
+    channels : tuple of str
+        What the network was trained with: :data:`CHANNELS`, or the shells of one protocol as :func:`shell_channels` names
+        them, which are then passed on as they are.
+
+    Raises
+    ------
+    WeightsError
+        When the network wants shells that the gradient table does not have.
     """
     scale = float(responses.wm.coefficients[0, 0]) / np.sqrt(4 * np.pi)
+    if channels != CHANNELS:
+        estimate = _resampled_shells(gradients, channels, nside)
+        return ShellInput(torch.as_tensor(estimate, dtype=dtype), scale, len(channels))
     model = forward_model(gradients, responses, l_max=L_MAX_INPUT, dtype=torch.float64)
     matrix = model.matrix.numpy() / scale
     matrix, n_iso = _with_both_isotropic(matrix, model)
@@ -141,6 +187,37 @@ def condition(
         "b0": b0,
     }
     return Conditioner(**{k: torch.as_tensor(v, dtype=dtype) for k, v in tensors.items()}, scale=scale, sigma=relative)
+
+
+def shell_channels(bvalues: Iterable[float]) -> tuple[str, ...]:
+    """Name the input channels of a network that is fed with raw shells: ``b0``, ``b1000``, ..."""
+    return tuple(f"b{b:.0f}" for b in bvalues)
+
+
+def is_shell_channel(name: str) -> bool:
+    """Say whether a channel is a raw shell."""
+    return name[:1] == "b" and name[1:].isdecimal()
+
+
+def _resampled_shells(gradients: GradientTable, channels: tuple[str, ...], nside: int) -> np.ndarray:
+    """Fit each shell with harmonics of at most degree 8, as published, and evaluate them on the hemisphere, (S V, N)."""
+    wanted = np.array([float(name.removeprefix("b")) for name in channels])
+    found = np.array([shell.bvalue for shell in gradients.shells])
+    if len(found) != len(wanted) or np.abs(found - wanted).max() > _SHELL_TOLERANCE:
+        raise WeightsError(
+            f"the network is fed with the shells {wanted.astype(int).tolist()} s/mm2, found {found.round().tolist()}; use the "
+            "shipped weights, which serve any protocol"
+        )
+    vertices = hemisphere(nside)
+    estimate = np.zeros((len(channels), len(vertices), gradients.n_volumes))
+    for row, shell in zip(estimate, gradients.shells, strict=True):
+        if shell.bvalue <= gradients.shells[0].bvalue:
+            row[:, shell.indices] = 1 / len(shell.indices)
+        else:
+            l_max = max(d for d in (0, 2, 4, 6, 8) if n_coefficients(d) <= len(shell.indices))
+            fit = np.linalg.pinv(sh_basis(gradients.directions[shell.indices], l_max))
+            row[:, shell.indices] = sh_basis(vertices, l_max) @ fit
+    return estimate.reshape(-1, gradients.n_volumes)
 
 
 def estimate_noise(voxels: np.ndarray, gradients: GradientTable) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from shd_bids.adaptation import Adapted, adapt
-from shd_bids.conditioning import CHANNELS, Conditioner, condition, estimate_noise
+from shd_bids.conditioning import CHANNELS, Conditioner, ShellInput, condition, estimate_noise
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
@@ -167,7 +167,8 @@ def fit_fod(
         net, l_max = adapted.network, adapted.l_max
     else:
         net, l_max = weights.network(), weights.l_max
-    conditioner = condition(gradients, responses, sigma=sigma, nside=net.config.nside)
+    channels = weights.channels if weights else CHANNELS
+    conditioner = condition(gradients, responses, sigma=sigma, nside=net.config.nside, channels=channels)
     amplitudes = predict(
         net, voxels, mask, conditioner, device=where, fall_back=device == "auto", precision=precision,
         memory_gb=memory_gb, l_max=l_max, progress=report,
@@ -226,7 +227,7 @@ def predict(
     net: UNet,
     voxels: np.ndarray,
     mask: np.ndarray,
-    conditioner: Conditioner,
+    conditioner: Conditioner | ShellInput,
     *,
     device: torch.device,
     fall_back: bool,
@@ -258,7 +259,7 @@ def predict(
         def read(box: Box) -> Tensor:
             rows = torch.as_tensor(row[box])
             inside = rows >= 0
-            block = torch.zeros(len(CHANNELS), vertices, *rows.shape, device=where, dtype=dtype)
+            block = torch.zeros(net.config.in_channels, vertices, *rows.shape, device=where, dtype=dtype)
             if inside.any():
                 block[:, :, inside.to(where)] = maps(torch.as_tensor(voxels[rows[inside].numpy()]).to(where)).to(dtype)
             return block.permute(0, 2, 3, 4, 1)[None]  # (1, C, X, Y, Z, V)
@@ -424,7 +425,12 @@ def _fractions(wm: np.ndarray, gm: np.ndarray, csf: np.ndarray) -> np.ndarray:
 
 
 def _info(
-    adapted: Adapted | None, weights: Weights | None, *, sigma: float, device: torch.device, conditioner: Conditioner
+    adapted: Adapted | None,
+    weights: Weights | None,
+    *,
+    sigma: float,
+    device: torch.device,
+    conditioner: Conditioner | ShellInput,
 ) -> dict[str, Any]:
     """Collect what provenance and the report say about the fit."""
     facts: dict[str, Any] = {

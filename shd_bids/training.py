@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from shd_bids import losses, simulation
 from shd_bids.atomic import atomic_path
-from shd_bids.conditioning import CHANNELS, condition
+from shd_bids.conditioning import CHANNELS, condition, shell_channels
 from shd_bids.exceptions import TrainingError
+from shd_bids.gradients import GradientTable
 from shd_bids.model import forward_model
 from shd_bids.nn.native import keep_freed_memory
 from shd_bids.nn.unet import UNet, UNetConfig
@@ -78,6 +79,10 @@ class TrainingConfig:
     pool, reuse : int
         Crops held in memory at a time, and how often each is shown; ``batch`` must divide ``pool``.
     seed : int
+    input : {"estimates", "shells"}
+        What the network is fed with: estimates that serve any protocol, or, as published, the shells of one.
+    protocol : dict
+        b-value -> directions of the only protocol to draw, the keys as text; empty draws protocols of all kinds.
     """
 
     nside: int = 8
@@ -92,6 +97,8 @@ class TrainingConfig:
     reuse: int = 2
     pool: int = 48
     seed: int = 1
+    input: str = "estimates"
+    protocol: dict[str, int] = field(default_factory=dict)
     loss: LossWeights = field(default_factory=LossWeights)
 
     @classmethod
@@ -109,11 +116,29 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.pool % self.batch:
             raise TrainingError(f"pool is {self.pool}, expected a multiple of batch, {self.batch}")
+        if self.input not in ("estimates", "shells"):
+            raise TrainingError(f"input is {self.input!r}, expected 'estimates' or 'shells'")
+        if self.input == "shells" and not self.protocol:
+            raise TrainingError(
+                "a network fed with shells serves one protocol; give it as [protocol], b-value = directions"
+            )
+
+    @property
+    def input_channels(self) -> tuple[str, ...]:
+        """Name the input channels of the network."""
+        return CHANNELS if self.input == "estimates" else shell_channels([0.0, *sorted(map(float, self.protocol))])
+
+    def gradients(self, rng: np.random.Generator) -> GradientTable:
+        """Draw the gradient table of a case."""
+        if not self.protocol:
+            return simulation.random_gradients(rng)
+        shells = {float(b): n for b, n in self.protocol.items()}
+        return simulation.make_gradients(rng, dict(sorted(shells.items())), n_b0=int(rng.integers(1, 10)))
 
     def network(self) -> UNetConfig:
         """Return the configuration of the network."""
         return UNetConfig(
-            in_channels=len(CHANNELS), out_channels=len(TISSUES), nside=self.nside, channels=self.channels
+            in_channels=len(self.input_channels), out_channels=len(TISSUES), nside=self.nside, channels=self.channels
         )
 
 
@@ -135,17 +160,23 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     size = config.size
     phantom = simulation.random_phantom(rng, size)
     micro = simulation.draw_microstructure(rng, len(phantom.bundles))
-    gradients = simulation.random_gradients(rng)
+    gradients = config.gradients(rng)
     clean = simulation.noiseless_signal(phantom, micro, gradients)
     if rng.random() < 0.6:
         clean *= simulation.bias_field(rng, phantom.gm.shape, rng.uniform(0.02, 0.3))[..., None].astype(np.float32)
     sigma = float(np.exp(rng.uniform(np.log(1 / 60), np.log(1 / 8))))
     signal = simulation.add_noise(clean, sigma, rng, n_coils=int(rng.choice([1, 1, 1, 4])))
     responses = _estimated(rng, simulation.true_responses(micro, gradients))
-    conditioner = condition(gradients, responses, sigma=sigma * np.exp(rng.normal() * 0.15), nside=config.nside)
+    conditioner = condition(
+        gradients,
+        responses,
+        sigma=sigma * np.exp(rng.normal() * 0.15),
+        nside=config.nside,
+        channels=config.input_channels,
+    )
     mask = _crop_mask(rng, phantom)
     flat = torch.as_tensor(signal.reshape(-1, gradients.n_volumes))
-    channels = conditioner(flat).view(len(CHANNELS), -1, size, size, size).permute(0, 2, 3, 4, 1)
+    channels = conditioner(flat).view(len(config.input_channels), -1, size, size, size).permute(0, 2, 3, 4, 1)
     inside = torch.as_tensor(mask)
     model = forward_model(gradients, responses, l_max=config.l_max)
     return Case(
@@ -376,7 +407,13 @@ def train(
                 _save_checkpoint(checkpoint, net, optimiser, step + 1)
             if late:
                 return None
-    return save_weights(output_dir / "weights.safetensors", net, l_max=config.l_max, training=asdict(config))
+    return save_weights(
+        output_dir / "weights.safetensors",
+        net,
+        l_max=config.l_max,
+        training=asdict(config),
+        channels=config.input_channels,
+    )
 
 
 def _freeze_norms(net: UNet) -> None:

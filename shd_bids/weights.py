@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shd_bids.atomic import atomic_path
-from shd_bids.conditioning import CHANNELS
+from shd_bids.conditioning import CHANNELS, is_shell_channel
 from shd_bids.exceptions import WeightsError
 from shd_bids.nn.unet import UNet, UNetConfig
 
@@ -27,7 +27,7 @@ SHIPPED = "shd_bids.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A trained network: configuration, parameters, degree of its fODF, and the SHA-256 of the file."""
+    """A trained network: configuration, input channels, parameters, degree of its fODF, and the SHA-256 of the file."""
 
     config: UNetConfig
     state: dict[str, Tensor]
@@ -35,6 +35,7 @@ class Weights:
     sha256: str
     name: str
     training: dict[str, Any]
+    channels: tuple[str, ...] = CHANNELS
 
     def network(self) -> UNet:
         """Build the network with these parameters, in evaluation mode."""
@@ -43,11 +44,13 @@ class Weights:
         return net.eval()
 
 
-def save_weights(path: Path, net: UNet, *, l_max: int, training: dict[str, Any]) -> Path:
+def save_weights(
+    path: Path, net: UNet, *, l_max: int, training: dict[str, Any], channels: tuple[str, ...] = CHANNELS
+) -> Path:
     """Write the parameters of a network; the file appears under its name only when complete."""
     metadata = {
         "format": FORMAT,
-        "channels": json.dumps(CHANNELS),
+        "channels": json.dumps(channels),
         "config": json.dumps(net.config.to_dict()),
         "l_max": str(l_max),
         "training": json.dumps(training),
@@ -76,9 +79,12 @@ def load_weights(path: Path | None = None) -> Weights:
             state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file} cannot be read as safetensors ({error}); copy or download it again") from error
-    if metadata.get("format") != FORMAT or tuple(json.loads(metadata.get("channels", "[]"))) != CHANNELS:
+    channels = tuple(json.loads(metadata.get("channels", "[]")))
+    if metadata.get("format") != FORMAT or not (
+        channels == CHANNELS or (channels and all(map(is_shell_channel, channels)))
+    ):
         raise WeightsError(
-            f"{file} is of format {metadata.get('format', 'unknown')!r}, expected {FORMAT!r} with inputs {CHANNELS}; "
+            f"{file} is of format {metadata.get('format', 'unknown')!r}, expected {FORMAT!r} with inputs {CHANNELS} or shells; "
             "use weights trained with this version"
         )
     return _checked(file, metadata, state)
@@ -94,11 +100,14 @@ def _checked(file: Path, metadata: dict[str, str], state: dict[str, Tensor]) -> 
     wrong = sorted(
         set(expected) ^ set(state) | {k for k in set(expected) & set(state) if expected[k].shape != state[k].shape}
     )
+    if len(json.loads(metadata["channels"])) != config.in_channels:
+        wrong.append("in_channels")
     wrong += [k for k, v in state.items() if not torch.isfinite(v.float()).all()]
     if wrong:
         raise WeightsError(f"{file} does not fit its network in {len(wrong)} parameters, first: {wrong[0]}")
     return Weights(
         config=config,
+        channels=tuple(json.loads(metadata["channels"])),
         state=state,
         l_max=int(metadata["l_max"]),
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from shd_bids import simulation
-from shd_bids.conditioning import CHANNELS, condition, estimate_noise
+from shd_bids.conditioning import CHANNELS, condition, estimate_noise, shell_channels
+from shd_bids.exceptions import WeightsError
 from shd_bids.gradients import gradient_table
 from shd_bids.response import Response, Responses
+from shd_bids.sphere.harmonics import sh_basis
 from shd_bids.sphere.healpix import hemisphere, hemisphere_lookup, match
 
 NSIDE = 4
@@ -83,3 +85,26 @@ def test_noise_level_is_found(scene, sigma):
     clean = simulation.noiseless_signal(phantom, micro, gradients)
     voxels = simulation.add_noise(clean, sigma, rng).reshape(-1, gradients.n_volumes)
     assert estimate_noise(voxels, gradients) == pytest.approx(sigma, rel=0.25)  # the noise floor flattens weak signal
+
+
+def test_raw_shells_keep_what_the_harmonics_can_hold(scene):
+    _, gradients, responses, _ = scene
+    rng = np.random.default_rng(5)
+    coefficients = rng.normal(size=(7, 15)) @ np.diag([20.0] + [1.0] * 14)
+    signal = coefficients @ sh_basis(np.where(gradients.bvals[:, None] > 50, gradients.directions, [0, 0, 1]), 4).T
+    signal[:, gradients.b0_indices] = 30.0
+    channels = shell_channels([0.0, 1000.0, 3000.0])
+    seen = condition(gradients, responses, sigma=SIGMA, nside=NSIDE, channels=channels, dtype=torch.float64)
+    maps = seen(torch.as_tensor(signal)) * seen.scale
+    assert maps.shape == (3, len(hemisphere(NSIDE)), 7)
+    np.testing.assert_allclose(maps[0], 30.0, rtol=1e-9)
+    truth = sh_basis(hemisphere(NSIDE), 4) @ coefficients.T
+    np.testing.assert_allclose(maps[1], truth, atol=1e-9)
+    np.testing.assert_allclose(maps[2], truth, atol=1e-9)
+
+
+@pytest.mark.parametrize("bvalues", [[0.0, 1000.0], [0.0, 1000.0, 2000.0]])
+def test_a_network_of_raw_shells_refuses_another_protocol(scene, bvalues):
+    _, gradients, responses, _ = scene
+    with pytest.raises(WeightsError, match=r"found \[0.0, 1000.0, 3000.0\]; use the shipped weights"):
+        condition(gradients, responses, sigma=SIGMA, nside=NSIDE, channels=shell_channels(bvalues))

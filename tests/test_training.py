@@ -9,6 +9,7 @@ import torch
 
 from shd_bids import training
 from shd_bids.exceptions import TrainingError
+from shd_bids.inference import fit_fod
 from shd_bids.sphere.harmonics import sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 from shd_bids.training import LossWeights, TrainingConfig, draw_case, true_density
@@ -72,6 +73,32 @@ def test_every_term_trains_and_the_loss_falls(tmp_path):
     assert set(records[0]) >= {field.name for field in fields(LossWeights)}
     losses = [r["loss"] for r in records]
     assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
+
+
+def test_a_network_of_raw_shells_trains_and_serves_its_protocol(tmp_path, rng):
+    config = replace(CONFIG, steps=2, input="shells", protocol={"1000": 30, "3000": 60})
+    weights = load_weights(training.train(config, tmp_path, device="cpu", n_workers=0))
+    assert weights.channels == ("b0", "b1000", "b3000")
+    gradients = config.gradients(rng)
+    phantom = training.simulation.random_phantom(rng, 4)
+    micro = training.simulation.draw_microstructure(rng, len(phantom.bundles))
+    signal = training.simulation.noiseless_signal(phantom, micro, gradients)
+    responses = training.simulation.true_responses(micro, gradients)
+    found = fit_fod(signal, np.ones((4, 4, 4), dtype=bool), gradients, responses, weights=weights, device="cpu")
+    assert np.isfinite(found.wm).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"input": "shells"}, r"give it as \[protocol\]"),
+        ({"input": "raw"}, "expected 'estimates' or 'shells'"),
+        ({"pool": 3}, "expected a multiple of batch"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(TrainingError, match=message):
+        replace(CONFIG, **settings)
 
 
 def test_learning_rate_rises_falls_and_scales_with_the_budget():
