@@ -291,10 +291,12 @@ def read_fsl(bval_file: Path, bvec_file: Path, affine: ArrayLike, n_volumes: int
     bvals = _read_numbers(Path(bval_file), problems)
     bvecs = _read_numbers(Path(bvec_file), problems)
     if bvals is not None and min(bvals.shape) != 1:
-        problems.append(f"{bval_file}: found {_shape(bvals)} numbers, expected one row of {n_volumes} b-values")
+        problems.append(
+            f"{bval_file}: found {_shape(bvals)} numbers, expected one row of {n_volumes} b-values; write them so"
+        )
         bvals = None
     if bvecs is not None and 3 not in bvecs.shape:
-        problems.append(f"{bvec_file}: found {_shape(bvecs)} numbers, expected 3 rows of {n_volumes}")
+        problems.append(f"{bvec_file}: found {_shape(bvecs)} numbers, expected 3 rows of {n_volumes}; write x, y, z so")
         bvecs = None
     if bvals is not None and bvals.size != n_volumes:
         problems.append(_count_problem(bval_file, bvals.size, "b-values", n_volumes))
@@ -582,7 +584,10 @@ def _named(path: Path, build: Callable[[], GradientTable]) -> GradientTable:
 
 
 def _count_problem(path: Path, found: int, what: str, expected: int) -> str:
-    return f"{path}: {found} {what}, expected {expected}, one per volume of the image"
+    return (
+        f"{path}: {found} {what}, expected {expected}, one per volume of the image; take the file that was made with "
+        "this image, or convert the series again"
+    )
 
 
 def _shape(table: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """NIfTI files to arrays and back, masks, and the checks that belong to them."""
 
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,11 @@ def load_volume(path: Path, *, n_dims: tuple[int, ...] = (3, 4), keep_negative: 
         repaired=repaired,
         notes=_header_notes(image),
     )
+
+
+def count_volumes(path: Path) -> int:
+    """Return the number of volumes that the header of an image tells; raise as `load_volume` does."""
+    return math.prod(_open(Path(path)).shape[3:])
 
 
 def check_signal(volume: Volume, mask: np.ndarray) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import nipype.pipeline.engine as pe
 
 from shd_bids.bids.collect import DWIRun
-from shd_bids.interfaces.gradients import PrepareGradients
+from shd_bids.interfaces.gradients import PrepareGradients, RequireOrientation
 from shd_bids.settings import CHOICES, Settings
 from shd_bids.workflows.fod import FOD_MAPS, PEAK_MAPS, init_fod_wf, init_peaks_wf
 from shd_bids.workflows.outputs import init_derivatives_wf, init_qc_wf
@@ -32,9 +32,10 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
     """Build the graph of one series, as far as ``--level`` asks.
 
     Workflow Graph
-        gradients -> response_wf -> fod_wf -> peaks_wf
-                                    fod_wf -> tractography_wf
-        and from every stage to its sink and its figures, so that what is done is kept when a later stage fails
+        gradients -> gradient_figures_wf -> orientation -> response_wf -> fod_wf -> peaks_wf
+                                                                          fod_wf -> tractography_wf
+        and from every stage to its sink and its figures, so that what is done is kept when a later stage fails;
+        a series with wrong directions stops after the figure that shows them
 
     Parameters
     ----------
@@ -46,11 +47,9 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
         Of the workflow.
     """
     workflow = pe.Workflow(name=name)
-    stages = [_add_response]
+    stages = [_add_gradients, _add_response]
     stages += [_add_fod, _add_peaks, _add_tractography][: CHOICES["level"].index(settings.level)]
-    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * _image_gb(run))
-    facts = [(gradients, "facts_file")]
-    workflow.add_nodes([gradients])
+    facts: list[tuple[Any, str]] = []
     for add_stage in stages:
         facts.append(add_stage(workflow, run=run, settings=settings, facts=facts))
     qc_wf = init_qc_wf(run=run, output_dir=settings.output_dir, n_facts=len(facts))
@@ -58,26 +57,37 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
     return workflow
 
 
+def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Node, str]:
+    """Add the gradients, their figures, and the gate that wrong directions do not pass; return as `_add_response`."""
+    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * _image_gb(run))
+    gradient_figures_wf = init_gradient_figures_wf(run=run, output_dir=settings.output_dir)
+    orientation = pe.Node(RequireOrientation(), name="orientation")
+    drawn = ("gradients_file", "facts_file", "b0_file", "mask_file", "orientation_file")
+    workflow.connect([
+        (gradients, gradient_figures_wf, _same(*drawn)),
+        (gradients, orientation, [(field, field) for field in ("gradients_file", "facts_file")]),
+        (gradient_figures_wf, orientation, [("outputnode.shown_files", "shown_files")]),
+    ])  # fmt: skip
+    return gradients, "facts_file"
+
+
 def _add_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
     """Add responses, their figures and their sink; return where the facts of the stage come from."""
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
-    gradients = workflow.get_node("gradients")
-    gradient_figures_wf = init_gradient_figures_wf(**keep)
+    gradients, orientation = workflow.get_node("gradients"), workflow.get_node("orientation")
     response_wf = init_response_wf(responses=settings.responses, n_procs=1, mem_gb=0.5 + 2 * _image_gb(run))
     response_figures_wf = init_response_figures_wf(**keep, is_estimated=not settings.responses)
     keys = ("mask", *(f"{tissue}_response" for tissue in TISSUES))
     response_derivatives_wf = init_derivatives_wf(
         **keep, keys=keys, n_facts=2, sloppy=settings.sloppy, name="response_derivatives_wf"
     )
-    needed = [("gradients_file", "inputnode.gradients_file")]
     drawn = [("outputnode.facts_file", "inputnode.facts_file")]
     if not settings.responses:
         response_wf.inputs.inputnode.dwi_file = str(run.dwi)
-        needed.append(("mask_file", "inputnode.mask_file"))
+        workflow.connect([(gradients, response_wf, _same("mask_file"))])
         drawn.append(("outputnode.voxels_file", "inputnode.voxels_file"))
     workflow.connect([
-        (gradients, gradient_figures_wf, _same("gradients_file", "facts_file", "b0_file", "mask_file")),
-        (gradients, response_wf, needed),
+        (orientation, response_wf, _same("gradients_file")),
         (gradients, response_figures_wf, _same("gradients_file", "b0_file", "mask_file")),
         (response_wf, response_figures_wf, drawn),
         (gradients, response_derivatives_wf, [("mask_file", "inputnode.mask"), ("facts_file", "inputnode.facts_1")]),
@@ -191,7 +201,7 @@ def _add_tractography(
     workflow.connect([
         (gradients, tractography_wf, _same("mask_file")),
         (fod_wf, tractography_wf, _through("fod_file", "vfwm_file")),
-        (gradients, tractography_figures_wf, _same("mask_file")),
+        (gradients, tractography_figures_wf, _same("mask_file", "b0_file")),
         (tractography_wf, tractography_figures_wf, _through("preview_file", "tdi_file")),
         (tractography_wf, tractography_derivatives_wf, [
             ("outputnode.tractogram_files", "inputnode.tractogram"),

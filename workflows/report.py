@@ -37,14 +37,26 @@ def init_gradient_figures_wf(*, run: DWIRun, output_dir: Path, name: str = "grad
     """Draw the gradient table with its check, and the mask.
 
     Workflow Graph
-        inputnode -> draw_gradients, draw_mask -> ds_figures
+        inputnode -> draw_gradients, draw_mask -> ds_figures -> outputnode
 
     Inputs
     ------
     gradients_file, facts_file, b0_file, mask_file
+    orientation_file
+        Table of the check, kept beside its figure.
+
+    Outputs
+    -------
+    shown_files
+        Where the figures and the table are in the data set.
     """
     figures = {"gradients": DrawGradients(), "mask": DrawMask()}
-    return _init_figures_wf(figures, run=run, output_dir=output_dir, name=name)
+    workflow = _init_figures_wf(
+        figures, run=run, output_dir=output_dir, name=name, kept={"orientation": "orientation_file"}
+    )
+    outputnode = pe.Node(niu.IdentityInterface(fields=["shown_files"]), name="outputnode")
+    workflow.connect([(workflow.get_node("ds_figures"), outputnode, [("out_files", "shown_files")])])
+    return workflow
 
 
 def init_response_figures_wf(
@@ -105,19 +117,28 @@ def init_tractography_figures_wf(
 
     Inputs
     ------
-    preview_file, tdi_file, mask_file
+    preview_file, tdi_file, mask_file, b0_file
     """
     figures = {"tractogram": DrawStreamlines(), "tdi": DrawTDI()}
     return _init_figures_wf(figures, run=run, output_dir=output_dir, name=name)
 
 
 def _init_figures_wf(
-    figures: Mapping[str, FigureInterface], *, run: DWIRun, output_dir: Path, name: str, leave_out: tuple[str, ...] = ()
+    figures: Mapping[str, FigureInterface],
+    *,
+    run: DWIRun,
+    output_dir: Path,
+    name: str,
+    leave_out: tuple[str, ...] = (),
+    kept: Mapping[str, str] | None = None,
 ) -> pe.Workflow:
-    """Connect each figure to the files it is drawn from, all of which the input node offers, and to one sink."""
-    workflow = pe.Workflow(name=name)
+    """Connect each figure to the files it is drawn from, all of which the input node offers, and to one sink.
+
+    Files in ``kept``, by their ``desc`` label, go to the sink as they are.
+    """
+    workflow, kept = pe.Workflow(name=name), kept or {}
     needed = {desc: _file_inputs(figure, leave_out) for desc, figure in figures.items()}
-    fields = sorted({field for inputs in needed.values() for field in inputs})
+    fields = sorted({field for inputs in (*needed.values(), kept.values()) for field in inputs})
     inputnode = pe.Node(niu.IdentityInterface(fields=fields), name="inputnode")
     ds_figures = pe.Node(SaveFigures(run=run, output_dir=str(output_dir)), name="ds_figures")
     for desc, figure in figures.items():
@@ -126,6 +147,8 @@ def _init_figures_wf(
             (inputnode, node, [(field, field) for field in needed[desc]]),
             (node, ds_figures, [("figure_file", desc)]),
         ])  # fmt: skip
+    for desc, field in kept.items():
+        workflow.connect([(inputnode, ds_figures, [(field, desc)])])
     return workflow
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from shd_bids.exceptions import InputError, NoInputError
 from shd_bids.gradients import MIN_DIRECTIONS, GradientTable, read_fsl, read_mrtrix
-from shd_bids.images import Volume, check_signal, load_mask, load_volume, same_grid
+from shd_bids.images import Volume, check_signal, count_volumes, load_mask, load_volume, same_grid
 from shd_bids.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -452,15 +452,16 @@ def _inherited(dataset: Dataset, dwi: Path, extension: str) -> Path | None:
 
 
 def _n_weighted(run: DWIRun, b0_threshold: float) -> int | None:
-    """Return the number of diffusion-weighted volumes, ``None`` where the table cannot be read."""
+    """Return the number of diffusion-weighted volumes, ``None`` where the table is damaged or of another image."""
     try:
         if run.grad_b is not None:
             bvals = np.loadtxt(run.grad_b, ndmin=2)[:, 3]
         else:
             bvals = np.array(run.bval.read_text("utf-8").replace(",", " ").split(), dtype=float)
-    except (ValueError, IndexError, OSError):
+        n_volumes = count_volumes(run.dwi)
+    except (ValueError, IndexError, OSError, InputError):
         return None
-    return int((bvals > b0_threshold).sum())
+    return int((bvals > b0_threshold).sum()) if len(bvals) == n_volumes else None
 
 
 def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any]) -> DWIRun:

@@ -1,14 +1,16 @@
 """Gradients and mask: the table in world axes, tested against the data, and the voxels to work on."""
 
+import csv
+import io
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.atomic import write_json
+from shd_bids.atomic import write_json, write_text
 from shd_bids.exceptions import GradientError
-from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column
+from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from shd_bids.gradients import GradientTable, OrientationCheck
     from shd_bids.images import Volume
 
-__all__ = ["PrepareGradients"]
+__all__ = ["PrepareGradients", "RequireOrientation"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +54,10 @@ def prepare_gradients(
         s/mm2.
     gradient_check : str
         What to do when another orientation fits clearly better: ``error``, ``warn``, ``fix``, or ``off`` for no test.
+        An error is raised by `require_orientation`, after the pictures that show why were drawn.
     out_dir : Path
-        Gets ``gradients.json``, ``mask.nii.gz`` and ``b0.nii.gz``, the mean b=0.
+        Gets ``gradients.json``, ``mask.nii.gz``, ``b0.nii.gz``, the mean b=0, and ``orientation.tsv``, the coherence
+        of every orientation that was tested.
 
     Raises
     ------
@@ -71,19 +75,24 @@ def prepare_gradients(
         table = read_fsl(bval_file, bvec_file, volume.affine, volume.shape[3], **thresholds)
     b0 = table.take(volume.data)[..., table.b0_indices].mean(axis=-1)
     mask = estimate_mask(b0, voxel_size=volume.voxel_size) if mask_file is None else load_mask(mask_file, volume)
-    notes = [*volume.notes, *table.notes, *mask_notes(mask), *check_signal(volume, mask)]
+    notes = [*volume.notes, *mask_notes(mask), *check_signal(volume, mask)]
     if mask_file is None:
         notes.append("no mask was given; it was estimated from the b=0 images: look at it in the report")
     n_empty = int((mask & (b0 <= 0)).sum())
     mask &= b0 > 0  # without a b=0 signal nothing can be scaled
-    table, check = _checked(volume, mask, table, name=dwi_file.name, action=gradient_check)
+    table, check, stop = _checked(volume, mask, table, name=dwi_file.name, action=gradient_check)
+    notes += table.notes  # also of a correction
     for note in notes:
         logger.warning("%s: %s", dwi_file.name, note)
 
     write_json(out_dir / "gradients.json", table.to_dict())
     save_volume(out_dir / "mask.nii.gz", mask, volume.affine, reference_header=volume.header, dtype="uint8")
     save_volume(out_dir / "b0.nii.gz", b0, volume.affine, reference_header=volume.header)
-    return {
+    tested = {}
+    if check is not None:
+        write_text(out_dir / "orientation.tsv", _scores_table(check))
+        tested["orientation_file"] = str(out_dir / "orientation.tsv")
+    return tested | {
         "gradients_file": str(out_dir / "gradients.json"),
         "mask_file": str(out_dir / "mask.nii.gz"),
         "b0_file": str(out_dir / "b0.nii.gz"),
@@ -92,33 +101,68 @@ def prepare_gradients(
             "shells": [{"bvalue": shell.bvalue, "n_volumes": len(shell.indices)} for shell in table.shells],
             "notes": notes,
             "repaired": volume.n_repaired,
-            "orientation_check": check and _check_facts(check, action=gradient_check),
+            "orientation_check": check and _check_facts(check, action=gradient_check, stop=stop),
             "qc": _qc(volume, table, mask, n_empty=n_empty, check=check),
         },
     }
 
 
+def require_orientation(
+    *, gradients_file: Path, facts_file: Path, shown_files: list[str], out_dir: Path
+) -> dict[str, Any]:
+    """Stop a series whose directions do not fit the anatomy, and say where that can be seen.
+
+    Parameters
+    ----------
+    gradients_file : Path
+        Table of `prepare_gradients`, passed on.
+    facts_file : Path
+        Its facts, with the outcome of the test.
+    shown_files : list of str
+        Picture and table of the test, where the user finds them.
+    out_dir : Path
+        Not used.
+
+    Raises
+    ------
+    GradientError
+        Another orientation fits clearly better, and going on was not asked for.
+    """
+    check = read_json(facts_file)["orientation_check"]
+    if check and check["stop"]:
+        shown = [path for path in shown_files if "_desc-gradients_" in path or "_desc-orientation_" in path]
+        raise GradientError("; ".join([check["stop"], *([f"shown in {' and '.join(shown)}"] if shown else [])]))
+    return {"gradients_file": str(gradients_file), "facts": {}}
+
+
 def _checked(
     volume: "Volume", mask: "np.ndarray", table: "GradientTable", *, name: str, action: str
-) -> tuple["GradientTable", "OrientationCheck | None"]:
-    """Test the directions against the data and do what was asked where another orientation fits clearly better."""
+) -> tuple["GradientTable", "OrientationCheck | None", str | None]:
+    """Test the directions against the data; return the table to use, the outcome, and why to stop, where to stop."""
     from shd_bids.gradients import check_orientation, corrected
 
     if action == "off":
-        return table, None
+        return table, None, None
     check = check_orientation(table.take(volume.data), mask, table, volume.affine)
     if check.is_given_best:
-        return table, check
-    advice = "correct the gradient file, or use --gradient-check fix (to take the better one), warn or off"
-    if action == "error" or (action == "fix" and not check.is_fixable):
-        raise GradientError(f"{name}: {check.message}; {advice}")
+        return table, check, None
+    if action == "error":
+        remedy = "or use --gradient-check fix (takes the better one), warn or off"
+        return table, check, f"{name}: {check.message}, {remedy}"
+    if action == "fix" and not check.is_fixable:
+        return (
+            table,
+            check,
+            f"{name}: {check.message}; the image has too few slices to fix it, correct the file by hand",
+        )
     logger.warning("%s: %s", name, check.message)
-    return (corrected(table, check, volume.affine) if action == "fix" else table), check
+    return (corrected(table, check, volume.affine) if action == "fix" else table), check, None
 
 
-def _check_facts(check: "OrientationCheck", *, action: str) -> dict[str, Any]:
+def _check_facts(check: "OrientationCheck", *, action: str, stop: str | None) -> dict[str, Any]:
     return {
         "action": action,
+        "stop": stop,
         "is_given_best": check.is_given_best,
         "is_conclusive": check.is_conclusive,
         "given": check.given,
@@ -129,6 +173,15 @@ def _check_facts(check: "OrientationCheck", *, action: str) -> dict[str, Any]:
             {"label": label, "matrix": matrix.tolist(), "score": score} for label, matrix, score in check.scores
         ],
     }
+
+
+def _scores_table(check: "OrientationCheck") -> str:
+    """Write the orientations that were tested, best first, as tab-separated text; ``x,y,z`` is the one given."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(["axes", "coherence"])
+    writer.writerows([label, f"{score:.6g}"] for label, _, score in check.scores)
+    return text.getvalue()
 
 
 def _qc(
@@ -184,6 +237,7 @@ class _PrepareGradientsOutputSpec(StageOutputSpec):
     gradients_file = File(exists=True, desc="GradientTable as JSON")
     mask_file = File(exists=True)
     b0_file = File(exists=True, desc="mean b=0")
+    orientation_file = File(exists=True, desc="coherence of every orientation tested; absent where none was")
 
 
 class PrepareGradients(StageInterface):
@@ -192,3 +246,23 @@ class PrepareGradients(StageInterface):
     input_spec = _PrepareGradientsInputSpec
     output_spec = _PrepareGradientsOutputSpec
     function = staticmethod(prepare_gradients)
+
+
+class _RequireOrientationInputSpec(StageInputSpec):
+    gradients_file = File(exists=True, mandatory=True, desc="GradientTable as JSON")
+    facts_file = File(exists=True, mandatory=True, desc="facts of PrepareGradients")
+    shown_files = traits.List(traits.Str, desc="figures and tables in the data set")
+
+
+class _RequireOrientationOutputSpec(StageOutputSpec):
+    gradients_file = File(exists=True, desc="the table, fit for use")
+
+
+class RequireOrientation(StageInterface):
+    """Nothing, unless the directions do not fit the anatomy: then the end of the series."""
+
+    input_spec = _RequireOrientationInputSpec
+    output_spec = _RequireOrientationOutputSpec
+    function = staticmethod(require_orientation)
+    is_isolated = False  # reads one small file
+    is_reported = False

@@ -167,18 +167,23 @@ def draw_peaks(*, peaks_file: Path, mask_file: Path, b0_file: Path, out_dir: Pat
     )
 
 
-def draw_streamlines(*, preview_file: Path, mask_file: Path, out_dir: Path) -> Path:
-    """Draw some of the streamlines."""
+def draw_streamlines(*, preview_file: Path, mask_file: Path, b0_file: Path, out_dir: Path) -> Path:
+    """Draw some of the streamlines, over the mean b=0 image."""
     import numpy as np
 
     from shd_bids.images import load_mask, load_volume
     from shd_bids.report.figures import plot_streamlines
 
-    reference = load_volume(mask_file)
+    b0 = load_volume(b0_file)
     with np.load(preview_file) as preview:
         streamlines = np.split(preview["points"], np.cumsum(preview["counts"])[:-1])
-    mask = load_mask(mask_file, reference)
-    return plot_streamlines(out_dir / "tractogram.png", streamlines=streamlines, affine=reference.affine, mask=mask)
+    return plot_streamlines(
+        out_dir / "tractogram.png",
+        streamlines=streamlines,
+        affine=b0.affine,
+        mask=load_mask(mask_file, b0),
+        background=b0.data,
+    )
 
 
 def draw_tdi(*, tdi_file: Path, mask_file: Path, out_dir: Path) -> Path:
@@ -311,6 +316,7 @@ class DrawPeaks(FigureInterface):
 class _DrawStreamlinesInputSpec(StageInputSpec):
     preview_file = File(exists=True, mandatory=True)
     mask_file = File(exists=True, mandatory=True)
+    b0_file = File(exists=True, mandatory=True)
 
 
 class DrawStreamlines(FigureInterface):

@@ -20,6 +20,7 @@ __all__ = ["FIGURES", "SaveDerivatives", "SaveFigures", "SaveQC"]
 
 FIGURES = (
     "gradients",
+    "orientation",
     "mask",
     "response",
     "fodf",
@@ -30,7 +31,7 @@ FIGURES = (
     "tractogram",
     "tdi",
 )
-"""``desc`` labels of the figures, in the order of the report."""
+"""``desc`` labels of the figures, and of the tables that belong to one, in the order of the report."""
 
 
 def save_derivatives(

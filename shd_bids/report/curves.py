@@ -113,7 +113,7 @@ def draw_scores(ax: Axes, scores: Sequence[tuple[str, np.ndarray, float]]) -> No
     told = "as given: the best" if is_best else f"as given: place {rank + 1} of {len(ranked)}"
     colour = GOOD if is_best else BAD
     ax.get_xticklabels()[rank].set(color=colour, fontweight="bold")
-    side = {"ha": "left"} if rank < len(ranked) / 2 else {"ha": "right"}
+    side = {"ha": "left" if rank <= max(len(ranked), 12) - 6 else "right"}  # to the right the bars are lower
     place = (rank - 0.4 if side["ha"] == "left" else rank + 0.4, max(values[rank], 0.0))
     ax.annotate(told, place, (0, 4), textcoords="offset points", color=colour, fontweight="bold", **side)
 

@@ -257,7 +257,8 @@ def _warnings(run: RunReport) -> tuple[str, ...]:
     """Collect what the stages found worth telling, in order, each once."""
     found = list(run.warnings)
     check = dig(run.facts, "gradients", "orientation_check") or {}
-    if check and not (check.get("is_given_best", True) and check.get("is_conclusive", True)):
+    is_told = bool(check.get("stop"))  # as the failure of the run
+    if check and not is_told and not (check.get("is_given_best", True) and check.get("is_conclusive", True)):
         found.append(str(check.get("message", "the orientation check failed")))
     for facts in run.facts.values():
         found += [str(note) for note in facts.get("notes") or ()]

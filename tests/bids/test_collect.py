@@ -132,6 +132,18 @@ def test_all_problems_of_all_series_are_told_together(tmp_path):
     assert "sub-02" in caught.value.problems[1]
 
 
+def test_wrong_counts_of_several_series_are_told_with_what_to_do(tmp_path):
+    """Also where so few values are left that the image could be taken for one without diffusion weighting."""
+    root = raw_dataset(tmp_path / "raw", "sub-01_dir-AP_dwi", "sub-01_dir-PA_dwi", "sub-02_dwi")
+    for name, n_values in (("sub-01/dwi/sub-01_dir-PA_dwi", 4), ("sub-02/dwi/sub-02_dwi", 15)):
+        (root / f"{name}.bval").write_text(" ".join(["0", "0", *["1000"] * (n_values - 2)]))
+    with pytest.raises(InputError) as caught:
+        collect(root)
+    first, second = caught.value.problems
+    assert "sub-01_dir-PA_dwi.bval: 4 b-values, expected 14, one per volume" in first and "convert" in first
+    assert "sub-02_dwi.bval: 15 b-values, expected 14, one per volume" in second and "convert" in second
+
+
 def _stem(path):
     return path.with_name(path.name.removesuffix(".nii.gz"))
 

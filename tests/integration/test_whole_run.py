@@ -87,7 +87,7 @@ def test_results_lie_on_disk_once(whole):
 def test_lost_outputs_come_back_without_any_stage(whole, tmp_path):
     raw, out, options = whole
     before = stage_times(out.parent / "work")
-    assert len(before) == 5
+    assert len(before) == 6
     shutil.rmtree(out)
     assert call(raw, out, *options, level="full") == 0
     assert (out / "sub-01" / PEAKS).is_file()
@@ -113,9 +113,11 @@ def test_flipped_gradients_fail_alone(tmp_path, simulated, capfd):
     lines = [line for line in capfd.readouterr().err.splitlines() if "ERROR" in line]
     assert len(lines) == 1
     assert "sub-02" in lines[0] and "--gradient-check fix" in lines[0]
+    for name in ("gradients_dwi.png", "orientation_dwi.tsv"):
+        path = out / "sub-02" / "figures" / f"sub-02_desc-{name}"
+        assert str(path) in lines[0] and path.stat().st_size > 100
     assert (out / "sub-01" / "dwi" / "sub-01_space-orig_model-shdtv_param-wm_response.txt").is_file()
     assert not (out / "sub-02" / "dwi").exists()
-    assert (out / "sub-02" / "figures").exists() is False
     assert call(raw, out, "--participant-label", "02", level="response") == 65
 
 
@@ -195,7 +197,7 @@ def test_a_killed_stage_is_told_and_the_next_call_goes_on(tmp_path, simulated):
     (line,) = [line for line in errors.splitlines() if "ERROR" in line]
     assert "SIGKILL" in line and "memory" in line
     done = stage_times(tmp_path / "work")
-    assert {path.parent.name for path in done} == {"gradients", "response"}
+    assert {path.parent.name for path in done} == {"gradients", "orientation", "response"}
     assert call(raw, out, "--keep-work", level="fod") == 0
     assert done.items() <= stage_times(tmp_path / "work").items()
 

@@ -13,7 +13,7 @@ from shd_bids.gradients import GradientTable
 from shd_bids.images import load_mask, load_volume, scatter
 from shd_bids.interfaces.base import StageInterface, read_json
 from shd_bids.interfaces.fod import FitFOD
-from shd_bids.interfaces.gradients import PrepareGradients
+from shd_bids.interfaces.gradients import PrepareGradients, RequireOrientation
 from shd_bids.interfaces.peaks import FindPeaks
 from shd_bids.interfaces.report import DrawMask, DrawResidual, DrawStreamlines
 from shd_bids.interfaces.response import EstimateResponses, ReadResponses
@@ -89,15 +89,37 @@ def agreement(folder, table):
     return np.abs(np.sum(read.directions * table.directions, axis=1))[table.bvals > 50]
 
 
-def test_flipped_gradients_stop_the_series(flipped, tmp_path):
-    with pytest.raises(GradientError, match=r"sub-01_dwi.nii.gz: .*--gradient-check fix"):
-        prepare(flipped[0], tmp_path / "gradients")
+def gate(prepared, folder, shown=()):
+    files = {"gradients_file": prepared.gradients_file, "facts_file": prepared.facts_file}
+    return run(RequireOrientation, folder, shown_files=list(shown), **files)
+
+
+def test_flipped_gradients_stop_the_series_and_say_where_it_shows(flipped, tmp_path):
+    prepared = prepare(flipped[0], tmp_path / "gradients")
+    axes, coherence = np.loadtxt(prepared.orientation_file, dtype=str, skiprows=1, unpack=True)
+    assert len(axes) == 24 and axes[0] == "-x,y,z" and "x,y,z" in axes
+    assert np.all(np.diff(coherence.astype(float)) <= 0)
+    shown = [
+        "/out/sub-01_desc-gradients_dwi.png",
+        "/out/sub-01_desc-orientation_dwi.tsv",
+        "/out/sub-01_desc-mask_dwi.png",
+    ]
+    with pytest.raises(GradientError, match=r"sub-01_dwi.nii.gz: .*--gradient-check fix.*; shown in") as caught:
+        gate(prepared, tmp_path / "gate", shown)
+    assert [path in str(caught.value) for path in shown] == [True, True, False]
+
+
+def test_gradients_that_fit_are_passed_on(dwi_file, tmp_path):
+    for action in ("error", "off"):
+        prepared = prepare(dwi_file, tmp_path / action, gradient_check=action)
+        assert gate(prepared, tmp_path / f"{action}_gate").gradients_file == prepared.gradients_file
 
 
 def test_flipped_gradients_are_mended_where_asked(flipped, tmp_path):
     dwi_file, table = flipped
     for action in ("fix", "warn", "off"):
-        prepare(dwi_file, tmp_path / action, gradient_check=action)
+        gate(prepare(dwi_file, tmp_path / action, gradient_check=action), tmp_path / f"{action}_gate")
+    assert any("corrected" in note for note in read_json(tmp_path / "fix" / "facts.json")["notes"])
     np.testing.assert_allclose(agreement(tmp_path / "fix", table), 1, atol=1e-6)
     assert agreement(tmp_path / "warn", table).min() < 0.9
     assert agreement(tmp_path / "off", table).min() < 0.9
@@ -194,7 +216,7 @@ def test_peaks_follow_the_fibres_and_the_mrtrix_layout(fitted, tmp_path, simulat
     json.dumps(facts, allow_nan=False)
 
 
-def test_streamlines_in_every_format(fitted, tmp_path):
+def test_streamlines_in_every_format(prepared, fitted, tmp_path):
     options = {"algorithm": "det", "seeds": 1, "max_angle": 45.0, "min_length": 4.0, "max_length": 100.0, "seed": 1}
     fitted.pop("vfcsf_file")  # says nothing about where to track
     outputs = run(TrackStreamlines, tmp_path / "track", **fitted, **options, formats=["tck", "trk"])
@@ -208,7 +230,8 @@ def test_streamlines_in_every_format(fitted, tmp_path):
     assert 0 < density.max() <= len(tck)
     preview = np.load(outputs.preview_file)
     assert preview["counts"].sum() == len(preview["points"])
-    figure = run(DrawStreamlines, tmp_path / "draw", preview_file=outputs.preview_file, mask_file=fitted["mask_file"])
+    files = {"preview_file": outputs.preview_file, "mask_file": fitted["mask_file"], "b0_file": prepared.b0_file}
+    figure = run(DrawStreamlines, tmp_path / "draw", **files)
     assert figure.figure_file.endswith("tractogram.png")
 
 
