@@ -1,0 +1,119 @@
+"""Time the whole pipeline on a simulated whole brain against MRtrix3 on the same files, in turn.
+
+    python tests/benchmarks/whole_brain.py [--json FILE] [--threads 2] [--shape 91 109 91] [--skip-mrtrix]
+
+The volume is an ellipsoid of about 200 000 voxels of 2 mm, filled with simulated bundles, with 64 directions at
+b = 1000 s/mm2 and six b=0. Ours is the command ``shd_bids ... participant --level peaks``, from BIDS to derivatives and report;
+theirs ``dwi2response dhollander``, ``dwi2fod msmt_csd`` and ``sh2peaks`` with the same mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from shd_bids import simulation
+from shd_bids.gradients import format_mrtrix
+
+SEED = 2_000_000
+BLOCK = 28
+
+
+def simulate(folder: Path, shape: tuple[int, int, int]) -> dict[str, Path]:
+    """Write a BIDS data set of one subject, its mask and the gradients in MRtrix3's format."""
+    rng = np.random.default_rng(SEED)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"), axis=-1)
+    mask = (grid**2).sum(axis=-1) < 0.55 ** (2 / 3)
+    gradients = simulation.make_gradients(rng, {1000.0: 64}, n_b0=6)
+    micro = simulation.draw_microstructure(rng, 16)
+    signal = np.zeros((*shape, gradients.n_volumes), dtype=np.int16)
+    for corner in np.ndindex(*(-(-n // BLOCK) for n in shape)):
+        place = tuple(slice(c * BLOCK, min((c + 1) * BLOCK, n)) for c, n in zip(corner, shape, strict=True))
+        if mask[place].any():
+            clean = simulation.noiseless_signal(simulation.random_phantom(rng, BLOCK), micro, gradients)
+            noisy = simulation.add_noise(clean, 1 / 30, rng)[tuple(slice(p.stop - p.start) for p in place)]
+            signal[place] = np.where(mask[place][..., None], 400 * noisy, 0)
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    dwi = folder / "bids" / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+    dwi.parent.mkdir(parents=True)
+    (folder / "bids" / "dataset_description.json").write_text('{"Name": "whole brain", "BIDSVersion": "1.9.0"}\n')
+    nib.save(nib.Nifti1Image(signal, affine), dwi)
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), folder / "mask.nii.gz")
+    stem = dwi.with_name("sub-01_dwi")
+    stem.with_suffix(".json").write_text('{"PhaseEncodingDirection": "j", "EchoTime": 0.08}\n')
+    stem.with_suffix(".bval").write_text(" ".join(f"{b:.0f}" for b in gradients.bvals) + "\n")
+    # The first axis points left, so the FSL table is that of world axes with x turned round.
+    bvecs = gradients.directions * [-1.0, 1.0, 1.0]
+    stem.with_suffix(".bvec").write_text("\n".join(" ".join(f"{v:.6f}" for v in row) for row in bvecs.T) + "\n")
+    (folder / "grad.b").write_text(format_mrtrix(gradients))
+    return {"dwi": dwi, "voxels": int(mask.sum())}
+
+
+def ours(folder: Path, threads: int) -> float:
+    """Run the app to the peaks and return seconds."""
+    command = [Path(sys.executable).with_name("shd_bids"), folder / "bids", folder / "out", "participant"]
+    options = ["--level", "peaks", "--mask", folder / "mask.nii.gz", "-w", folder / "work", "--nprocs", str(threads)]
+    return _timed(folder, [[*command, *options, "--omp-nthreads", str(threads), "--gradient-check", "warn"]])
+
+
+def mrtrix(folder: Path, dwi: Path, threads: int) -> float:
+    """Run the commands of MRtrix3 and return seconds."""
+    common = ["-mask", "mask.nii.gz", "-nthreads", str(threads), "-quiet"]
+    grad = ["-grad", "grad.b"]
+    return _timed(
+        folder,
+        [
+            ["dwi2response", "dhollander", dwi, "wm.txt", "gm.txt", "csf.txt", *grad, *common],
+            ["dwi2fod", "msmt_csd", dwi, "wm.txt", "wm.nii.gz", "csf.txt", "csf.nii.gz", *grad, *common],
+            ["sh2peaks", "-num", "5", "wm.nii.gz", "peaks.nii.gz", *common],
+        ],
+    )
+
+
+def _timed(folder: Path, commands: list[list]) -> float:
+    began = time.monotonic()
+    for command in commands:
+        done = subprocess.run([str(c) for c in command], cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(
+                f"{command[0]} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            )
+        print(f"  {Path(str(command[0])).name}: {time.monotonic() - began:.0f} s so far", flush=True)
+    return time.monotonic() - began
+
+
+def main() -> None:
+    """Simulate, run both, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--shape", type=int, nargs=3, default=[91, 109, 91])
+    parser.add_argument("--skip-mrtrix", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = simulate(folder, tuple(options.shape))
+        print(f"{made['voxels']} voxels, {options.threads} threads", flush=True)
+        row = {"voxels": made["voxels"], "threads": options.threads, "ours": ours(folder, options.threads)}
+        row["peak_gb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        if not options.skip_mrtrix and shutil.which("dwi2fod"):
+            row["mrtrix"] = mrtrix(folder, made["dwi"], options.threads)
+            row["ratio"] = row["mrtrix"] / row["ours"]
+    print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+    if options.json:
+        options.json.write_text(json.dumps(row, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
