@@ -99,11 +99,20 @@ def test_acquisitions_outside_the_training_are_named():
     rng = np.random.default_rng(0)
     inside = simulation.make_gradients(rng, {1000.0: 30, 3000.0: 60}, n_b0=2)
     assert domain_warnings(inside, snr=30) == []
-    few = simulation.make_gradients(rng, {1000.0: 12}, n_b0=1)
-    assert any("at most 12 directions" in w for w in domain_warnings(few, snr=30))
+    few = simulation.make_gradients(rng, {1000.0: 8}, n_b0=1)
+    assert any("at most 8 directions" in w for w in domain_warnings(few, snr=30))
     low = simulation.make_gradients(rng, {200.0: 30}, n_b0=1)
     assert any("[200] lie outside the trained range 500 to 13000" in w for w in domain_warnings(low, snr=30))
     assert any("signal-to-noise ratio 3" in w for w in domain_warnings(inside, snr=3))
+
+
+def test_a_signal_that_the_fit_cannot_explain_is_named(scene, weights):
+    signal, mask, gradients, responses = scene
+    good = fit_fod(*scene, weights=weights, device="cpu")
+    assert not any("misses" in warning for warning in good.info["warnings"])
+    drifting = signal * np.where(np.arange(gradients.n_volumes) % 2, 0.4, 1.6)  # as scaling between volumes would
+    bad = fit_fod(drifting, mask, gradients, responses, weights=weights, device="cpu")
+    assert any(warning.startswith("b=1000: the predicted signal misses") for warning in bad.info["warnings"])
 
 
 def run_adaptation(scene, weights, **options):
