@@ -1,12 +1,13 @@
-"""A simulated head with known fibres as a BIDS data set, stored in any orientation."""
+"""A simulated head with known fibres, or a piece of a real one, as a BIDS data set, stored in any orientation."""
 
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from dipy.data import get_fnames
 
 from shd_bids import simulation
-from shd_bids.gradients import GradientTable, world_to_fsl
+from shd_bids.gradients import GradientTable, fsl_to_world, gradient_table, world_to_fsl
 from tests.bids_trees import write_description
 
 RAS = np.array([[2.0, 0, 0, -12], [0, 2.0, 0, -14], [0, 0, 2.0, -10], [0, 0, 0, 1]])
@@ -40,6 +41,14 @@ def many_bundles(rng: np.random.Generator) -> tuple[np.ndarray, GradientTable]:
     table = simulation.make_gradients(rng, {1000.0: 20}, n_b0=1)
     micro = simulation.draw_microstructure(rng, len(bundles))
     return 500 * simulation.add_noise(simulation.noiseless_signal(phantom, micro, table), 0.05, rng), table
+
+
+def real_crop() -> tuple[np.ndarray, GradientTable, np.ndarray]:
+    """Read the piece of a scan that dipy ships (see `shd_bids.cli.demo`): signal (10, 10, 10, 65), table, affine."""
+    image_file, bval_file, bvec_file = get_fnames(name="small_64D")
+    image = nib.load(image_file)
+    directions = fsl_to_world(np.nan_to_num(np.loadtxt(bvec_file)), image.affine)
+    return image.get_fdata(dtype=np.float32), gradient_table(np.loadtxt(bval_file), directions), image.affine
 
 
 def write_head(

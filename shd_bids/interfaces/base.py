@@ -102,7 +102,7 @@ _COMMON_INPUTS = frozenset(StageInputSpec.class_trait_names())
 class StageOutputSpec(TraitedSpec):
     """Output every stage has: what it found, for sidecars, QC table, provenance and report.
 
-    The JSON holds ``stage``, ``n_threads``, ``seconds``, ``peak_memory_mb``, the facts that sidecars need under
+    The JSON holds ``stage``, ``n_threads``, ``seconds``, ``cpu_seconds``, ``peak_memory_mb``, the facts that sidecars need under
     ``sidecar``, numbers for the QC table under ``qc``, and what else the stage has to tell.
     """
 

@@ -95,7 +95,8 @@ def call_isolated(
     Returns
     -------
     dict
-        What the function returned, with ``peak_memory_mb`` (largest resident memory of the process) added to its facts.
+        What the function returned, with ``peak_memory_mb`` (largest resident memory of the process) and ``cpu_seconds``
+        (processor time of all its threads) added to its facts.
 
     Raises
     ------
@@ -163,7 +164,9 @@ def _answer(call_file: str, answer_file: str) -> None:
         function, arguments, log_setup = pickle.loads(Path(call_file).read_bytes())
         log_setup.apply()
         result = function(**arguments)
-        result["facts"]["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        result["facts"]["peak_memory_mb"] = round(used.ru_maxrss / 1024)
+        result["facts"]["cpu_seconds"] = round(used.ru_utime + used.ru_stime, 1)
     except Exception as exception:
         error = _portable(exception)
     partial = Path(answer_file).with_suffix(".part")

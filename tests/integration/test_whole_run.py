@@ -13,20 +13,11 @@ import psutil
 import pytest
 
 from shd_bids.bids.names import expected_outputs
-from shd_bids.cli.main import main
 from tests.bids_trees import dwi_run
+from tests.integration.app import PEAKS, angles, call
 from tests.phantoms import RAS, head, many_bundles, rotation, stored_as, write_head
 
 pytestmark = pytest.mark.slow
-
-PEAKS = "dwi/sub-01_space-orig_model-shdtv_param-peaks_dwimap.nii.gz"
-
-
-def call(raw, out, *options, level="peaks"):
-    """Run the app in this process with few resources, and return its exit code."""
-    words = [str(raw), str(out), "participant", "--skip-bids-validation", "--level", level]
-    resources = ["--nprocs", "1", "--mem", "4GB", "--device", "cpu", "-w", str(out.parent / "work")]
-    return main([*words, *resources, *options])
 
 
 def stage_times(work):
@@ -244,10 +235,3 @@ def test_oblique_storage_turns_the_peaks_with_the_head(whole, tmp_path, simulate
     first = nib.load(whole[1] / "sub-01" / PEAKS).get_fdata()[..., :3] @ turn[:3, :3].T
     strong = np.linalg.norm(first, axis=-1) > 0.3 * np.linalg.norm(first, axis=-1).max()
     assert np.median(angles(peaks[strong], first[strong])) < 4.0
-
-
-def angles(a, b):
-    """Return the angles between axes in degrees, 90 where there is none."""
-    length = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    cosine = np.abs(np.sum(a * b, axis=-1)) / np.where(length > 0, length, np.inf)
-    return np.rad2deg(np.arccos(np.clip(cosine, 0, 1)))
