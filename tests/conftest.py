@@ -13,6 +13,10 @@ import torch
 
 torch.set_num_threads(1)
 
+# Without a device Triton's kernels are interpreted. Triton reads this when it is imported, which torch does only on need.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_collection_modifyitems(items):
     """Skip what is marked ``gpu`` where no CUDA device is."""

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from shd_bids.nn import native
+from shd_bids.nn import native, triton
 from shd_bids.nn.cheb import SphereBasis
 
 N_SHELLS = 4  # distances 0, 1, sqrt 2, sqrt 3 in the 3 x 3 x 3 kernel, with 1, 6, 12, 8 taps
@@ -64,8 +64,10 @@ class SpatioSphericalConv(nn.Module):
         if native.suits(*inputs, self.bias):
             parameters = (self.weightSph, self.weightSpa, self.bias)
             return native.spectral_conv(inputs, *parameters, self.basis.nside, self.basis.hemisphere, relu)
-        weight = mode_weights(self.weightSph, self.weightSpa, self.basis.terms).to(dtype)  # (U, D, I, O)
-        pairs = zip(inputs, weight.split(self.in_channels, dim=2), strict=True)
+        weight = mode_weights(self.weightSph, self.weightSpa, self.basis.terms)  # (U, D, I, O)
+        if triton.suits(inputs):
+            return triton.mode_conv(inputs, weight, self.bias, self.basis.nside, self.basis.hemisphere, relu)
+        pairs = zip(inputs, weight.to(dtype).split(self.in_channels, dim=2), strict=True)
         arguments = [tensor for pair in pairs for tensor in pair]
         y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
         return y.relu() if relu else y
