@@ -49,14 +49,22 @@ def smoothness(amplitudes: Tensor, mask: Tensor, *, squared: bool = True) -> Ten
     squared : bool
     """
     unit = amplitudes / amplitudes.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-    total, count = amplitudes.new_zeros(()), amplitudes.new_zeros(())
-    for axis in (1, 2, 3):
+    total = amplitudes.new_zeros(())
+    for axis, pair in enumerate(_neighbours(mask), 1):
         n = mask.shape[axis] - 1
-        pair = mask.narrow(axis, 0, n) * mask.narrow(axis, 1, n)
         change = ((unit.narrow(axis, 0, n) - unit.narrow(axis, 1, n)) ** 2).mean(dim=-1)
         total = total + ((change if squared else (change + 1e-8).sqrt()) * pair).sum()
-        count = count + pair.sum()
-    return total / count.clamp_min(1)
+    return total / neighbour_count(mask).clamp_min(1)
+
+
+def neighbour_count(mask: Tensor) -> Tensor:
+    """Count the pairs of neighbours, both in the mask, over which :func:`smoothness` averages."""
+    return torch.stack([pair.sum() for pair in _neighbours(mask)]).sum()
+
+
+def _neighbours(mask: Tensor) -> list[Tensor]:
+    """Mark for each axis the voxels that, like the next one, are in the mask."""
+    return [mask.narrow(axis, 0, n - 1) * mask.narrow(axis, 1, n - 1) for axis, n in enumerate(mask.shape[1:], 1)]
 
 
 def fibre_density_error(amplitudes: Tensor, truth: Tensor, mask: Tensor) -> Tensor:

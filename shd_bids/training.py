@@ -1,7 +1,8 @@
 """Train the network on simulated volumes: any protocol, responses of the simulated subject, known truth.
 
 Run as ``python -m shd_bids.training CONFIG.toml OUTPUT_DIR``; the same configuration and seed give the same cases in the
-same order, and a run that was stopped goes on from its last checkpoint.
+same order, and a run that was stopped goes on from its last checkpoint. Several processes share the crops of each step when
+started as ``torchrun --nproc-per-node N -m shd_bids.training ...``, and reach what one process would, to rounding.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import argparse
 import json
 import logging
 import math
+import os
 import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -29,7 +32,9 @@ from shd_bids.conditioning import CHANNELS, condition, shell_channels
 from shd_bids.exceptions import TrainingError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import forward_model
+from shd_bids.nn import parallel
 from shd_bids.nn.native import keep_freed_memory
+from shd_bids.nn.norm import NormReLU
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.response import Response, Responses
 from shd_bids.sphere.harmonics import sh_basis, sh_inverse
@@ -68,7 +73,7 @@ class TrainingConfig:
     size : int
         Side of a training crop, voxels.
     batch : int
-        Crops of a step, each of another subject and protocol.
+        Crops of a step, each of another subject and protocol; processes that train together share them evenly.
     steps : int
     learning_rate : float
         Highest of a schedule with a short linear rise and a cosine fall to zero.
@@ -79,6 +84,8 @@ class TrainingConfig:
     pool, reuse : int
         Crops held in memory at a time, and how often each is shown; ``batch`` must divide ``pool``.
     seed : int
+    precision : {"float32", "bf16"}
+        Of the network; parameters, their updates and the loss are always in float32.
     input : {"estimates", "shells"}
         What the network is fed with: estimates that serve any protocol, or, as published, the shells of one.
     protocol : dict
@@ -97,6 +104,7 @@ class TrainingConfig:
     reuse: int = 2
     pool: int = 48
     seed: int = 1
+    precision: str = "float32"
     input: str = "estimates"
     protocol: dict[str, int] = field(default_factory=dict)
     loss: LossWeights = field(default_factory=LossWeights)
@@ -116,6 +124,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.pool % self.batch:
             raise TrainingError(f"pool is {self.pool}, expected a multiple of batch, {self.batch}")
+        if self.precision not in ("float32", "bf16"):
+            raise TrainingError(f"precision is {self.precision!r}, expected 'float32' or 'bf16'")
         if self.input not in ("estimates", "shells"):
             raise TrainingError(f"input is {self.input!r}, expected 'estimates' or 'shells'")
         if self.input == "shells" and not self.protocol:
@@ -235,43 +245,72 @@ def _crop_mask(rng: np.random.Generator, phantom: simulation.Phantom) -> np.ndar
     return mask
 
 
-class _Cases(IterableDataset):
-    """Endless simulated crops; worker w of n draws those with index w, w + n, ..."""
+@dataclass(frozen=True)
+class _Plan:
+    """Say which crops each step shows; this process of ``n_processes`` has an equal share of every step.
 
-    def __init__(self, config: TrainingConfig, start: int):
-        self.config, self.start = config, start
+    Crops come in blocks of ``pool``; a block is shown in ``reuse`` rounds, each in another order.
+    """
+
+    config: TrainingConfig
+    first_block: int
+    rank: int
+    n_processes: int
+
+    def steps(self, block: int) -> np.ndarray:
+        """Return the numbers within its block of this process's crops, (steps of a block, crops of a step)."""
+        config = self.config
+        rng = np.random.default_rng((config.seed, block, 7))
+        order = np.concatenate([rng.permutation(config.pool) for _ in range(config.reuse)])
+        return order.reshape(-1, self.n_processes, config.batch // self.n_processes)[:, self.rank]
+
+    def needed(self, block: int) -> np.ndarray:
+        """Return the numbers of the crops that this process shows at least once, ascending."""
+        return np.unique(self.steps(block))
+
+    def indices(self) -> Iterator[int]:
+        """Yield the indices of all crops to simulate, block after block."""
+        for block in count(self.first_block):
+            yield from (block * self.config.pool + self.needed(block)).tolist()
+
+
+class _Cases(IterableDataset):
+    """The simulated crops of endless indices; worker w of n draws every n-th from w on."""
+
+    def __init__(self, config: TrainingConfig, plan: _Plan):
+        self.config, self.plan = config, plan
 
     def __iter__(self) -> Iterator[Case]:
         torch.set_num_threads(1)
         worker = torch.utils.data.get_worker_info()
-        index, step = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
-        while True:
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for index in islice(self.plan.indices(), first, None, step):
             yield draw_case((self.config.seed, index), self.config)
-            index += step
 
 
-def batches(config: TrainingConfig, *, start: int, n_workers: int) -> Iterator[list[Case]]:
+def batches(
+    config: TrainingConfig, *, start: int, n_workers: int, rank: int = 0, n_processes: int = 1
+) -> Iterator[list[Case]]:
     """Yield the crops of each step; every crop is shown ``reuse`` times, spread over the steps of a pool's length.
 
-    Crops come in blocks of ``pool``; a block is shown in ``reuse`` rounds, each in another order. Which crops a step gets
-    depends on the configuration and the step alone, so a run that goes on sees what it would have seen.
+    Which crops a step gets depends on the configuration and the step alone, so a run that goes on sees what it would have
+    seen, and processes that train together see between them what one would.
     """
     per_block = config.pool * config.reuse // config.batch
-    block = start // per_block
+    block, skip = divmod(start, per_block)
+    plan = _Plan(config, block, rank, n_processes)
     loader = DataLoader(
-        _Cases(config, block * config.pool),
+        _Cases(config, plan),
         batch_size=None,
         num_workers=n_workers,
         prefetch_factor=-(-config.pool // n_workers) if n_workers else None,
         multiprocessing_context="forkserver" if n_workers else None,
     )
-    source, skip = iter(loader), start % per_block
+    source = iter(loader)
     while True:
-        cases = [next(source) for _ in range(config.pool)]
-        rng = np.random.default_rng((config.seed, block, 7))
-        order = np.concatenate([rng.permutation(config.pool) for _ in range(config.reuse)])
-        for step in range(skip, per_block):
-            yield [cases[i] for i in order[step * config.batch : (step + 1) * config.batch]]
+        cases = {number: next(source) for number in plan.needed(block)}
+        for numbers in plan.steps(block)[skip:]:
+            yield [cases[number] for number in numbers]
         block, skip = block + 1, 0
 
 
@@ -302,7 +341,11 @@ def loss_terms(output: Tensor, cases: list[Case], config: TrainingConfig, *, dev
         terms["sparsity"] = losses.sparsity(fine, mask)
     if weights.smoothness:
         terms["smoothness"] = losses.smoothness(amplitudes, mask)
-    return terms
+    # Each term is a mean over its own crops. So weighted, its mean over processes is the mean over the crops of all.
+    counts = torch.stack([mask.sum(), losses.neighbour_count(mask)])
+    voxels, pairs = counts / parallel.mean(counts).clamp_min(1)
+    special = {"reconstruction": 1.0, "smoothness": pairs}  # the former is a mean over crops
+    return {name: value * special.get(name, voxels) for name, value in terms.items()}
 
 
 def _between(amplitudes: Tensor, config: TrainingConfig) -> Tensor:
@@ -346,6 +389,9 @@ def train(
 ) -> Path | None:
     """Train, writing ``checkpoint.pt``, ``log.jsonl`` and at the end ``weights.safetensors`` to ``output_dir``.
 
+    Within a process group of :mod:`torch.distributed` the processes share the crops of each step; the first one writes, into a
+    folder that all can read.
+
     Parameters
     ----------
     config : TrainingConfig
@@ -353,7 +399,7 @@ def train(
         A checkpoint found there is continued.
     device : str
     n_workers : int
-        Processes that simulate.
+        Processes that simulate, for each that trains.
     minutes : float
         Stop after this time with a checkpoint; the next call goes on.
 
@@ -365,8 +411,11 @@ def train(
     Raises
     ------
     TrainingError
-        When the loss is not finite in three steps running.
+        When the loss is not finite in three steps running, or the processes cannot share the crops of a step evenly.
     """
+    n_processes, writes = parallel.n_processes(), parallel.rank() == 0
+    if config.batch % n_processes:
+        raise TrainingError(f"{n_processes} processes cannot share batches of {config.batch} evenly; change either")
     output_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     where = torch.device(device)
@@ -376,8 +425,8 @@ def train(
     first = _restore(checkpoint, net, optimiser, where)
     weights = asdict(config.loss)
     began, bad = time.monotonic(), 0
-    stream = batches(config, start=first, n_workers=n_workers)
-    with (output_dir / "log.jsonl").open("a") as log:
+    stream = batches(config, start=first, n_workers=n_workers, rank=parallel.rank(), n_processes=n_processes)
+    with (output_dir / "log.jsonl" if writes else Path(os.devnull)).open("a") as log:
         for step in range(first, config.steps):
             cases = next(stream)
             net.train()
@@ -386,11 +435,14 @@ def train(
             rate = learning_rate(step, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            inputs = torch.stack([c.channels for c in cases]).to(where, torch.float32)
-            terms = loss_terms(net(inputs), cases, config, device=where)
+            inputs = torch.stack([c.channels for c in cases]).to(where).float()
+            with torch.autocast(where.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                output = net(inputs)
+            terms = loss_terms(output.float(), cases, config, device=where)
             total = sum(weights[name] * value for name, value in terms.items())
             optimiser.zero_grad(set_to_none=True)
             total.backward()
+            parallel.average_gradients(net.parameters())
             norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             finite = bool(torch.isfinite(norm))
             bad = 0 if finite else bad + 1
@@ -398,28 +450,29 @@ def train(
                 raise TrainingError(f"the loss was not finite in three steps up to {step}; lower learning_rate")
             if finite:
                 optimiser.step()
-            record = {"step": step, "lr": rate, "loss": float(total.detach())}
-            record |= {name: float(value.detach()) for name, value in terms.items()}
-            log.write(json.dumps(record | {"seconds": round(time.monotonic() - began, 1)}) + "\n")
+            seconds = time.monotonic() - began
+            # One exchange for all that is told, and for whether any process is late.
+            told = parallel.mean(
+                torch.stack([total, *terms.values(), total.new_tensor(seconds > 60 * minutes)]).detach()
+            )
+            loss, *values, late = told.tolist()
+            record = {"step": step, "lr": rate, "loss": loss} | dict(zip(terms, values, strict=True))
+            log.write(json.dumps(record | {"seconds": round(seconds, 1)}) + "\n")
             log.flush()
-            late = time.monotonic() - began > 60 * minutes
-            if (step + 1) % CHECKPOINT_EVERY == 0 or late:
+            if writes and ((step + 1) % CHECKPOINT_EVERY == 0 or late):
                 _save_checkpoint(checkpoint, net, optimiser, step + 1)
             if late:
                 return None
-    return save_weights(
-        output_dir / "weights.safetensors",
-        net,
-        l_max=config.l_max,
-        training=asdict(config),
-        channels=config.input_channels,
-    )
+    target = output_dir / "weights.safetensors"
+    if writes:
+        save_weights(target, net, l_max=config.l_max, training=asdict(config), channels=config.input_channels)
+    return target
 
 
 def _freeze_norms(net: UNet) -> None:
     """Use, and no longer change, the averages of batch normalisation, as inference will."""
     for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):
+        if isinstance(module, NormReLU):
             module.eval()
 
 
@@ -443,7 +496,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m shd_bids.training", description=__doc__)
     parser.add_argument("config", type=Path, help="TOML file with the fields of TrainingConfig")
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu or cuda; under torchrun each process takes a GPU of its own"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate")
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
     parser.add_argument("--minutes", type=float, default=np.inf, help="stop with a checkpoint after this time")
@@ -451,7 +506,15 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     config = TrainingConfig.from_toml(options.config.read_text())
-    train(config, options.output_dir, device=options.device, n_workers=options.workers, minutes=options.minutes)
+    device = options.device
+    if "LOCAL_RANK" in os.environ:  # started by torchrun
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+    train(config, options.output_dir, device=device, n_workers=options.workers, minutes=options.minutes)
+    if "LOCAL_RANK" in os.environ:
+        distributed.destroy_process_group()
     return 0
 
 

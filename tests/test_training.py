@@ -1,7 +1,10 @@
 """Training: seeds fix the cases, the loss falls, a stopped run goes on to the same numbers."""
 
 import json
+import subprocess
+import sys
 from dataclasses import fields, replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -52,6 +55,77 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     parts = training.train(CONFIG, tmp_path / "parts", device="cpu", n_workers=0)
     for name, value in load_weights(whole).state.items():
         torch.testing.assert_close(load_weights(parts).state[name], value, rtol=0, atol=0)
+
+
+def test_the_last_part_keeps_the_averages_of_the_norms(tmp_path, monkeypatch):
+    seen = []
+
+    def watched(net):
+        seen.append(net.encoder[0][0].norm.num_batches_tracked.item())
+        freeze(net)
+
+    freeze = training._freeze_norms
+    monkeypatch.setattr(training, "_freeze_norms", watched)
+    training.train(replace(CONFIG, frozen_share=0.5), tmp_path, device="cpu", n_workers=0)
+    assert seen == [3, 3, 3]
+
+
+def test_mixed_precision_trains_nearly_as_full_precision_does(tmp_path):
+    for precision, steps in (("float32", 1), ("bf16", 25)):
+        config = replace(CONFIG, precision=precision, steps=steps, learning_rate=1e-2)
+        training.train(config, tmp_path / precision, device="cpu", n_workers=0)
+    full, mixed = ([r["loss"] for r in log(tmp_path / name)] for name in ("float32", "bf16"))
+    assert mixed[0] != full[0] and mixed[0] == pytest.approx(full[0], rel=0.02)
+    assert np.mean(mixed[-8:]) < 0.8 * np.mean(mixed[:8])
+
+
+def test_processes_share_the_crops_of_every_step(monkeypatch):
+    monkeypatch.setattr(training, "draw_case", lambda seed, config: seed)
+    config = replace(CONFIG, pool=12, batch=4, reuse=2)
+
+    def first_steps(**share):
+        return list(islice(training.batches(config, start=2, n_workers=0, **share), 9))
+
+    together = zip(*(first_steps(rank=rank, n_processes=2) for rank in range(2)), strict=True)
+    assert [one + other for one, other in together] == first_steps()
+
+
+def test_processes_that_cannot_share_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.parallel, "n_processes", lambda: 3)
+    with pytest.raises(TrainingError, match="3 processes cannot share batches of 2 evenly"):
+        training.train(CONFIG, tmp_path, device="cpu")
+
+
+@pytest.mark.slow
+def test_two_processes_reach_what_one_does(tmp_path):
+    # Biases before a norm have no gradient but rounding, which Adam makes steps of; a frozen norm would show them.
+    text = """
+        nside = 2\nchannels = [8, 8]\nl_max = 4\nsize = 6\nbatch = 2\nsteps = 8\npool = 4\nsharpness = 4.0\nseed = 3
+        frozen_share = 0.0
+        [loss]\nreconstruction = 1.0\nnegativity = 0.1\nsmoothness = 0.5
+    """
+    (tmp_path / "config.toml").write_text(text)
+    training.train(TrainingConfig.from_toml(text), tmp_path / "one", device="cpu", n_workers=0)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "shd_bids.training", str(tmp_path / "config.toml"), str(tmp_path / "two"), "--workers", "0"]
+    subprocess.run([*launcher, *command], check=True, timeout=300)
+    for one, two in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
+        assert one.pop("seconds") >= 0 and two.pop("seconds") >= 0
+        assert two == pytest.approx(one, rel=2e-5)
+    found, expected = (load_weights(tmp_path / name / "weights.safetensors").state for name in ("two", "one"))
+    for name, value in expected.items():
+        if not name.endswith(("conv.bias", "running_mean")):
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_device_trains_as_the_cpu_does(tmp_path, precision):
+    for device in ("cpu", "cuda"):
+        config = replace(CONFIG, precision=precision if device == "cuda" else "float32")
+        training.train(config, tmp_path / device, device=device, n_workers=0)
+    here, there = ([r["loss"] for r in log(tmp_path / device)] for device in ("cpu", "cuda"))
+    assert there == pytest.approx(here, rel=0.05 if precision == "bf16" else 1e-3)
 
 
 def stop_at(step, rate):

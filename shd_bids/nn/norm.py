@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shd_bids.nn import native
+from shd_bids.nn import native, parallel
 
 
 class NormReLU(nn.Module):
     """Normalise each channel over all vertices, voxels and samples, then rectify; parameters as in ``nn.BatchNorm``.
+
+    Processes that train together normalise by what all their samples have in common, as one process would.
 
     Parameters
     ----------
@@ -43,7 +45,7 @@ class NormReLU(nn.Module):
         """Map (..., F) to the same shape."""
         if self.training:
             mean, variance = _moments(y)
-            self._track(mean, variance, y.numel() // y.shape[-1])
+            self._track(mean, variance, _count(y))
         else:
             mean, variance = self.running_mean, self.running_var
         return normalise_and_rectify(y, self.weight, self.bias, mean, variance, eps=self.eps, through=self.training)
@@ -113,9 +115,10 @@ class _NormReLU(torch.autograd.Function):
         precision = 1 / (variance.to(plain.dtype) + ctx.eps)
         slope, offset = torch.zeros_like(plain), torch.zeros_like(plain)
         if ctx.through:
-            count = y.numel() // y.shape[-1]
-            slope = scale * precision * weighted / count
-            offset = scale * plain / count - slope * mean
+            own_count = y.numel() // y.shape[-1]
+            mean_plain, mean_weighted = parallel.mean(torch.stack([plain, weighted]) / own_count)
+            slope = scale * precision * mean_weighted
+            offset = scale * mean_plain - slope * mean
         result = _rectify_gradient(gradient, y, scale, shift, offset.to(scale.dtype), slope.to(scale.dtype))
         of_weight = (weighted * precision.sqrt()).to(weight.dtype)
         return result, of_weight, plain.to(bias.dtype), None, None, None, None
@@ -132,7 +135,21 @@ def _rows(y: Tensor) -> Tensor:
     return y.reshape(-1, y.shape[-1])
 
 
+def _count(y: Tensor) -> int:
+    """Count the rows over which channels are normalised; every process has as many."""
+    return y.numel() // y.shape[-1] * parallel.n_processes()
+
+
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Give mean and biased variance of each channel over the samples of all processes."""
+    mean, variance = _own_moments(y)
+    if parallel.n_processes() == 1:
+        return mean, variance
+    whole, square = parallel.mean(torch.stack([mean, variance + mean.double() ** 2]).double())
+    return whole.to(mean.dtype), (square - whole**2).to(mean.dtype)
+
+
+def _own_moments(y: Tensor) -> tuple[Tensor, Tensor]:
     if native.suits(y) and not torch.compiler.is_compiling():
         return native.moments(_rows(y.detach().contiguous()))
     dtype = torch.promote_types(y.dtype, torch.float32)

@@ -284,7 +284,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., I) to (..., O)."""
-        return _Pointwise.apply(x, self.weightSph[..., 0], self.bias)
+        return _Pointwise.apply(x, self.weightSph[..., 0].to(x.dtype), self.bias.to(x.dtype))
 
 
 class _Pointwise(torch.autograd.Function):
