@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 import torch
@@ -77,6 +78,7 @@ def find_peaks(
     absolute_threshold: float = 0.0,
     min_separation: float = 25.0,
     device: str | torch.device = "cpu",
+    progress: Callable[[str, float], None] | None = None,
 ) -> Peaks:
     """Find the local maxima of even spherical functions given by their SH coefficients.
 
@@ -97,6 +99,8 @@ def find_peaks(
         Smallest angle between two kept peaks, degrees.
     device : str or torch.device
         Where to compute.
+    progress : callable, optional
+        Called with a text and the share done.
 
     Returns
     -------
@@ -118,6 +122,7 @@ def find_peaks(
     if l_max == 0:  # a constant has no maximum
         return Peaks(directions, amplitudes)
     search = _PeakSearch(l_max, torch.device(device))
+    done = count(1)  # its steps are atomic, in whatever thread
 
     def work(part: slice) -> None:
         chunk = coefficients[part]
@@ -129,6 +134,8 @@ def find_peaks(
             min_separation=max(min_separation, MERGE_ANGLE),
         )
         directions[part], amplitudes[part] = (array.cpu().numpy() for array in found)
+        if progress:
+            progress("peaks", next(done) / len(chunks))
 
     size = _VOXELS_PER_CHUNK if search.device.type == "cpu" else _VOXELS_PER_DEVICE_CHUNK
     chunks = [slice(start, start + size) for start in range(0, n, size)]

@@ -95,6 +95,7 @@ def dwi_run(root: Path, *, entities: dict[str, str] | None = None, **more: objec
         "source_uri": "bids:raw:sub-01/dwi/sub-01_dwi.nii.gz",
         "links": {"raw": root},
         "shape": (*SHAPE, 14),
+        "voxel_size": (2.0, 2.0, 2.0),
         "shells": ((0.0, 2), (1000.0, 12)),
     }
     return DWIRun(**values | more)

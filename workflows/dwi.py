@@ -21,7 +21,7 @@ from shd_bids.workflows.report import (
 from shd_bids.workflows.response import init_response_wf
 from shd_bids.workflows.tractography import init_tractography_wf
 
-__all__ = ["init_dwi_wf"]
+__all__ = ["init_dwi_wf", "memory_of_the_fit"]
 
 TISSUES = ("wm", "gm", "csf")
 BASE_GB = 0.7  # torch and what it loads
@@ -55,6 +55,14 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
     qc_wf = init_qc_wf(run=run, output_dir=settings.output_dir, n_facts=len(facts))
     _connect_facts(workflow, facts, qc_wf)
     return workflow
+
+
+def memory_of_the_fit(run: DWIRun, settings: Settings, *, use_gpu: bool) -> tuple[float, float]:
+    """Return the GB that the network may take, and those that the fit needs beside it."""
+    # as many fits run at once as fit into the processors, and share the memory
+    share = settings.mem * min(1.0, settings.omp_nthreads / settings.nprocs)
+    beside = BASE_GB + 3 * _image_gb(run)  # the image, its voxels in the mask, and the coefficients
+    return max(0.5, share - beside if use_gpu else min(share - beside, NETWORK_GB)), beside
 
 
 def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Node, str]:
@@ -103,11 +111,8 @@ def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: l
     """Add the fit, its figures and its sink."""
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, response_wf = workflow.get_node("gradients"), workflow.get_node("response_wf")
-    # as many fits run at once as fit into the processors, and share the memory
-    share = settings.mem * min(1.0, settings.omp_nthreads / settings.nprocs)
-    beside = BASE_GB + 3 * _image_gb(run)  # the image, its voxels in the mask, and the coefficients
     use_gpu = _may_use_gpu(settings.device)
-    network_gb = max(0.5, share - beside if use_gpu else min(share - beside, NETWORK_GB))
+    network_gb, beside = memory_of_the_fit(run, settings, use_gpu=use_gpu)
     fod_wf = init_fod_wf(
         fit=settings.fit,
         weights=settings.weights,

@@ -56,6 +56,8 @@ class DWIRun:
         Name of each data set used -> its root.
     shape : tuple of int
         Voxels along x, y, z, and volumes.
+    voxel_size : tuple of float
+        Along x, y, z, mm.
     n_mask : int, optional
         Voxels inside the mask, where there is one.
     shells : tuple of (float, int)
@@ -80,6 +82,7 @@ class DWIRun:
     spatial_reference: str = "orig"
     links: Mapping[str, Path] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
+    voxel_size: tuple[float, ...] = ()
     n_mask: int | None = None
     shells: tuple[tuple[float, int], ...] = ()
     notes: tuple[str, ...] = ()
@@ -116,7 +119,7 @@ class DWIRun:
         for name in ("dwi", "bval", "bvec", "grad_b", "mask"):
             values[name] = Path(values[name]) if values[name] is not None else None
         values["links"] = {name: Path(path) for name, path in values["links"].items()}
-        values |= {name: tuple(values[name]) for name in ("shape", "notes")}
+        values |= {name: tuple(values[name]) for name in ("shape", "voxel_size", "notes")}
         values["shells"] = tuple((bvalue, count) for bvalue, count in values["shells"])
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
@@ -476,7 +479,8 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
     try:
         table = _read_gradients(run, settings, volume)
         shells = tuple((shell.bvalue, len(shell.indices)) for shell in table.shells)
-        run = replace(run, shape=volume.shape, shells=shells)
+        sizes = tuple(round(float(size), 4) for size in volume.voxel_size)
+        run = replace(run, shape=volume.shape, voxel_size=sizes, shells=shells)
     except InputError as error:
         problems += error.problems
     try:

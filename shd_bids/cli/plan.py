@@ -1,25 +1,42 @@
 """What a call would do and what it takes, told before it starts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import expected_outputs
-from shd_bids.settings import Settings
+from shd_bids.settings import CHOICES, Settings
+from shd_bids.workflows.dwi import memory_of_the_fit
 
 GB = 1e9
 BRAIN_SHARE = 0.3  # of the field of view, where no mask is given
+WM_SHARE = 0.35  # of the brain, is seeded
+ACCEPTED = 0.7  # share of the seeds that give a streamline
+USUAL_LENGTH = 65.0  # mm, of a streamline
 FITTED_COEFFICIENTS = 190  # even degrees to 18
+COMPRESSED = 0.9  # what gzip leaves of float32 maps
 
-# Orders of magnitude from whole brains on two CPU cores; a call records its true times and memory.
-SECONDS_PER_VOXEL = {"response": 1e-4, "fod": 5e-3, "peaks": 2e-4, "full": 2e-3}
+# Seconds of one processor, measured on whole brains; a call records its true times and memory.
+START_SECONDS = 20.0  # interpreters, figures, report
+STAGE_SECONDS = {"gradients": 1.0, "response": 3.0, "fod": 5.0, "peaks": 3.0, "tractography": 4.0}
+GRADIENTS_PER_VALUE = 2e-7  # of the image
+RESPONSE_PER_VALUE = 3e-5  # in the mask
+FOD_PER_VOXEL = 5e-3
+PEAKS_PER_VOXEL = 4e-4
+TRACKING_PER_VOXEL = 5e-5  # table of amplitudes
+TRACKING_PER_POINT = {"det": 8e-6, "prob": 8e-6, "ptt": 5e-5}
+STEP_SHARE = {"det": 0.5, "prob": 0.5, "ptt": 0.2}  # of a voxel, where --step-size is auto
+ADAPTATION_STEPS = {True: 60, False: 400}  # at most: from given weights, from none
+SECONDS_PER_STEP = 4.0
+THREADS_GAIN = 0.9  # exponent: two processors take 0.54 of the time of one
 SECONDS_ON_GPU = 0.1  # share of the CPU's time that the network takes on a GPU
-SUBJECT_SECONDS = 600.0  # a fit to one image stops by itself after this long, or after --max-steps
-SECONDS_PER_STEP = 1.0
-BASE_GB = 1.2  # interpreter, torch, tables
-NETWORK_GB_PER_VOXEL = 4.5e-4  # of a tile; tiles shrink until they fit into --mem
-STREAMLINE_BYTES = 60 * 12  # points of a usual streamline at half a voxel, three float32 each
+
+BASE_GB = 0.7  # interpreter, torch, tables
+TRACKING_GB = 1.8  # amplitudes and batches of streamlines
+NETWORK_GB_PER_VOXEL = 2e-4  # tiles shrink until they fit into what the stage may take
+POINT_BYTES = 12
 
 
 def make_plan(
@@ -40,6 +57,7 @@ def make_plan(
     """
     series = [_plan_run(run, settings, device=device, is_done=is_done[run.key]) for run in runs]
     waiting = [item for item in series if not item["done"]]
+    at_once = max(1, min(len(waiting), settings.nprocs // settings.omp_nthreads))
     return {
         "bids_dir": str(settings.bids_dir),
         "output_dir": str(settings.output_dir),
@@ -51,8 +69,8 @@ def make_plan(
         "memory_limit_gb": settings.mem,
         "series": series,
         "expected": {
-            "memory_gb": max((item["expected"]["memory_gb"] for item in waiting), default=0),
-            "minutes": round(sum(item["expected"]["minutes"] for item in waiting), 1),
+            "minutes": round(sum(item["expected"]["minutes"] for item in waiting) / at_once, 1),
+            "memory_gb": round(sum(sorted(item["expected"]["memory_gb"] for item in waiting)[-at_once:]), 1),
             "disk_gb": round(sum(item["expected"]["disk_gb"] for item in waiting), 2),
         },
     }
@@ -71,12 +89,14 @@ def format_plan(plan: dict[str, Any]) -> str:
         lines += [
             "",
             f"{item['series']}" + ("   (done by an earlier call, skipped)" if item["done"] else ""),
-            f"  image   {item['dwi']}  {' x '.join(map(str, item['shape']))}",
+            f"  image   {item['dwi']}  {' x '.join(map(str, item['shape']))}, "
+            f"{' x '.join(f'{size:g}' for size in item['voxel_size'])} mm",
             f"  table   {', '.join(item['gradients'])}  shells "
             + ", ".join(f"b={shell['b']:.0f}: {shell['volumes']}" for shell in item["shells"]),
             f"  mask    {item['mask'] or 'estimated from the b=0 image'}  ({item['voxels']} voxels)",
             *(f"  note    {note}" for note in item["notes"]),
             f"  expect  {_cost(expected)}",
+            "  minutes " + ", ".join(f"{stage} {value:g}" for stage, value in expected["stage_minutes"].items()),
             "  writes",
             *(f"    {name}" for name in item["outputs"]),
         ]
@@ -93,17 +113,25 @@ def _plan_run(run: DWIRun, settings: Settings, *, device: str, is_done: bool) ->
         Path(), run, level=settings.level, method=settings.tracking_algorithm, formats=settings.tractogram_format
     )
     gradients = (run.grad_b,) if run.grad_b else (run.bval, run.bvec)
+    on_gpu = device.startswith("cuda")
+    seconds = _stage_seconds(run, settings, on_gpu=on_gpu)
     return {
         "series": run.prefix,
         "done": is_done,
         "dwi": run.source_uri,
         "shape": list(run.shape),
+        "voxel_size": list(run.voxel_size),
         "gradients": [str(path) for path in gradients],
         "shells": [{"b": round(b, 1), "volumes": n} for b, n in run.shells],
         "mask": run.mask_uri or (str(run.mask) if run.mask else None),
         "voxels": _n_voxels(run),
         "notes": list(run.notes),
-        "expected": _expected(run, settings, on_gpu=device.startswith("cuda")),
+        "expected": {
+            "minutes": round((START_SECONDS + sum(seconds.values())) / 60, 1),
+            "stage_minutes": {stage: round(value / 60, 1) for stage, value in seconds.items()},
+            "memory_gb": round(_memory_gb(run, settings, on_gpu=on_gpu), 1),
+            "disk_gb": round(_disk_gb(run, settings), 2),
+        },
         "outputs": [path.as_posix() for path in outputs],
     }
 
@@ -117,29 +145,69 @@ def _n_voxels(run: DWIRun) -> int:
     return run.n_mask or round(BRAIN_SHARE * x * y * z)
 
 
-def _expected(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str, float]:
-    """Return minutes, GB of memory and GB of disk that one series takes, roughly."""
+def _stage_seconds(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str, float]:
+    """Return how long each stage of one series takes."""
     n_voxels, n_volumes = _n_voxels(run), run.shape[3]
-    n_grid = run.shape[0] * run.shape[1] * run.shape[2]
-    stages = list(SECONDS_PER_VOXEL)[: list(SECONDS_PER_VOXEL).index(settings.level) + 1]
-    seconds = {stage: SECONDS_PER_VOXEL[stage] * n_voxels for stage in stages}
-    if "fod" in seconds:
-        if settings.fit == "subject":
-            steps = settings.max_steps
-            seconds["fod"] += SUBJECT_SECONDS if steps is None else steps * SECONDS_PER_STEP
-        seconds["fod"] *= SECONDS_ON_GPU if on_gpu else 1.0
-    signal, fitted = 4 * n_grid * n_volumes, 4 * n_voxels * FITTED_COEFFICIENTS
-    memory = BASE_GB + (2 * signal + 3 * fitted) / GB
-    if "fod" in seconds:
-        memory = max(memory, min(settings.mem, memory + NETWORK_GB_PER_VOXEL * n_voxels))
-    n_stored = (settings.fod_lmax + 1) * (settings.fod_lmax + 2) // 2
-    streamlines = (
-        (settings.select or settings.seeds * n_voxels // 3) * STREAMLINE_BYTES * len(settings.tractogram_format)
+    threads = settings.omp_nthreads**THREADS_GAIN
+    fod = FOD_PER_VOXEL * n_voxels
+    if settings.fit == "subject":
+        steps = ADAPTATION_STEPS[settings.weights != "none"] if settings.max_steps is None else settings.max_steps
+        fod += steps * SECONDS_PER_STEP
+    tracking = (
+        TRACKING_PER_VOXEL * n_voxels
+        + _n_seeds(run, settings) * _points(run, settings) * (TRACKING_PER_POINT[settings.tracking_algorithm])
     )
-    stored = 4 * n_voxels * (n_stored + 4 * settings.peak_max + 15)
-    work = 2 * stored + fitted + streamlines
-    return {
-        "minutes": round(sum(seconds.values()) / 60 + 0.5, 1),
-        "memory_gb": round(memory, 1),
-        "disk_gb": round((stored + streamlines + work) / GB, 2),
+    seconds = {
+        "gradients": GRADIENTS_PER_VALUE * math.prod(run.shape),
+        "response": 0.0 if settings.responses else RESPONSE_PER_VALUE * n_voxels * n_volumes,
+        "fod": fod * (SECONDS_ON_GPU if on_gpu else 1 / threads),
+        "peaks": PEAKS_PER_VOXEL * n_voxels * (SECONDS_ON_GPU if on_gpu else 1 / threads),
+        "tractography": tracking / threads,
     }
+    stages = list(seconds)[: 2 + CHOICES["level"].index(settings.level)]
+    return {stage: STAGE_SECONDS[stage] + seconds[stage] for stage in stages}
+
+
+def _n_seeds(run: DWIRun, settings: Settings) -> float:
+    """Return how many seeds are tracked; enough streamlines end it early."""
+    every = settings.seeds * WM_SHARE * _n_voxels(run)
+    return min(every, settings.select / ACCEPTED) if settings.select else every
+
+
+def _points(run: DWIRun, settings: Settings) -> float:
+    """Return the points of a usual streamline."""
+    step = settings.step_size or min(run.voxel_size) * STEP_SHARE[settings.tracking_algorithm]
+    return USUAL_LENGTH / step
+
+
+def _memory_gb(run: DWIRun, settings: Settings, *, on_gpu: bool) -> float:
+    """Return the memory of the largest stage."""
+    if settings.level == "response":
+        return BASE_GB + 8 * math.prod(run.shape) / GB
+    network, beside = memory_of_the_fit(run, settings, use_gpu=on_gpu)
+    needed = [beside + min(network, NETWORK_GB_PER_VOXEL * _n_voxels(run))]
+    if settings.level == "full":
+        needed.append(TRACKING_GB)
+    return max(needed)
+
+
+def _disk_gb(run: DWIRun, settings: Settings) -> float:
+    """Return the size of the results, and of what is kept beside them until a series is done.
+
+    On one file system results and work folder share their files.
+    """
+    n_voxels = _n_voxels(run)
+    n_stored = (settings.fod_lmax + 1) * (settings.fod_lmax + 2) // 2
+    results = 4 * COMPRESSED * n_voxels * (n_stored + 4 * settings.peak_max + 15)
+    work = 4 * n_voxels * FITTED_COEFFICIENTS
+    if settings.level == "full":
+        points = ACCEPTED * _n_seeds(run, settings) * _points(run, settings)
+        results += points * POINT_BYTES * len(settings.tractogram_format)
+    copies = 1 if _shares_disk(settings.output_dir, settings.work_dir) else 2
+    return (copies * results + work) / GB
+
+
+def _shares_disk(*folders: Path) -> bool:
+    """Say whether folders, which need not exist yet, are on one file system."""
+    existing = (next(path for path in (folder, *folder.parents) if path.exists()) for folder in folders)
+    return len({path.stat().st_dev for path in existing}) == 1

@@ -32,6 +32,7 @@ __all__ = [
 FAILURE_FILE = "failure.json"
 FACTS_DIR = "facts"
 PROGRESS_INTERVAL = 10.0  # seconds between two lines of one stage
+BAR_WIDTH = 20
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +73,32 @@ def qc_column(value: float | int | str | None, description: str, units: str | No
 
 
 def log_progress(label: str) -> Callable[[str, float], None]:
-    """Return a callback ``(what, share in [0, 1])`` that logs a line when ``what`` changes, and every few seconds."""
-    state: dict[str, Any] = {"what": None, "time": 0.0}
+    """Return a callback ``(what, share in [0, 1])`` that logs a bar when ``what`` changes, and every few seconds.
+
+    Stages run side by side in processes of their own, and often into a log file: each bar is a line.
+    """
+    state: dict[str, Any] = {"what": None, "told": 0.0, "first": (0.0, 0.0)}
 
     def progress(what: str, share: float) -> None:
         now = time.monotonic()
-        if what == state["what"] and now - state["time"] < PROGRESS_INTERVAL and share < 1:
+        is_new = what != state["what"]
+        if is_new:
+            state.update(what=what, first=(now, share))
+        if not is_new and now - state["told"] < PROGRESS_INTERVAL and share < 1:
             return
-        state.update(what=what, time=now)
-        logger.info("%s: %s %3d %%", label, what, 100 * share)  # 100 only when done
+        state["told"] = now
+        started, first = state["first"]
+        left = ""
+        if first < share < 1:
+            left = f", {_duration((now - started) * (1 - share) / (share - first))} left"
+        bar = "#" * int(BAR_WIDTH * share)
+        logger.info("%s: %s [%s] %3d %%%s", label, what, bar.ljust(BAR_WIDTH, "."), 100 * share, left)  # 100 when done
 
     return progress
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 class StageInputSpec(BaseInterfaceInputSpec):

@@ -5,7 +5,7 @@ from typing import Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column
+from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, log_progress, qc_column
 
 __all__ = ["FindPeaks"]
 
@@ -21,6 +21,7 @@ def find_image_peaks(
     absolute_threshold: float | None,
     min_separation: float,
     device: str,
+    label: str,
     out_dir: Path,
 ) -> dict[str, Any]:
     """Find the fibre directions of every voxel and write them with the density maps.
@@ -37,6 +38,8 @@ def find_image_peaks(
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     absolute_threshold : float, optional
         Smallest amplitude; from the voxels of fluid where absent.
+    label : str
+        Names the stage in progress lines.
     out_dir : Path
         Gets one image per map.
     """
@@ -63,6 +66,7 @@ def find_image_peaks(
         absolute_threshold=absolute_threshold,
         min_separation=min_separation,
         device=where,
+        progress=log_progress(label),
     )
     total = afd_total(coefficients)
     maps = {
@@ -143,3 +147,4 @@ class FindPeaks(StageInterface):
     input_spec = _FindPeaksInputSpec
     output_spec = _FindPeaksOutputSpec
     function = staticmethod(find_image_peaks)
+    wants = ("label",)

@@ -170,16 +170,38 @@ class TestPlan:
         assert first["shells"] == [{"b": 0.0, "volumes": 2}, {"b": 1000.0, "volumes": 12}]
         assert first["mask"].endswith("sub-01_desc-brain_mask.nii.gz")
         assert first["voxels"] == 64
-        assert set(first["expected"]) == {"memory_gb", "minutes", "disk_gb"}
+        assert set(first["expected"]) == {"memory_gb", "minutes", "stage_minutes", "disk_gb"}
+        assert list(first["expected"]["stage_minutes"]) == ["gradients", "response", "fod", "peaks"]
         assert "sub-01/dwi/sub-01_space-orig_model-shdtv_param-wm_dwimap.nii.gz" in first["outputs"]
         assert not any("tractogram" in name for name in first["outputs"])
         assert plan["device"] in ("cpu",) or plan["device"].startswith("cuda")
         assert not out.exists()
 
+    def test_what_takes_longer_is_said_to_take_longer(self, raw, out, capsys):
+        def expected(*words):
+            assert call(raw, out, "--dry-run=json", "--nprocs", "4", "--mem", "8G", *words) == 0
+            return json.loads(capsys.readouterr().out)["expected"]
+
+        usual = expected("--seeds", "10000")
+        assert expected("--seeds", "10000", "--tracking-algorithm", "ptt")["minutes"] > 5 * usual["minutes"]
+        assert expected("--seeds", "10000", "--select", "10")["minutes"] < usual["minutes"]
+        assert expected("--seeds", "10000", "--omp-nthreads", "1", "--level", "peaks")["minutes"] < usual["minutes"]
+        assert expected("--fit", "subject", "--max-steps", "900")["minutes"] > 5
+        assert usual["memory_gb"] <= 8
+        assert expected("--seeds", "10000", "--tractogram-format", "tck", "trx")["disk_gb"] > 1.9 * usual["disk_gb"]
+
     def test_text(self, raw, out, capsys):
         assert call(raw, out, "--dry-run") == 0
         text = capsys.readouterr().out
-        for part in ("b=1000: 12", "_tractogram.trx", "GB memory", "desc-brain_mask", "sub-02"):
+        for part in (
+            "b=1000: 12",
+            "2 x 2 x 2 mm",
+            "tractography 0.",
+            "_tractogram.trx",
+            "GB memory",
+            "desc-brain_mask",
+            "sub-02",
+        ):
             assert part in text
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from shd_bids.exceptions import InputError
+from shd_bids.interfaces import base
 from shd_bids.interfaces.base import Failure, log_progress, read_failure, write_failure
 from tests.interfaces.stage_functions import Double, Fail, Refuse
 
@@ -65,14 +66,18 @@ def test_hash_depends_on_version_and_values_only():
     assert Double(value=1.0).inputs.get_hashval()[1] != Double(value=2.0).inputs.get_hashval()[1]
 
 
-def test_progress_is_told_sparingly(caplog):
+def test_progress_is_told_sparingly_and_with_the_time_left(caplog, monkeypatch):
+    clock = iter([0.0, 3.0, 12.0, 300.0, 301.0, 302.0])
+    monkeypatch.setattr(base.time, "monotonic", lambda: next(clock))
     progress = log_progress("sub-01 fod")
     with caplog.at_level("INFO", logger="shd_bids"):
-        for share in (0.0, 0.1, 0.2, 1.0):
+        for share in (0.0, 0.1, 0.25, 0.5, 1.0):
             progress("fit", share)
-        progress("maps", 0.5)
+        progress("maps", 0.99)
     assert [record.getMessage() for record in caplog.records] == [
-        "sub-01 fod: fit   0 %",
-        "sub-01 fod: fit 100 %",
-        "sub-01 fod: maps  50 %",
+        "sub-01 fod: fit [....................]   0 %",
+        "sub-01 fod: fit [#####...............]  25 %, 36 s left",
+        "sub-01 fod: fit [##########..........]  50 %, 5 min left",
+        "sub-01 fod: fit [####################] 100 %",
+        "sub-01 fod: maps [###################.]  99 %",
     ]
