@@ -64,13 +64,28 @@ class _BoxSum(torch.autograd.Function):
         return _box_sum(gradient, *ctx.tables), None, None, None, None, None
 
 
-def _box_sum(x: Tensor, index: Tensor, ranges: list[Tensor], factor: float) -> Tensor:
+class _Ranges:
+    """Source voxels of each result along one axis, as a table (2, X'): the first, and one past the last."""
+
+    def __init__(self, table: Tensor):
+        self.table = table
+        self.longest = int((table[1] - table[0]).max())  # one or two
+        self._copies = {table.device: table}
+
+    def on(self, device: torch.device) -> Tensor:
+        """Give the table on a device; it is sent there once, as each sending would wait for all work queued before."""
+        if device not in self._copies:
+            self._copies[device] = self.table.to(device)
+        return self._copies[device]
+
+
+def _box_sum(x: Tensor, index: Tensor, ranges: list[_Ranges], factor: float) -> Tensor:
     if native.suits(x) and not torch.compiler.is_compiling():
-        return native.box_sum(x.contiguous(), index, ranges, factor)
-    for dim, (start, end) in zip((2, 3, 4), ranges, strict=True):
-        start, end = start.to(x.device), end.to(x.device)
+        return native.box_sum(x.contiguous(), index, [axis.table for axis in ranges], factor)
+    for dim, axis in zip((2, 3, 4), ranges, strict=True):
+        start, end = axis.on(x.device)
         total = x.index_select(dim, start)
-        if int((end - start).max()) == 2:  # a box is one or two voxels long
+        if axis.longest == 2:
             second = x.index_select(dim, (start + 1).clamp(max=x.shape[dim] - 1))
             there = (end - start == 2).to(x.dtype).view(-1, *[1] * (5 - dim))
             total = total + second * there
@@ -78,39 +93,36 @@ def _box_sum(x: Tensor, index: Tensor, ranges: list[Tensor], factor: float) -> T
     return x[index.flatten()].unflatten(0, (-1, index.shape[1])).sum(1) * factor
 
 
-# Tables of one axis: row 0 the first, row 1 one past the last source of each result.
-
-
 @lru_cache
-def _pairs(size: int, stride: int) -> Tensor:
+def _pairs(size: int, stride: int) -> _Ranges:
     """Voxels averaged into each coarse voxel."""
     start = torch.arange(0, size - 1, stride) if stride else torch.arange(size)
-    return torch.stack([start, start + (2 if stride else 1)])
+    return _Ranges(torch.stack([start, start + (2 if stride else 1)]))
 
 
 @lru_cache
-def _pair_owners(size: int, stride: int) -> Tensor:
+def _pair_owners(size: int, stride: int) -> _Ranges:
     """Coarse voxels that each voxel goes into."""
-    return _transposed(_pairs(size, stride), size)
+    return _transposed(_pairs(size, stride).table, size)
 
 
 @lru_cache
-def _sources(size: int, stride: int) -> Tensor:
+def _sources(size: int, stride: int) -> _Ranges:
     """Coarse voxel that each voxel copies: nearest by size, as published."""
     full = (size - 1) * stride + 2 if stride else size
     source = torch.arange(full) * size // full
-    return torch.stack([source, source + 1])
+    return _Ranges(torch.stack([source, source + 1]))
 
 
 @lru_cache
-def _source_owners(size: int, stride: int) -> Tensor:
+def _source_owners(size: int, stride: int) -> _Ranges:
     """Voxels that copy each coarse voxel."""
-    return _transposed(_sources(size, stride), size)
+    return _transposed(_sources(size, stride).table, size)
 
 
-def _transposed(table: Tensor, size: int) -> Tensor:
+def _transposed(table: Tensor, size: int) -> _Ranges:
     """Give for each of ``size`` sources the range of results that use it (ranges are monotonic)."""
     source = torch.arange(size)[:, None]
     used = (table[0] <= source) & (source < table[1])  # (size, results)
     start = used.int().argmax(1)
-    return torch.stack([start, start + used.sum(1)])
+    return _Ranges(torch.stack([start, start + used.sum(1)]))
