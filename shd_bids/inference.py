@@ -48,6 +48,7 @@ _MODEL_ERROR = 0.03  # share of the b=0 signal by which responses miss the signa
 _AMPLITUDE_SPREAD = 0.15  # typical error of the network's tissue fractions
 _DESCENT_STEPS = 30
 _LEAST_TILE_BYTES = 200 * 2**20  # below this a tile is mostly halo
+_SHARE_OF_FREE = 0.8  # of a GPU's memory; the rest is for its libraries and for what others start there
 _VOXELS_PER_CHUNK = 16384  # bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB
 
 
@@ -297,12 +298,11 @@ def predict(
         wm[target] = (positive[0] @ to_sh.to(positive.device).T).cpu().numpy()
         fractions[target] = positive[1:].mean(dim=-1).T.cpu().numpy()
 
-    memory = int(memory_gb * 2**30)
-    folded = net.folded().to(device, dtype)
+    bound = memory = _memory_bytes(device, memory_gb)
     while True:
         try:
             apply_in_tiles(
-                folded,
+                net.folded().to(device, dtype),
                 mask,
                 read=reader(device),
                 write=write,
@@ -311,16 +311,27 @@ def predict(
             )
             return wm, fractions
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+            if memory // 2 < _LEAST_TILE_BYTES and not fall_back:
+                raise
             memory //= 2
-            if memory < _LEAST_TILE_BYTES:
-                if not fall_back:
-                    raise
-                logger.warning("the device has too little memory even for small tiles: going on with the CPU")
-                device, memory, dtype = torch.device("cpu"), int(memory_gb * 2**30), torch.float32
-                folded = net.folded().to(device, dtype)
-            else:
-                logger.warning("out of memory on the device: going on with tiles of %d MB", memory // 2**20)
+        except ValueError:  # no tile is as small as what was left to try
+            if memory == bound or not fall_back:
+                raise
+            memory = 0
+        # Not in the handlers: while they run, the traceback holds the tensors of what failed.
+        torch.cuda.empty_cache()
+        if memory < _LEAST_TILE_BYTES:
+            logger.warning("the device has too little memory even for small tiles: going on with the CPU")
+            device, dtype = torch.device("cpu"), torch.float32
+            bound = memory = _memory_bytes(device, memory_gb)
+        else:
+            logger.warning("out of memory on the device: going on with tiles of %d MB", memory // 2**20)
+
+
+def _memory_bytes(device: torch.device, memory_gb: float) -> int:
+    """Give what the network may use: no more than asked, and on a GPU no more than most of what is free there."""
+    asked = int(memory_gb * 2**30)
+    return asked if device.type == "cpu" else min(asked, int(_SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]))
 
 
 def _set_precision(precision: str) -> None:

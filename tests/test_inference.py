@@ -71,6 +71,64 @@ def test_little_memory_gives_the_same_result(scene, weights):
     np.testing.assert_allclose(tiled.wm, whole.wm, rtol=1e-4, atol=1e-5)
 
 
+class Device:
+    """A stand-in for tiles on a device that runs out of memory, and a record of what was tried."""
+
+    def __init__(self, monkeypatch, *, fails):
+        self.tried, self._fails, self._tiles = [], fails, inference.apply_in_tiles
+        monkeypatch.setattr(inference, "apply_in_tiles", self)
+
+    def __call__(self, net, mask, *, memory_bytes, **options):
+        self.tried.append(memory_bytes / 2**30)
+        if len(self.tried) <= len(self._fails):
+            raise self._fails[len(self.tried) - 1]
+        self._tiles(net, mask, memory_bytes=memory_bytes, **options)
+
+
+def test_a_device_out_of_memory_gets_smaller_tiles_then_the_cpu_goes_on(scene, weights, monkeypatch, caplog):
+    expected = fit_fod(*scene, weights=weights, device="cpu")
+    for fails, tried in (
+        ([torch.OutOfMemoryError()] * 2, [8, 4, 2]),
+        ([torch.OutOfMemoryError(), ValueError("not enough for the smallest tile")], [8, 4, 8]),
+        ([torch.OutOfMemoryError()] * 6, [8, 4, 2, 1, 0.5, 0.25, 8]),
+    ):
+        with monkeypatch.context() as patch:
+            device = Device(patch, fails=fails)
+            found = fit_fod(*scene, weights=weights, device="auto", memory_gb=8.0)
+        assert device.tried == tried
+        np.testing.assert_array_equal(found.wm, expected.wm)
+    assert "going on with tiles of 4096 MB" in caplog.text and "going on with the CPU" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "fails", [[torch.OutOfMemoryError()] * 6, [torch.OutOfMemoryError(), ValueError("not enough")]]
+)
+def test_who_insists_on_a_device_is_told_that_its_memory_is_not_enough(scene, weights, monkeypatch, fails):
+    Device(monkeypatch, fails=fails)
+    with pytest.raises(type(fails[-1])):
+        fit_fod(*scene, weights=weights, device="cpu", memory_gb=8.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "atol"), [("float32", 1e-4), ("tf32", 5e-3), ("bf16", 3e-2)])
+def test_a_gpu_gives_the_result_of_the_cpu(scene, weights, precision, atol):
+    here = fit_fod(*scene, weights=weights, device="cpu")
+    there = fit_fod(*scene, weights=weights, device="cuda", precision=precision)
+    assert "cuda" in there.info["device"] and there.info["peak_gpu_mb"] > 0
+    np.testing.assert_allclose(there.wm, here.wm, atol=atol)
+
+
+@pytest.mark.gpu
+def test_a_gpu_without_free_memory_leaves_the_work_to_the_cpu(scene, weights):
+    expected = fit_fod(*scene, weights=weights, device="cpu")
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        found = fit_fod(*scene, weights=weights, device="auto")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    np.testing.assert_allclose(found.wm, expected.wm, atol=1e-4)
+
+
 def test_residual_of_a_shell_is_that_of_its_volumes(scene, weights):
     signal, mask, gradients, responses = scene
     result = fit_fod(*scene, weights=weights, device="cpu")
