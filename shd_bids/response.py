@@ -14,10 +14,11 @@ from scipy.optimize import nnls
 from scipy.special import eval_legendre
 
 from shd_bids.exceptions import InputError
-from shd_bids.gradients import GradientTable, fit_tensor, fractional_anisotropy
+from shd_bids.gradients import GradientTable
 from shd_bids.peaks import find_peaks
 from shd_bids.sphere.harmonics import degrees, sh_basis, zonal_factors
 from shd_bids.sphere.healpix import hemisphere
+from shd_bids.tensor import fit_tensor, fractional_anisotropy
 
 Y00 = np.sqrt(1 / (4 * np.pi))
 L_MAX = (

@@ -1,4 +1,4 @@
-"""Gradient tables: frames, shells, checks, and the test of their orientation."""
+"""Gradient tables: frames, shells and checks."""
 
 import itertools
 import json
@@ -12,10 +12,6 @@ from shd_bids import gradients, simulation
 from shd_bids.exceptions import GradientError
 from shd_bids.gradients import (
     GradientTable,
-    check_orientation,
-    corrected,
-    fit_tensor,
-    fractional_anisotropy,
     fsl_to_world,
     gradient_table,
     image_rotation,
@@ -302,111 +298,3 @@ def test_selection_keeps_rows_and_shells(rng):
 
 
 # --- tensors and orientation
-
-
-def test_tensor_of_a_tensor_signal_is_exact(rng, protocol):
-    axes = np.linalg.qr(rng.normal(size=(50, 3, 3)))[0]
-    truth = axes @ (np.array([1.7e-3, 0.4e-3, 0.2e-3]) * axes).swapaxes(1, 2)
-    exponent = np.einsum("g,gi,gj,nij->ng", protocol.bvals, protocol.directions, protocol.directions, truth)
-    fitted = fit_tensor(rng.uniform(10, 2000, (50, 1)) * np.exp(-exponent), protocol)
-    np.testing.assert_allclose(fitted, truth, atol=1e-9)
-
-
-def test_tensor_of_nothing_is_zero(protocol):
-    tensors = fit_tensor(np.zeros((3, protocol.n_volumes)), protocol)
-    np.testing.assert_array_equal(tensors, 0)
-    np.testing.assert_array_equal(fractional_anisotropy(tensors), 0)
-
-
-def test_fa_on_paper():
-    stick, ball = np.diag([1.0, 0, 0]), np.eye(3)
-    np.testing.assert_allclose(fractional_anisotropy(np.stack([stick, ball])), [1, 0], atol=1e-7)
-
-
-def thin_bundles(rng) -> tuple[simulation.Bundle, ...]:
-    """Straight tubes across a cube of 28 voxels, as oblique as white matter is."""
-    s = np.arange(-28, 28, 0.25)[:, None]
-    return tuple(
-        simulation.Bundle(rng.uniform(4, 24, 3) + s * direction, np.full(len(s), 1.3))
-        for direction in simulation.uniform_directions(rng, 6)
-    )
-
-
-@pytest.fixture(scope="module")
-def head():
-    """A noisy phantom, stored with unequal voxels and an oblique affine."""
-    rng = np.random.default_rng(3)
-    table = simulation.make_gradients(rng, {1000.0: 20}, n_b0=1)
-    bundles = tuple(bundle for _ in range(3) for bundle in thin_bundles(rng))
-    phantom = simulation.build_phantom(bundles, (28, 28, 28))
-    affine = affine_of(turn(25, 2) @ turn(-20, 0), (2, 2, 3))
-    rotation = image_rotation(affine)
-    in_image_axes = GradientTable.from_dict(table.to_dict() | {"directions": (table.directions @ rotation).tolist()})
-    micro = simulation.draw_microstructure(rng, len(phantom.bundles))
-    signal = simulation.add_noise(simulation.noiseless_signal(phantom, micro, in_image_axes), 0.05, rng)
-    return signal, np.ones(signal.shape[:3], bool), table, affine
-
-
-def disturbed(table: GradientTable, affine: np.ndarray, matrix: np.ndarray) -> GradientTable:
-    axes = image_rotation(affine)
-    turned = table.directions @ (axes @ matrix @ axes.T).T
-    return GradientTable.from_dict(table.to_dict() | {"directions": turned.tolist()})
-
-
-def test_right_directions_are_found_right(head):
-    signal, mask, table, affine = head
-    check = check_orientation(signal, mask, table, affine)
-    assert check.is_given_best
-    assert check.is_conclusive
-    assert len(check.scores) == 24
-    assert check.scores[0][0] == "x,y,z"
-    np.testing.assert_array_equal(check.best_transform, np.eye(3))
-    assert corrected(table, check, affine) is table
-
-
-def test_wrong_orientations_are_found_and_undone(head):
-    signal, mask, table, affine = head
-    candidates = check_orientation(signal, mask, table, affine).scores
-    assert len({str(np.abs(m).tolist()) for _, m, _ in candidates}) == 6
-    for label, matrix, _ in candidates[1::4]:  # from near misses to the worst
-        wrong = disturbed(table, affine, matrix)
-        check = check_orientation(signal, mask, wrong, affine)
-        assert not check.is_given_best, label
-        assert check.best > check.given
-        repaired = corrected(wrong, check, affine).directions[1:]
-        np.testing.assert_allclose(np.abs((repaired * table.directions[1:]).sum(1)), 1, atol=1e-9, err_msg=label)
-
-
-def test_small_pieces_give_no_false_alarm(head, rng):
-    signal, mask, table, affine = head
-    for corner in rng.integers(0, 18, size=(10, 3)):
-        piece = tuple(slice(start, start + 10) for start in corner)
-        assert check_orientation(signal[piece], mask[piece], table, affine).is_given_best
-
-
-def test_noise_cannot_be_judged(rng, protocol):
-    signal = simulation.add_noise(np.full((12, 12, 12, 32), 1.0), 0.1, rng)
-    check = check_orientation(signal, np.ones((12, 12, 12), bool), protocol, np.eye(4))
-    assert check.is_given_best
-    assert not check.is_conclusive
-    assert "cannot be judged" in check.message
-
-
-def test_nothing_to_look_at_cannot_be_judged(protocol):
-    check = check_orientation(np.zeros((5, 5, 5, 32)), np.zeros((5, 5, 5), bool), protocol, np.eye(4))
-    assert check.is_given_best
-    assert not check.is_conclusive
-
-
-def test_few_slices_are_judged_in_plane_only_and_not_fixed(head):
-    signal, mask, table, affine = head
-    slices = np.s_[:, :, [4, 11, 18]]
-    check = check_orientation(signal[slices], mask[slices], table, affine)
-    assert check.is_given_best
-    assert len(check.scores) == 4
-    mirrored = disturbed(table, affine, np.diag([-1.0, 1, 1]))
-    check = check_orientation(signal[slices], mask[slices], mirrored, affine)
-    assert not check.is_given_best
-    assert not check.is_fixable
-    with pytest.raises(GradientError, match="too few slices"):
-        corrected(mirrored, check, affine)

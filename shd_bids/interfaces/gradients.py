@@ -15,8 +15,9 @@ from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutput
 if TYPE_CHECKING:
     import numpy as np
 
-    from shd_bids.gradients import GradientTable, OrientationCheck
+    from shd_bids.gradients import GradientTable
     from shd_bids.images import Volume
+    from shd_bids.orientation import OrientationCheck
 
 __all__ = ["PrepareGradients", "RequireOrientation"]
 
@@ -139,7 +140,7 @@ def _checked(
     volume: "Volume", mask: "np.ndarray", table: "GradientTable", *, name: str, action: str
 ) -> tuple["GradientTable", "OrientationCheck | None", str | None]:
     """Test the directions against the data; return the table to use, the outcome, and why to stop, where to stop."""
-    from shd_bids.gradients import check_orientation, corrected
+    from shd_bids.orientation import check_orientation, corrected
 
     if action == "off":
         return table, None, None
