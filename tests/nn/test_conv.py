@@ -108,6 +108,18 @@ def test_operator_has_the_gradients_of_the_spectral_form(generator, relu):
 
 
 @needs_kernel
+def test_compiled_layer_is_one_graph(generator):
+    conv = make((3, 2), 4, dtype=torch.float32)
+    inputs = [torch.randn(24, 2, 3, 2, 2, f, generator=generator) for f in (3, 2)]
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+    results = []
+    for evaluate in (conv, compiled):
+        y = evaluate(*inputs, relu=True)
+        results.append([y, *torch.autograd.grad(y.square().sum(), conv.parameters())])
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+@needs_kernel
 def test_threads_do_not_change_the_result(generator, monkeypatch):
     conv = make((16,), 16, nside=4, dtype=torch.float32)
     x = torch.randn(96, 3, 4, 3, 3, 16, generator=generator)

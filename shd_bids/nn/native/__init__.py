@@ -84,7 +84,12 @@ _SIGNATURES = {
 
 def suits(*tensors: Tensor) -> bool:
     """Say whether the kernel can take these tensors: float32 on the CPU, and a kernel there."""
-    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and library() is not None
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and _is_there()
+
+
+@torch.compiler.assume_constant_result
+def _is_there() -> bool:
+    return library() is not None
 
 
 def keep_freed_memory() -> None:
