@@ -98,6 +98,7 @@ def fit_fod(
     device: str = "auto",
     precision: str = "float32",
     lambda_tv: float = 0.5,
+    tv_penalty: str = "squared",
     max_steps: int | None = None,
     memory_gb: float = 8.0,
     seed: int = 0,
@@ -126,6 +127,8 @@ def fit_fod(
         Of the network.
     lambda_tv : float
         Weight of the smoothness term when adapting.
+    tv_penalty : {"squared", "absolute"}
+        Its form, see :func:`shd_bids.losses.smoothness`.
     max_steps : int or None
         Steps of the adaptation; None chooses by the number of voxels.
     memory_gb : float
@@ -163,6 +166,7 @@ def fit_fod(
             weights=weights,
             device=where,
             lambda_tv=lambda_tv,
+            tv_penalty=tv_penalty,
             max_steps=max_steps,
             seed=seed,
             checkpoint=checkpoint,
@@ -307,6 +311,7 @@ def predict(
                 read=reader(device),
                 write=write,
                 memory_bytes=memory,
+                support=mask,
                 progress=lambda p: progress("fod", p),
             )
             return wm, fractions

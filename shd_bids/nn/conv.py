@@ -72,6 +72,21 @@ class SpatioSphericalConv(nn.Module):
         y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
         return y.relu() if relu else y
 
+    def on_planes(self, *inputs: Tensor, planes: slice, relu: bool = False) -> Tensor:
+        """Give some planes of x of what :meth:`forward` gives for one sample (V, 1, X, Y, Z, I_j), without gradients."""
+        if native.suits(*inputs, self.bias):
+            return native.forward(
+                inputs,
+                self.weightSph,
+                self.weightSpa,
+                self.bias,
+                nside=self.basis.nside,
+                hemisphere=self.basis.hemisphere,
+                relu=relu,
+                planes=planes,
+            )
+        return self(*inputs, relu=relu)[:, :, planes]
+
 
 def mode_weights(weight_sph: Tensor, weight_spa: Tensor | None, terms: Tensor) -> Tensor:
     """Collapse the Chebyshev and shell weights into one matrix per distinct mode and shell, shape (U, D, I, O)."""

@@ -1,36 +1,31 @@
-"""Running the U-Net over a masked volume in tiles: the same result as on the whole volume, in bounded memory.
+"""Running the U-Net over a masked volume a few planes at a time: the same result as on the whole volume, in bounded memory.
 
-The finest level holds nearly all data and work, the coarser ones nearly all of the receptive field. So the finest encoder is run
-tile by tile and only its pooled output kept; then the coarser levels, tile by tile; then the finest encoder again, now with
-its decoder. A tile carries a halo as wide as its own convolutions reach, so nothing is approximate, and places that no voxel
-of the mask depends on are never computed.
+Planes of x stream through all layers together. A feature map is made in slabs of a few planes when a layer asks for them and
+forgotten when no layer will ask again, so that each plane of each layer is computed once. Within a slab only the rectangle
+is computed on which voxels of the mask depend. If a whole cross-section does not fit the memory it is cut into tiles, which
+run one after another and each compute the voxels around themselves again.
+
+Where the input is zero, the finest encoder puts out what it would in an empty volume, which depends on the distance to
+the border alone: a small empty volume gives it once for all.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
-from shd_bids.nn.unet import UNet, UNetConfig
+from shd_bids.nn.unet import ConvNormReLU, UNet, UNetConfig
 
 Box = tuple[slice, slice, slice]
 
-_TILE_COST = 100.0  # voxels whose evaluation costs as much as starting one more tile
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One piece of a volume: voxels to compute (``core``) and to read for it (``block``), both as slices of the volume."""
-
-    core: Box
-    block: Box
-
-    def inside(self, *, of: Box | None = None) -> Box:
-        """Give the core as slices of the block (or of another box)."""
-        return _relative(self.core, self.block if of is None else of)
+_THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
+_MOST_CUTS = 16  # of one side of the cross-section
+_REPEATED = 1.0  # cost of what a slab computes again, in planes: each layer expands two planes a second time
 
 
 def apply_in_tiles(
@@ -40,6 +35,7 @@ def apply_in_tiles(
     read: Callable[[Box], Tensor],
     write: Callable[[Box, Tensor], None],
     memory_bytes: int,
+    support: np.ndarray | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> None:
     """Evaluate a volume-form network at every voxel of a mask.
@@ -52,13 +48,15 @@ def apply_in_tiles(
         Voxels whose output is wanted.
     read : callable
         Gives the network's input on a box of the volume, (1, C, x, y, z, V), in the network's precision and on its device.
-        Called up to twice for a voxel, so that the whole input need never exist.
+        Called once for a voxel in each tile, so that the whole input need never exist.
     write : callable
         Takes a box and its output, (1, O, x, y, z, V). Boxes do not overlap and together cover the mask.
     memory_bytes : int
         Bound on the memory for activations.
+    support : array of bool, shape (x, y, z), optional
+        Voxels whose input may differ from zero, so that no work is spent far from them. Without it, all.
     progress : callable, optional
-        Told the fraction done after each tile.
+        Told the fraction done after each slab.
 
     Raises
     ------
@@ -70,147 +68,318 @@ def apply_in_tiles(
     mask = np.asarray(mask, dtype=bool)
     if not mask.any():
         return
-    stages = _staged if net.config.pool_strides[:1] == (2,) and 2 not in net.config.pool_strides[1:] else _direct
+    size, stride = mask.shape, net.config.spatial_stride
+    mask = _padded(mask, stride)
+    near = np.ones_like(mask) if support is None else _padded(support, stride)
+    done, total = 0, int(mask.sum())
     with torch.inference_mode():
-        for done in stages(net, mask, read, write, memory_bytes):
-            if progress is not None:
-                progress(done)
+        tiles, thickness = plan(net, mask, memory_bytes=memory_bytes)
+        stream = _Stream(net, _source(net, read, size), near, thickness)
+        for tile in tiles:
+            part = np.zeros_like(mask)
+            part[tile] = mask[tile]
+            if not part.any():
+                continue
+            for box, output in stream.run(part):
+                write(box, output)
+                done += int(part[box].sum())
+                if progress is not None:
+                    progress(done / total)
 
 
-def plan(wanted: np.ndarray, *, halo: int, stride: int, memory_bytes: int, voxel_bytes: float) -> list[Tile]:
-    """Cover the wanted voxels with tiles of the least total work whose blocks fit the memory.
+def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> tuple[list[Box], int]:
+    """Cut the cross-section into the tiles of least work that fit the memory; give them and the planes of a slab.
 
     Parameters
     ----------
-    wanted : array of bool, shape (x, y, z)
-    halo : int
-        Voxels around a core that its values depend on.
-    stride : int
-        Cores and blocks start and end at multiples of it (or at the end of the volume), so that pooling meets the same voxels
-        as on the whole volume.
-    memory_bytes : int
-    voxel_bytes : float
-        Memory for each voxel of a block.
+    net : UNet
+    mask : array of bool, shape (x, y, z)
+        Of multiples of the network's spatial stride.
+    memory_bytes : float
     """
-    occupied = [np.flatnonzero(wanted.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    first = [int(o[0]) // stride * stride for o in occupied]
-    length = [int(o[-1]) + 1 - f for o, f in zip(occupied, first, strict=True)]
-    margin = 2 * _up(halo, stride)
-    best: tuple[float, list[Tile]] | None = None
-    for edge in sorted({_up(max(1, -(-n // parts)), stride) for n in length for parts in range(1, 33)}, reverse=True):
-        largest = np.prod([min(edge + margin, s) for s in wanted.shape], dtype=float)
-        if largest * voxel_bytes > memory_bytes:
-            continue
-        tiles = list(_grid(wanted, first, [_even_edge(n, edge, stride) for n in length], halo, stride))
-        work = sum(_voxels(tile.block) + _TILE_COST for tile in tiles)
-        if best is None or work < best[0]:
-            best = work, tiles
+    halo, stride = net.config.receptive_radius, net.config.spatial_stride
+    x, *sides = _box(mask)
+    best: tuple[float, list[Box], int] | None = None
+    for y_sides, z_sides in product(*(_cuts(side, stride) for side in sides)):
+        areas = [_size(_grown((x, y, z), halo, mask.shape)[1:]) for y, z in product(y_sides, z_sides)]
+        for thickness in _THICKNESS:
+            work = sum(areas) * (1 + _REPEATED / thickness)
+            if max(areas) * column_bytes(net, thickness) <= memory_bytes and (best is None or work < best[0]):
+                best = work, [(slice(None), y, z) for y, z in product(y_sides, z_sides)], thickness
     if best is None:
-        needed = (stride + margin) ** 3 * voxel_bytes
+        needed = min(stride + 2 * halo, mask.shape[1]) * min(stride + 2 * halo, mask.shape[2])
         raise ValueError(
-            f"{memory_bytes / 2**20:.0f} MB are not enough for the smallest tile, which needs {needed / 2**20:.0f} MB; "
-            "give more memory or a smaller network"
+            f"{memory_bytes / 2**20:.0f} MB are not enough for the smallest tile, which needs about "
+            f"{needed * column_bytes(net, _THICKNESS[-1]) / 2**20:.0f} MB; give more memory or a smaller network"
         )
-    return best[1]
+    return best[1], best[2]
 
 
-def voxel_bytes(config: UNetConfig, *, n_vertices: int, element_size: int) -> float:
-    """Estimate the memory that a voxel of a finest-level block takes at the worst moment of inference.
+def column_bytes(net: UNet, thickness: int) -> float:
+    """Estimate the memory for each voxel of a cross-section when slabs of ``thickness`` planes stream through the network.
 
-    Two inputs and the output of the first decoder layer are alive together, besides the network's input and output and what
-    the convolution holds of the expansion.
+    A level holds the skip for all planes until the coarser levels answer, the last planes of each layer's input, and while
+    the first layer of the decoder works on a slab its two inputs and its output.
     """
-    width = max(config.channels[0], config.in_channels)
-    return 1.25 * n_vertices * element_size * (3 * width + config.in_channels + config.out_channels)
+    config, numbers = net.config, 0.0
+    for level, width in enumerate(config.channels):
+        if level and not config.spatial[level]:
+            break
+        planes = max(1, thickness >> level)
+        held = (config.receptive_radius >> level) + 3 * config.convs_per_block + 5 * (planes + 2)
+        enters = config.channels[level - 1] if level else config.in_channels + config.out_channels
+        numbers += net.bases[level].n_vertices * (width * held + enters * (planes + 4)) / 4**level
+    return 1.1 * numbers * net.head.bias.element_size()
 
 
-def _direct(net: UNet, mask: np.ndarray, read, write, memory_bytes: int) -> Iterator[float]:
-    """Run the whole network on each tile."""
-    config = net.config
-    each = voxel_bytes(config, n_vertices=net.bases[0].n_vertices, element_size=net.head.bias.element_size())
-    stride = config.spatial_stride
-    tiles = plan(mask, halo=config.receptive_radius, stride=stride, memory_bytes=memory_bytes, voxel_bytes=each)
-    for done, tile in enumerate(tiles, 1):
-        write(tile.core, net(read(tile.block))[(..., *tile.inside(), slice(None))])
-        yield done / len(tiles)
+@dataclass(frozen=True)
+class _Slab:
+    """Some planes of a feature map: where they lie and their values (V, 1, X, Y, Z, F)."""
+
+    box: Box
+    values: Tensor
 
 
-def _staged(net: UNet, mask: np.ndarray, read, write, memory_bytes: int) -> Iterator[float]:
-    """Run the finest encoder, the coarser levels and the finest decoder one after another, each over all its tiles."""
-    config, reach = net.config, net.config.convs_per_block
-    size = net.head.bias.element_size()
-    fine_bytes = voxel_bytes(config, n_vertices=net.bases[0].n_vertices, element_size=size)
-    deeper_reach = reach * (2 if len(config.channels) > 2 else 1)
-    cells = _cells(_dilated(mask, reach))  # coarse voxels that the finest decoder reads
-    sources = _dilated(cells, deeper_reach)  # coarse voxels that those depend on
-    pooled_wanted = np.repeat(np.repeat(np.repeat(sources, 2, 0), 2, 1), 2, 2)[tuple(map(slice, mask.shape))]
-    vertices = net.bases[1].n_vertices
-    coarse_channels = config.channels[0] + config.channels[0]
-    held = float(cells.size) * vertices * size * coarse_channels
-    free = memory_bytes - held
-    if free <= 0:
-        yield from _direct(net, mask, read, write, memory_bytes)
-        return
-    encoding = plan(pooled_wanted, halo=reach, stride=2, memory_bytes=free, voxel_bytes=fine_bytes)
-    coarse_bytes = 1.25 * vertices * size * (3 * config.channels[1] + 2 * config.channels[0])
-    inner = plan(cells, halo=deeper_reach, stride=1, memory_bytes=free, voxel_bytes=coarse_bytes)
-    decoding = plan(mask, halo=2 * reach, stride=2, memory_bytes=free, voxel_bytes=fine_bytes)
-    work = [sum(_voxels(t.block) * w for t in tiles) for tiles, w in ((encoding, 0.3), (inner, 1.0), (decoding, 1.0))]
-    done, total = 0.0, sum(work)
+class _Feature:
+    """One feature map, made in slabs when asked for.
 
-    pooled = deeper = None
-    for tile in encoding:
-        x = net.pools[0](net.encode(0, net.pad(_inside_first(read(tile.block)))))
-        part = _halved(tile.core)
-        if pooled is None:
-            pooled = x.new_zeros(vertices, 1, *cells.shape, x.shape[-1])
-        pooled[(slice(None), slice(None), *part)] = x[(slice(None), slice(None), *_relative(part, _halved(tile.block)))]
-        done += 0.3 * _voxels(tile.block)
-        yield done / total
-    for tile in inner:
-        x = net.descend(1, pooled[(slice(None), slice(None), *tile.block)].contiguous())
-        if deeper is None:
-            deeper = x.new_zeros(vertices, 1, *cells.shape, x.shape[-1])
-        deeper[(slice(None), slice(None), *tile.core)] = x[(slice(None), slice(None), *tile.inside())]
-        done += _voxels(tile.block)
-        yield done / total
-    del pooled
-    for tile in decoding:
-        skip = net.encode(0, net.pad(_inside_first(read(tile.block))))
-        narrow = _grown(tile.core, _up(reach, 2), mask.shape)
-        part = _halved(narrow)
-        near = tuple(slice(2 * s.start, 2 * s.stop) for s in _relative(part, _halved(tile.block)))
-        skip = skip[(slice(None), slice(None), *near)].contiguous()
-        x = net.decode(0, skip, deeper[(slice(None), slice(None), *part)].contiguous())
-        del skip
-        x = net.classify(x[(slice(None), slice(None), *tile.inside(of=narrow))])
-        write(tile.core, x.permute(1, 5, 2, 3, 4, 0))
-        done += _voxels(tile.block)
-        yield done / total
+    Parameters
+    ----------
+    needed : array of bool, shape (x, y, z)
+        Voxels whose values matter; elsewhere they are whatever is at hand.
+    thickness : int
+        Planes of a slab.
+    make : callable
+        Makes the slab of a box; it may be larger in y and z.
+    """
 
+    def __init__(self, needed: np.ndarray, thickness: int, make: Callable[[Box], _Slab]):
+        self.needed, self.thickness, self._make = needed, thickness, make
+        self._slabs: list[_Slab] = []
+        self._end = _box(needed)[0].start
 
-def _grid(wanted: np.ndarray, first: list[int], edges: list[int], halo: int, stride: int) -> Iterator[Tile]:
-    """Yield tiles of a regular grid, each shrunk to the wanted voxels in it; empty ones are left out."""
-    starts = [range(f, s, e) for f, s, e in zip(first, wanted.shape, edges, strict=True)]
-    for x in starts[0]:
-        for y in starts[1]:
-            for z in starts[2]:
-                corner = (x, y, z)
-                there = wanted[tuple(slice(c, c + e) for c, e in zip(corner, edges, strict=True))]
-                if not there.any():
-                    continue
-                core = []
-                for axis, (start, size) in enumerate(zip(corner, wanted.shape, strict=True)):
-                    used = np.flatnonzero(there.any(axis=tuple({0, 1, 2} - {axis})))
-                    low = start + int(used[0]) // stride * stride
-                    core.append(slice(low, min(start + _up(int(used[-1]) + 1, stride), size)))
-                box = (core[0], core[1], core[2])
-                yield Tile(box, _grown(box, _up(halo, stride), wanted.shape))
+    def prepare(self, last: int) -> None:
+        """Make all planes before ``last``."""
+        while self._end < last:
+            first, self._end = self._end, min(self._end + self.thickness, last)
+            part = self.needed[first : self._end]
+            if part.any():
+                self._slabs.append(self._make((slice(first, self._end), *_box(part)[1:])))
+
+    def read(self, box: Box) -> Tensor:
+        """Give the values in a box, none of whose planes was forgotten; zero where nothing was needed."""
+        self.prepare(box[0].stop)
+        parts = [(slab, common) for slab in self._slabs if (common := _common(slab.box, box))]
+        if len(parts) == 1 and parts[0][0].box == box:
+            return parts[0][0].values
+        like = self._slabs[-1].values
+        shape = (len(like), 1, *(side.stop - side.start for side in box), like.shape[-1])
+        whole = sum(_size(common) for _, common in parts) == _size(box)
+        result = like.new_empty(shape) if whole else like.new_zeros(shape)
+        for slab, common in parts:
+            result[_within(common, box)] = slab.values[_within(common, slab.box)]
+        return result
+
+    def forget(self, before: int) -> None:
+        """Let go of the planes before ``before``."""
+        kept = []
+        for slab in self._slabs:
+            x, y, z = slab.box
+            if x.start >= before:
+                kept.append(slab)
+            elif x.stop > before:
+                rest = (slice(before, x.stop), y, z)
+                kept.append(_Slab(rest, slab.values[_within(rest, slab.box)].clone()))
+        self._slabs = kept
 
 
-def _even_edge(length: int, edge: int, stride: int) -> int:
-    """Give the edge that covers a length with as many tiles as ``edge`` does, but of equal size."""
-    return _up(-(-length // -(-length // edge)), stride)
+class _Stream:
+    """The network over a volume as a chain of feature maps, each made from those before it.
+
+    Parameters
+    ----------
+    net : UNet
+    source : callable
+        Gives the input in a box, (V, 1, x, y, z, C).
+    near : array of bool, shape (x, y, z)
+        Voxels whose input may differ from zero.
+    thickness : int
+        Planes of a slab at the finest level.
+    """
+
+    def __init__(self, net: UNet, source: Callable[[Box], Tensor], near: np.ndarray, thickness: int):
+        self._net, self._source, self._thickness = net, source, thickness
+        self._near = _dilated(near, net.config.convs_per_block)
+
+    def run(self, mask: np.ndarray) -> Iterator[tuple[Box, Tensor]]:
+        """Yield boxes that cover a mask and the result there, (1, O, x, y, z, V)."""
+        result = self._level(
+            0, mask, lambda wanted: self._feature(0, wanted, lambda box: _Slab(box, self._source(box)))
+        )
+        x, _, _ = _box(mask)
+        for first in range(x.start, x.stop, self._thickness):
+            part = mask[first : min(first + self._thickness, x.stop)]
+            if part.any():
+                box = (slice(first, first + len(part)), *_box(part)[1:])
+                yield box, self._net.classify(result.read(box)).permute(1, 5, 2, 3, 4, 0)
+                result.forget(box[0].stop)
+
+    def _level(self, level: int, needed: np.ndarray, source: Callable[[np.ndarray], _Feature]) -> _Feature:
+        """Chain a level and everything coarser; ``source`` gives the level's input at the voxels it is told."""
+        net, reach = self._net, _reach(self._net.config, level)
+        if level == len(net.encoder):
+            return self._block(level, net.bottom, [source(_dilated(needed, reach))], needed)
+        around = _dilated(needed, reach)
+        if net.config.pool_strides[level] == 0:
+            skip = self._block(level, net.encoder[level], [source(_dilated(around, reach))], around)
+            deeper = self._feature(level, around, lambda box: self._below(level, skip, box))
+        else:
+            cells = _cells(around)
+            wanted = around | _doubled(_reads(net.config, level + 1, cells))
+            if level == 0:
+                wanted &= around | _doubled(_cells(self._near))
+            skip = self._block(level, net.encoder[level], [source(_dilated(wanted, reach))], wanted)
+            coarse = self._level(level + 1, cells, lambda pooled: self._pooled(level, skip, pooled))
+            deeper = self._feature(level, around, lambda box: self._unpooled(level, coarse, box))
+        return self._block(level, net.decoder[len(net.decoder) - 1 - level], [skip, deeper], needed)
+
+    def _feature(self, level: int, needed: np.ndarray, make: Callable[[Box], _Slab]) -> _Feature:
+        return _Feature(needed, max(1, self._thickness >> level), make)
+
+    def _block(self, level: int, units: nn.ModuleList, inputs: list[_Feature], needed: np.ndarray) -> _Feature:
+        """Chain the convolutions of a block."""
+        reach = int(self._net.config.spatial[level])
+        for left, unit in zip(reversed(range(len(units))), units, strict=True):
+            wanted = _dilated(needed, reach * left)
+            inputs = [self._feature(level, wanted, partial(self._convolved, unit, inputs, reach, wanted.shape))]
+        return inputs[0]
+
+    def _convolved(
+        self, unit: ConvNormReLU, inputs: list[_Feature], reach: int, shape: tuple[int, ...], box: Box
+    ) -> _Slab:
+        """Run one convolution; the border of its rectangle lacks neighbours and holds values that nobody asked for."""
+        wide = _grown(box, reach, shape)
+        for feature in inputs:
+            feature.prepare(wide[0].stop)
+        values = [feature.read(wide) for feature in inputs]
+        for feature in inputs:
+            feature.forget(box[0].stop - reach)
+        return _Slab((box[0], *wide[1:]), unit.on_planes(*values, planes=_within(box, wide)[2]))
+
+    def _pooled(self, level: int, skip: _Feature, needed: np.ndarray) -> _Feature:
+        """Pool the encoder's output; where that was not computed it is as in an empty volume."""
+        computed = needed & _cells(skip.needed)
+        empty = None if computed[needed].all() else _EmptyVolume(self._net, needed.shape)
+
+        def make(box: Box) -> _Slab:
+            part = computed[box]
+            if not part.any():
+                return _Slab(box, empty.read(box))
+            inner = _moved(_box(part), by=box)
+            pooled = self._net.pools[level](skip.read(_twice(inner)))
+            if empty is None:
+                return _Slab(inner, pooled)
+            values, place = empty.read(box), _within(inner, box)
+            there = torch.from_numpy(computed[inner]).to(values.device)[..., None]
+            values[place] = torch.where(there, pooled, values[place])
+            return _Slab(box, values)
+
+        return self._feature(level + 1, needed, make)
+
+    def _unpooled(self, level: int, coarse: _Feature, box: Box) -> _Slab:
+        cells = _halved(box)
+        values = self._net.pools[level].unpool(coarse.read(cells))
+        coarse.forget(box[0].stop // 2)
+        voxels = _twice(cells)
+        planes = (box[0], *voxels[1:])
+        return _Slab(planes, values[_within(planes, voxels)])
+
+    def _below(self, level: int, skip: _Feature, box: Box) -> _Slab:
+        """Run the levels below, which treat each voxel alone."""
+        pool = self._net.pools[level]
+        return _Slab(box, pool.unpool(self._net.descend(level + 1, pool(skip.read(box)))))
+
+
+class _EmptyVolume:
+    """What the finest encoder puts out, pooled, in a volume of zeros: it depends on the distance to the border alone."""
+
+    def __init__(self, net: UNet, shape: tuple[int, ...]):
+        border = -(-net.config.convs_per_block // 2)  # cells that the border reaches
+        sizes = [min(n, 2 * border + 1) for n in shape]
+        zeros = net.head.bias.new_zeros(net.bases[0].n_vertices, 1, *(2 * n for n in sizes), net.config.in_channels)
+        self._small = net.pools[0](net.encode(0, zeros))
+        self._place = [_alike(n, border).to(zeros.device) for n in shape]
+
+    def read(self, box: Box) -> Tensor:
+        """Give (V, 1, x, y, z, F) in a box of cells."""
+        x, y, z = (place[side] for place, side in zip(self._place, box, strict=True))
+        return self._small[:, :, x[:, None, None], y[:, None], z]
+
+
+def _alike(length: int, border: int) -> Tensor:
+    """Give for each cell of an axis the cell of a short axis that lies as far from the borders."""
+    cell = torch.arange(length)
+    return torch.minimum(cell, torch.full_like(cell, border)) + (cell - (length - 1 - border)).clamp(0, border)
+
+
+def _source(net: UNet, read: Callable[[Box], Tensor], size: tuple[int, ...]) -> Callable[[Box], Tensor]:
+    """Give the input with vertices first, and zeros beyond the volume's end."""
+
+    def source(box: Box) -> Tensor:
+        there = _common(box, (slice(0, size[0]), slice(0, size[1]), slice(0, size[2])))
+        if there == box:
+            return read(box).permute(5, 0, 2, 3, 4, 1).contiguous()
+        shape = (s.stop - s.start for s in box)
+        values = net.head.bias.new_zeros(net.bases[0].n_vertices, 1, *shape, net.config.in_channels)
+        if there is not None:
+            values[_within(there, box)] = read(there).permute(5, 0, 2, 3, 4, 1)
+        return values
+
+    return source
+
+
+def _reach(config: UNetConfig, level: int) -> int:
+    """Voxels that a block of a level reaches in space."""
+    return config.convs_per_block * config.spatial[level]
+
+
+def _reads(config: UNetConfig, level: int, needed: np.ndarray) -> np.ndarray:
+    """Mark the voxels of a level's input on which its result at the needed voxels depends."""
+    reach = _reach(config, level)
+    around = _dilated(needed, reach)
+    if level == len(config.channels) - 1:
+        return around
+    if config.pool_strides[level]:
+        around = around | _doubled(_reads(config, level + 1, _cells(around)))
+    return _dilated(around, reach)
+
+
+def _cuts(side: slice, stride: int) -> Iterator[list[slice]]:
+    """Yield the ways to cut a side into equal parts that start at multiples of ``stride``."""
+    start = side.start // stride * stride
+    length = side.stop - start
+    for edge in sorted({_up(-(-length // parts), stride) for parts in range(1, _MOST_CUTS + 1)}, reverse=True):
+        yield [slice(first, min(first + edge, side.stop)) for first in range(start, side.stop, edge)]
+
+
+# Boxes, which are slices of a volume, and masks on it.
+
+
+def _box(mask: np.ndarray) -> Box:
+    """Give the smallest box with all marked voxels."""
+    ends = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
+    x, y, z = (slice(int(first), int(last) + 1) for first, last in ends)
+    return x, y, z
+
+
+def _size(box: tuple[slice, ...]) -> int:
+    return int(np.prod([s.stop - s.start for s in box]))
+
+
+def _moved(box: Box, *, by: Box) -> Box:
+    """Shift a box by the start of another."""
+    x, y, z = (slice(s.start + o.start, s.stop + o.start) for s, o in zip(box, by, strict=True))
+    return x, y, z
 
 
 def _grown(box: Box, by: int, shape: tuple[int, ...]) -> Box:
@@ -218,18 +387,31 @@ def _grown(box: Box, by: int, shape: tuple[int, ...]) -> Box:
     return x, y, z
 
 
+def _common(a: Box, b: Box) -> Box | None:
+    """Give what two boxes share, if anything."""
+    x, y, z = (slice(max(s.start, o.start), min(s.stop, o.stop)) for s, o in zip(a, b, strict=True))
+    return (x, y, z) if x.start < x.stop and y.start < y.stop and z.start < z.stop else None
+
+
+def _within(box: Box, outer: Box) -> tuple[slice, ...]:
+    """Index a feature map (V, 1, X, Y, Z, F) that covers ``outer`` at a box inside it."""
+    return (
+        slice(None),
+        slice(None),
+        *(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True)),
+    )
+
+
 def _halved(box: Box) -> Box:
+    """Give the cells of 2 x 2 x 2 voxels that a box touches."""
     x, y, z = (slice(s.start // 2, -(-s.stop // 2)) for s in box)
     return x, y, z
 
 
-def _relative(box: Box, of: Box) -> Box:
-    x, y, z = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, of, strict=True))
+def _twice(box: Box) -> Box:
+    """Give the voxels of a box of cells."""
+    x, y, z = (slice(2 * s.start, 2 * s.stop) for s in box)
     return x, y, z
-
-
-def _voxels(box: Box) -> int:
-    return int(np.prod([s.stop - s.start for s in box]))
 
 
 def _dilated(mask: np.ndarray, by: int) -> np.ndarray:
@@ -237,16 +419,20 @@ def _dilated(mask: np.ndarray, by: int) -> np.ndarray:
     return ndimage.maximum_filter(mask, size=2 * by + 1, mode="constant") if by else mask
 
 
+def _padded(mask: np.ndarray, stride: int) -> np.ndarray:
+    """Append unmarked voxels up to multiples of the stride, as :meth:`UNet.pad` appends zeros."""
+    return np.pad(np.asarray(mask, dtype=bool), [(0, -n % stride) for n in mask.shape])
+
+
 def _cells(mask: np.ndarray) -> np.ndarray:
     """Mark the cells of 2 x 2 x 2 voxels that hold a marked voxel."""
-    padded = np.pad(mask, [(0, n % 2) for n in mask.shape])
-    x, y, z = (n // 2 for n in padded.shape)
-    return padded.reshape(x, 2, y, 2, z, 2).any(axis=(1, 3, 5))
+    x, y, z = (n // 2 for n in mask.shape)
+    return mask.reshape(x, 2, y, 2, z, 2).any(axis=(1, 3, 5))
 
 
-def _inside_first(x: Tensor) -> Tensor:
-    """Turn (1, C, X, Y, Z, V) into (V, 1, X, Y, Z, C)."""
-    return x.permute(5, 0, 2, 3, 4, 1).contiguous()
+def _doubled(cells: np.ndarray) -> np.ndarray:
+    """Mark the voxels of the marked cells."""
+    return cells.repeat(2, 0).repeat(2, 1).repeat(2, 2)
 
 
 def _up(n: int, unit: int) -> int:

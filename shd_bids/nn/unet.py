@@ -150,6 +150,11 @@ class ConvNormReLU(nn.Module):
             y = self.conv(*inputs, relu=self.norm is None)
         return y if self.norm is None else self.norm(y)
 
+    def on_planes(self, *inputs: Tensor, planes: slice) -> Tensor:
+        """Give some planes of x of what :meth:`forward` gives, without gradients."""
+        y = self.conv.on_planes(*inputs, planes=planes, relu=self.norm is None)
+        return y if self.norm is None else self.norm(y)
+
 
 class UNet(nn.Module):
     """Map input features on R^3 x S^2 to tissue amplitudes before the final softplus.

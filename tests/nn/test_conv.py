@@ -128,6 +128,19 @@ def test_threads_do_not_change_the_result(generator, monkeypatch):
     torch.testing.assert_close(conv(x), one, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("start", "stop"), [(0, 9), (0, 2), (3, 4), (2, 9)])
+def test_some_planes_are_those_of_the_whole(generator, monkeypatch, dtype, start, stop):
+    monkeypatch.setattr(native, "_CACHE_BYTES", 1 << 16)  # a few planes at a time, so that the ring of planes wraps
+    conv = make((3, 2), 4, dtype=dtype)
+    inputs = [torch.randn(24, 1, 9, 4, 5, f, generator=generator, dtype=dtype) for f in (3, 2)]
+    planes = slice(start, stop)
+    with torch.no_grad():
+        found, whole = conv.on_planes(*inputs, planes=planes, relu=True), conv(*inputs, relu=True)
+    assert found.shape == (24, 1, stop - start, 4, 5, 4)
+    torch.testing.assert_close(found, whole[:, :, planes], rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
+
+
 def test_without_a_kernel_the_result_is_the_same(generator, monkeypatch):
     conv = make((4,), 8, dtype=torch.float32)
     x = torch.randn(24, 2, 3, 3, 3, 4, generator=generator)

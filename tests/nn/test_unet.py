@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from shd_bids.nn import native, norm
+from shd_bids.nn.conv import SpatioSphericalConv
 from shd_bids.nn.pool import Pooling
-from shd_bids.nn.tiles import apply_in_tiles, plan
+from shd_bids.nn.tiles import apply_in_tiles, column_bytes, plan
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere import healpix, symmetry
 from tests.helpers import assert_adjoint, assert_equivariant
@@ -133,44 +134,103 @@ def test_receptive_radius_is_reached_and_not_passed(generator):
         assert max(place - used.min(), used.max() - place) >= radius - 1
 
 
+def run_in_tiles(net, x, mask, *, memory_bytes, support=None):
+    """Evaluate in tiles and check the contract; give what was written, how often each voxel was read, and the progress."""
+    found = torch.full((1, 2, *mask.shape, x.shape[-1]), torch.nan, dtype=x.dtype)
+    written, read, told = np.zeros(mask.shape, int), np.zeros(mask.shape, int), []
+
+    def take(box):
+        read[box] += 1
+        return x[(slice(None), slice(None), *box)]
+
+    def write(box, values):
+        found[(slice(None), slice(None), *box)] = values
+        written[box] += 1
+
+    apply_in_tiles(net, mask, read=take, write=write, memory_bytes=memory_bytes, support=support, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+    assert written.max() == 1
+    assert written[mask].all()
+    return found, read, told
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"nside": 2, "channels": (4, 6)},
         {"nside": 4, "channels": (4, 6, 5)},
-        {"nside": 2, "channels": (4, 6), "spatial_levels": 1},
+        {"nside": 4, "channels": (4, 3, 5), "spatial_levels": 3},
+        {"nside": 2, "channels": (4, 6), "spatial_levels": 1, "convs_per_block": 3},
+        {"nside": 2, "channels": (4,), "spatial_levels": 1},
         {"nside": 2, "channels": (4, 6), "spatial_levels": 0},
     ],
 )
-def test_tiles_are_exact(generator, settings):
-    net = build(**settings)
-    vertices = 6 * settings["nside"] ** 2
-    x = field(generator, 21, 14, 9, vertices=vertices)
-    mask = np.zeros((21, 14, 9), bool)
-    mask[2:20, 1:14, :7] = True
-    mask[5:15, 3:9, 2:] = False
-    mask[20, 13, 8] = True
-    found = torch.full((1, 2, *mask.shape, vertices), torch.nan, dtype=torch.float64)
-    times, told = torch.zeros(mask.shape), []
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_tiles_are_exact(generator, settings, dtype):
+    net = build(**settings, dtype=dtype)
+    net = net.folded() if dtype == torch.float32 else net
+    x = field(generator, 21, 14, 37, vertices=6 * settings["nside"] ** 2, dtype=dtype)
+    mask = np.zeros((21, 14, 37), bool)
+    mask[2:9, 1:14, :17] = True
+    mask[5:8, 3:9, 2:] = False
+    mask[7:10, 4:9, 12:34] = True
+    mask[20, 13, 36] = True
+    with torch.no_grad():
+        whole = net(x)[:, :, mask]
+    atol = 1e-12 if dtype == torch.float64 else 1e-5 * whole.abs().max().item()
+    tile = min(40, 2 * net.config.receptive_radius + 6)
+    overlap = tile < 36 and net.config.spatial[0]
+    for memory_bytes, again in ((16 * 40 * column_bytes(net, 16), False), (16 * tile * column_bytes(net, 2), overlap)):
+        found, read, told = run_in_tiles(net, x, mask, memory_bytes=memory_bytes)
+        assert (read.max() > 1) == again
+        assert len(told) > 1
+        torch.testing.assert_close(found[:, :, mask], whole, rtol=0, atol=atol)
 
-    def write(box, values):
-        found[(slice(None), slice(None), *box)] = values
-        times[box] += 1
 
-    read = lambda box: x[(slice(None), slice(None), *box)]  # noqa: E731
-    apply_in_tiles(
-        net, mask, read=read, write=write, memory_bytes=(8 if vertices == 24 else 20) << 20, progress=told.append
-    )
-    assert len(told) > 3 or settings.get("spatial_levels") == 0
-    assert told[-1] == pytest.approx(1)
-    assert times.max() == 1
+def test_places_far_from_the_support_are_not_read_and_change_nothing(generator):
+    net = build(**SMALL)
+    x = field(generator, 33, 30, 29)
+    mask = np.zeros((33, 30, 29), bool)
+    mask[14:18, 4:8, 22:27] = True  # so near an end that the border is seen
+    mask[30:, 12:14, 5] = True
+    support = mask.copy()
+    support[16, 20, 3] = True  # seen by no voxel of the mask
+    x[:, :, ~torch.tensor(support)] = 0
+    found, read, _ = run_in_tiles(net, x, mask, memory_bytes=1 << 30, support=support)
     torch.testing.assert_close(found[:, :, mask], net(x)[:, :, mask], rtol=0, atol=1e-12)
+    _, everywhere, _ = run_in_tiles(net, x, mask, memory_bytes=1 << 30)
+    assert read.sum() < everywhere.sum() / 2
+    assert not read[16, 20, 3]
+
+
+def test_each_convolution_runs_once_for_a_voxel(generator, monkeypatch):
+    net = build(**SMALL)
+    x, count = field(generator, 40, 8, 8), {}
+    one = SpatioSphericalConv.on_planes
+
+    def counted(self, *inputs, planes: slice, relu):
+        count[self] = count.get(self, 0) + planes.stop - planes.start
+        return one(self, *inputs, planes=planes, relu=relu)
+
+    monkeypatch.setattr(SpatioSphericalConv, "on_planes", counted)
+    run_in_tiles(net, x, np.ones((40, 8, 8), bool), memory_bytes=1 << 30)
+    fine, coarse = 40, 20
+    assert sorted(count.values()) == [coarse] * 2 + [fine] * 4
 
 
 def test_tiles_need_some_memory():
+    net, mask = build(**SMALL), np.ones((40, 40, 40), bool)
     with pytest.raises(ValueError, match="not enough for the smallest tile"):
-        plan(np.ones((8, 8, 8), bool), halo=3, stride=2, memory_bytes=1000, voxel_bytes=100.0)
-    assert plan(np.ones((8, 8, 8), bool), halo=3, stride=2, memory_bytes=10**6, voxel_bytes=100.0)
+        plan(net, mask, memory_bytes=1000)
+    for area in (40 * 40, 30 * 40, 30 * 30):
+        tiles, _ = plan(net, mask, memory_bytes=area * column_bytes(net, 2))
+        covered = np.zeros(mask.shape, int)
+        for tile in tiles:
+            covered[tile] += 1
+        assert (covered == 1).all()
+        assert len(tiles) == 1 or area < 40 * 40
+    assert plan(net, mask, memory_bytes=1 << 40) == ([(slice(None), slice(0, 40), slice(0, 40))], 16)
 
 
 def test_folded_network_is_the_same_in_fewer_steps(generator):

@@ -59,6 +59,8 @@ class _Basis(ctypes.Structure):
 class _Layer(ctypes.Structure):
     _fields_ = [
         ("shape", ctypes.c_int64 * 4),
+        ("first", ctypes.c_int64),
+        ("last", ctypes.c_int64),
         ("inputs", ctypes.c_int32),
         ("out_channels", ctypes.c_int32),
         ("in_channels", ctypes.c_void_p),
@@ -205,8 +207,11 @@ def _layer(
     x: Sequence[Tensor], weight_sph: Tensor, weight_spa: Tensor | None, level: int | None
 ) -> tuple[_Layer, object]:
     channels = (ctypes.c_int32 * len(x))(*(tensor.shape[-1] for tensor in x))
+    shape = x[0].shape[1:5]
     layer = _Layer(
-        (ctypes.c_int64 * 4)(*x[0].shape[1:5]),
+        (ctypes.c_int64 * 4)(*shape),
+        0,
+        shape[0] * shape[1],
         len(x),
         len(weight_sph),
         ctypes.cast(channels, ctypes.c_void_p),
@@ -232,12 +237,19 @@ def forward(
     nside: int,
     hemisphere: bool,
     relu: bool,
+    planes: slice | None = None,
     level: int | None = None,
 ) -> Tensor:
-    """Evaluate one layer: inputs (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), all float32 and contiguous on the CPU."""
+    """Evaluate one layer: inputs (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), all float32 and contiguous on the CPU.
+
+    Of a single sample, ``planes`` (from a start to a stop along x) may be asked for alone.
+    """
     basis, _ = _basis(nside, hemisphere, weight_sph.shape[2])
     layer, _channels = _layer(inputs, weight_sph, weight_spa, level)
-    output = inputs[0].new_empty(*inputs[0].shape[:-1], len(weight_sph))
+    vertices, batch, x, *plane = inputs[0].shape[:-1]
+    if planes is not None:
+        layer.first, layer.last, x = planes.start, planes.stop, planes.stop - planes.start
+    output = inputs[0].new_empty(vertices, batch, x, *plane, len(weight_sph))
     library().shd_forward(
         ctypes.byref(basis),
         ctypes.byref(layer),

@@ -48,6 +48,7 @@ struct ShdShape {
 // One layer. Inputs act as concatenated along channels. A null `weight_spa` means no spatial kernel.
 struct ShdLayer {
   ShdShape shape;
+  int64_t first, last; // planes of the result that are computed (forward)
   int32_t inputs, out_channels;
   const int32_t *in_channels; // [inputs]
   const float *weight_sph;    // [out][in][order]
@@ -124,6 +125,7 @@ struct Job {
   const ShdBasis *basis;
   const ShdLayer *layer;
   int64_t planes, plane_voxels, x; // planes of the whole call; voxels of one; planes of one batch element
+  int64_t first, last;             // planes that are computed
   int64_t group, ring, halo;       // planes worked on at once; planes held; planes needed on each side
   int channels;                    // of all inputs together
   const float *const *inputs;      // forward: x; backward: x
@@ -319,13 +321,15 @@ static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int
   job.planes = shape.batch * shape.x;
   job.plane_voxels = shape.y * shape.z;
   job.x = shape.x;
+  job.first = layer.first;
+  job.last = layer.last;
   job.halo = layer.weight_spa ? 1 : 0;
   job.channels = 0;
   for (int j = 0; j < layer.inputs; ++j) job.channels += layer.in_channels[j];
   const int64_t plane_bytes = std::max<int64_t>(basis.vertices * job.plane_voxels * cached_channels * 4, 1);
   const int64_t fitting = std::max<int64_t>(layer.cache_bytes / plane_bytes - 2 * job.halo, 1);
-  const int64_t groups = (job.planes + fitting - 1) / fitting;
-  job.group = (job.planes + groups - 1) / groups;
+  const int64_t wanted = job.last - job.first, groups = (wanted + fitting - 1) / fitting;
+  job.group = groups ? (wanted + groups - 1) / groups : 0;
   job.ring = std::min(job.group + 2 * job.halo, job.planes);
 }
 
@@ -337,7 +341,7 @@ void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *cons
   for (int j = 0; j < layer->inputs; ++j) channels += layer->in_channels[j];
   Job job{};
   describe(job, *basis, *layer, channels);
-  if (job.planes * job.plane_voxels == 0) return;
+  if (job.group * job.plane_voxels == 0) return;
   const auto analyse = pack_panels(*basis, basis->analyse_matrix, level.rows);
   const auto synthesise = pack_panels(*basis, basis->synthesise_matrix, level.rows);
   const auto sph = pack_weights(layer->weight_sph, layer->out_channels, channels, basis->order, true, level.width);
@@ -349,7 +353,7 @@ void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *cons
   float *free = workspace.reserve(expansion + layer->threads * job.scratch_size);
   job.expansion = take(free, expansion);
   job.scratch = free;
-  const int64_t phases = 3 * ((job.planes + job.group - 1) / job.group);
+  const int64_t phases = 3 * ((job.last - job.first + job.group - 1) / job.group);
   const std::unique_ptr<std::atomic<int64_t>[]> counters(new std::atomic<int64_t>[phases]());
   Barrier barrier(layer->threads);
   job.inputs = inputs;
@@ -857,12 +861,14 @@ SHD_TARGET int64_t analyse_planes(const Job &job, const float *x, int F, int64_t
   return base;
 }
 
-SHD_TARGET int64_t synthesise_planes(const Job &job, float *x, int F, int64_t begin, int64_t end, const float *bias, bool relu,
-                                     int64_t base, int64_t &ticket, std::atomic<int64_t> &counter, float *scratch) {
+// Synthesise planes [begin, end) of x, which has `planes` of them, in place.
+SHD_TARGET int64_t synthesise_planes(const Job &job, float *x, int F, int64_t planes, int64_t begin, int64_t end,
+                                     const float *bias, bool relu, int64_t base, int64_t &ticket,
+                                     std::atomic<int64_t> &counter, float *scratch) {
   const int64_t plane = job.plane_voxels * F, columns = (end - begin) * plane, tiles = (columns + kTile - 1) / kTile;
   for (; ticket < base + tiles; ticket = counter.fetch_add(1)) {
     const int64_t column = (ticket - base) * kTile;
-    to_vertices(job, x + begin * plane + column, job.planes * plane, int(std::min<int64_t>(kTile, columns - column)), bias,
+    to_vertices(job, x + begin * plane + column, planes * plane, int(std::min<int64_t>(kTile, columns - column)), bias,
                 int(column % F), F, relu, scratch);
   }
   return base + tiles;
@@ -884,6 +890,7 @@ SHD_TARGET void forward(const Job &job, int thread) {
   const ShdLayer &layer = *job.layer;
   const int out = layer.out_channels, shells_used = job.halo ? kShells : 1;
   const int64_t depth = int64_t(shells_used) * job.channels, ring_voxels = job.ring * job.plane_voxels;
+  const int64_t planes = job.last - job.first;
   float *free = job.scratch + thread * job.scratch_size;
   float *const tiles = take(free, tile_size(job)), *const neighbours = take(free, neighbours_size(job, widest(job)));
   float *const weights = take(free, weights_size(job, job.channels, out));
@@ -892,8 +899,9 @@ SHD_TARGET void forward(const Job &job, int thread) {
   for (int j = 0; j < layer.inputs; ++j)
     for (int d = 1; d < kShells; ++d) sums.push_back(take(free, sum_size(job, layer.in_channels[j])));
   std::atomic<int64_t> *counter = job.counters;
-  for (int64_t begin = 0, done = 0; begin < job.planes; begin += job.group, counter += 3) {
-    const int64_t end = std::min(begin + job.group, job.planes), want = std::min(end + job.halo, job.planes);
+  for (int64_t begin = job.first, done = std::max<int64_t>(begin - job.halo, 0); begin < job.last;
+       begin += job.group, counter += 3) {
+    const int64_t end = std::min(begin + job.group, job.last), want = std::min(end + job.halo, job.planes);
     int64_t ticket = counter[0].fetch_add(1), base = 0;
     float *expansion = job.expansion;
     for (int j = 0; j < layer.inputs; ++j) {
@@ -929,13 +937,14 @@ SHD_TARGET void forward(const Job &job, int thread) {
             ring += basis.vertices * stride;
           }
           multiply((to - from) * job.plane_voxels, rows.data(), count, depth, weights, out,
-                   job.output + ((row + copy) * job.planes + from) * job.plane_voxels * out);
+                   job.output + ((row + copy) * planes + from - job.first) * job.plane_voxels * out);
         }
       }
     }
     job.barrier->wait();
     ticket = counter[2].fetch_add(1);
-    synthesise_planes(job, job.output, out, begin, end, job.bias, job.relu, 0, ticket, counter[2], tiles);
+    synthesise_planes(job, job.output, out, planes, begin - job.first, end - job.first, job.bias, job.relu, 0, ticket,
+                      counter[2], tiles);
   }
 }
 
@@ -1006,8 +1015,8 @@ SHD_TARGET void backward(const Job &job, int thread) {
     base = 0;
     for (int j = 0; j < layer.inputs; ++j)
       if (job.input_gradients[j])
-        base = synthesise_planes(job, job.input_gradients[j], layer.in_channels[j], begin, end, nullptr, false, base, ticket,
-                                 counter[2], tiles);
+        base = synthesise_planes(job, job.input_gradients[j], layer.in_channels[j], job.planes, begin, end, nullptr, false,
+                                 base, ticket, counter[2], tiles);
   }
 }
 
