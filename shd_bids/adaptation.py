@@ -71,6 +71,7 @@ def adapt(
     weights: Weights | None,
     device: torch.device,
     lambda_tv: float,
+    tv_penalty: str,
     max_steps: int | None,
     seed: int,
     checkpoint: Path | None,
@@ -115,7 +116,7 @@ def adapt(
         net.train(weights is None)
         for group in optimiser.param_groups:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / n_steps))
-        terms = problem.losses(net, step)
+        terms = problem.losses(net, step, tv_penalty=tv_penalty)
         total = (
             terms["reconstruction"]
             + NEGATIVITY * terms["negativity"]
@@ -161,6 +162,7 @@ def adapt(
         "held_out_after": best,
         "kept": improved,
         "lambda_tv": lambda_tv,
+        "tv_penalty": tv_penalty,
         "history": history,
     }
     return Adapted(network=net.eval(), l_max=l_max, improved=improved, facts=facts)
@@ -205,7 +207,7 @@ class _Problem:
         self.device = device
         self.matrix, self.to_sh, self.to_fine = (t.to(device) for t in (self.matrix, self.to_sh, self.to_fine))
 
-    def losses(self, net: UNet, step: int) -> dict[str, Tensor]:
+    def losses(self, net: UNet, step: int, *, tv_penalty: str) -> dict[str, Tensor]:
         """Evaluate the terms of the loss on the crop of a step."""
         rng = np.random.default_rng((self.seed, 2, step))
         view = self.views[step % len(self.views)]
@@ -216,7 +218,7 @@ class _Problem:
             "reconstruction": losses.reconstruction(predicted[..., view.targets], measured[..., view.targets], inside),
             "negativity": losses.negativity(fine, inside),
             "sparsity": losses.sparsity(fine, inside),
-            "smoothness": losses.smoothness(fine, inside),
+            "smoothness": losses.smoothness(fine, inside, squared=tv_penalty == "squared"),
         }
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "level": ("response", "fod", "peaks", "full"),
     "fit": ("amortised", "subject", "cohort"),
     "gradient_check": ("error", "warn", "fix", "off"),
+    "tv_penalty": ("squared", "absolute"),
     "tracking_algorithm": ("det", "prob", "ptt"),
     "tractogram_format": ("trx", "tck", "trk"),
     "dry_run": ("text", "json"),
@@ -97,6 +98,7 @@ class Settings:
     weights: str = "packaged"
     fod_lmax: int = 12
     lambda_tv: float = 0.5
+    tv_penalty: str = "squared"
     max_steps: int | None = None
 
     peak_max: int = 5

@@ -178,7 +178,8 @@ def run_adaptation(scene, weights, **options):
     voxels = signal[mask].astype(np.float32)
     defaults = {
         "sigma": estimate_noise(voxels, gradients), "weights": weights, "device": torch.device("cpu"),
-        "lambda_tv": 0.5, "max_steps": 20, "seed": 1, "checkpoint": None, "progress": lambda stage, share: None,
+        "lambda_tv": 0.5, "tv_penalty": "squared", "max_steps": 20, "seed": 1, "checkpoint": None,
+        "progress": lambda stage, share: None,
     }  # fmt: skip
     return adapt(voxels, mask, gradients, responses, **(defaults | options))
 
@@ -188,6 +189,12 @@ def test_adaptation_improves_what_the_network_never_saw(scene, weights):
     assert adapted.improved
     assert adapted.facts["held_out_after"] < adapted.facts["held_out_before"]
     assert all(np.isfinite(r["loss"]) for r in adapted.facts["history"] if "loss" in r)
+
+
+def test_the_penalty_of_the_total_variation_is_used(scene, weights):
+    squared, absolute = (run_adaptation(scene, weights, max_steps=2, tv_penalty=p) for p in ("squared", "absolute"))
+    first, second = (a.facts["history"][1]["smoothness"] for a in (squared, absolute))
+    assert second > 2 * first, "differences below one are larger than their squares"
 
 
 def test_a_harmful_adaptation_is_not_kept(scene, weights, monkeypatch):

@@ -119,6 +119,7 @@ def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: l
         device=settings.device,
         precision=settings.precision,
         lambda_tv=settings.lambda_tv,
+        tv_penalty=settings.tv_penalty,
         max_steps=settings.max_steps,
         fod_lmax=settings.fod_lmax,
         seed=settings.random_seed,

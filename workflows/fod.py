@@ -19,6 +19,7 @@ def init_fod_wf(
     device: str,
     precision: str,
     lambda_tv: float,
+    tv_penalty: str,
     max_steps: int | None,
     fod_lmax: int,
     seed: int,
@@ -35,7 +36,7 @@ def init_fod_wf(
 
     Parameters
     ----------
-    fit, weights, device, precision, lambda_tv, max_steps, fod_lmax, seed
+    fit, weights, device, precision, lambda_tv, tv_penalty, max_steps, fod_lmax, seed
         As in `shd_bids.interfaces.fod.fit_image`.
     network_gb : float
         Memory of the network alone.
@@ -71,6 +72,7 @@ def init_fod_wf(
         device=device,
         precision=precision,
         lambda_tv=lambda_tv,
+        tv_penalty=tv_penalty,
         memory_gb=network_gb,
         fod_lmax=fod_lmax,
         seed=seed,

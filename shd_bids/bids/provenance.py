@@ -26,6 +26,7 @@ IN_DIGEST = (
     "fit",
     "fod_lmax",
     "lambda_tv",
+    "tv_penalty",
     "max_steps",
     "peak_max",
     "peak_relative_threshold",

@@ -247,6 +247,12 @@ def _add_fit_options(group: Any) -> None:
     add(
         "--lambda-tv", type=float, metavar="X", help=_default("weight of total variation in --fit subject", "lambda_tv")
     )
+    add(
+        "--tv-penalty",
+        choices=CHOICES["tv_penalty"],
+        help="of the change between neighbours: squared as published, or absolute, which keeps the edges of bundles and "
+        "wants about a tenth of the weight (default: squared)",
+    )
     add("--max-steps", type=_auto(int), metavar="{auto,N}", help="training steps of --fit subject (default: auto)")
 
 

@@ -36,6 +36,7 @@ def fit_image(
     device: str,
     precision: str,
     lambda_tv: float,
+    tv_penalty: str,
     max_steps: int | None,
     memory_gb: float,
     seed: int,
@@ -51,7 +52,7 @@ def fit_image(
         4-D image, its mask and the table made by `prepare_gradients`.
     wm_response, gm_response, csf_response : Path
         Responses, MRtrix3's text form; a tissue without one is not fitted.
-    fit, device, precision, lambda_tv, max_steps, memory_gb, seed
+    fit, device, precision, lambda_tv, tv_penalty, max_steps, memory_gb, seed
         As in `shd_bids.inference.fit_fod`.
     weights : str
         ``packaged``, ``none`` or a path.
@@ -93,6 +94,7 @@ def fit_image(
         device=device,
         precision=precision,
         lambda_tv=lambda_tv,
+        tv_penalty=tv_penalty,
         max_steps=max_steps,
         memory_gb=memory_gb,
         seed=seed,
@@ -123,7 +125,7 @@ def fit_image(
     residuals = {f"b = {bvalue:.0f}": value for bvalue, value in result.shell_residuals.items()}
     outputs["facts"] = {
         "sidecar": {
-            "model": _model_facts(result.info, lambda_tv=lambda_tv, seed=seed),
+            "model": _model_facts(result.info, lambda_tv=lambda_tv, tv_penalty=tv_penalty, seed=seed),
             "fod_lmax": l_max_of(n_stored),
         },
         "info": result.info,
@@ -135,7 +137,7 @@ def fit_image(
     return outputs
 
 
-def _model_facts(info: dict[str, Any], *, lambda_tv: float, seed: int) -> dict[str, Any]:
+def _model_facts(info: dict[str, Any], *, lambda_tv: float, tv_penalty: str, seed: int) -> dict[str, Any]:
     """Return ``Model.Parameters`` of the sidecars."""
     parameters = {
         "Fit": info["fit"],
@@ -145,7 +147,8 @@ def _model_facts(info: dict[str, Any], *, lambda_tv: float, seed: int) -> dict[s
         "Device": info["device"],
         "RandomSeed": seed,
     }
-    return parameters | ({"TotalVariationWeight": lambda_tv} if "adaptation" in info else {})
+    adapted = {"TotalVariationWeight": lambda_tv, "TotalVariationPenalty": tv_penalty}
+    return parameters | (adapted if "adaptation" in info else {})
 
 
 def _qc(result: "FodResult") -> dict[str, Any]:
@@ -180,6 +183,7 @@ class _FitFODInputSpec(StageInputSpec):
     device = traits.Str(mandatory=True, desc="auto, cpu, cuda, cuda:N")
     precision = traits.Enum("float32", "tf32", "bf16", mandatory=True)
     lambda_tv = traits.Float(mandatory=True)
+    tv_penalty = traits.Enum("squared", "absolute", mandatory=True)
     max_steps = traits.Int(desc="of an adaptation; chosen by the data where absent")
     memory_gb = traits.Float(mandatory=True, nohash=True, desc="memory of the network; no result depends on it")
     seed = traits.Int(mandatory=True)

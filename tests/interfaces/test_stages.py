@@ -278,6 +278,7 @@ def test_fit_writes_all_maps_in_one_order(dwi_file, prepared, weights_file, tmp_
         device="cpu",
         precision="float32",
         lambda_tv=0.5,
+        tv_penalty="squared",
         memory_gb=1.0,
         seed=0,
         fod_lmax=2,
