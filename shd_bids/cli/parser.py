@@ -250,8 +250,8 @@ def _add_fit_options(group: Any) -> None:
     add(
         "--tv-penalty",
         choices=CHOICES["tv_penalty"],
-        help="of the change between neighbours: squared as published, or absolute, which keeps the edges of bundles and "
-        "wants about a tenth of the weight (default: squared)",
+        help="of the change between neighbours: squared as published, or absolute, which keeps the edges of bundles "
+        "(and weighs small changes more: lower --lambda-tv) (default: squared)",
     )
     add("--max-steps", type=_auto(int), metavar="{auto,N}", help="training steps of --fit subject (default: auto)")
 
