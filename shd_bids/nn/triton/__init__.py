@@ -98,7 +98,7 @@ def forward(
     tensor, shape (V, B, X, Y, Z, O)
     """
     tables = _tables(nside, hemisphere, inputs[0].dtype, inputs[0].device)
-    spectrum = _product([_changed(tables.vectors, x) for x in inputs], weight.to(inputs[0].dtype), tables, bias)
+    spectrum = _product([_changed(tables.vectors, x) for x in inputs], _packed(weight, inputs[0]), tables, bias)
     y = _changed(tables.vectors.T, spectrum)
     return y.relu_() if relu else y
 
@@ -114,7 +114,7 @@ def backward(
     for x, part, need in zip(inputs, parts, needed, strict=True):
         of_weight.append(_correlation(_changed(tables.vectors, x), spectrum, part.shape[:2], tables))
         if need:
-            product = _product([spectrum], part.to(x.dtype).transpose(2, 3), tables, None)
+            product = _product([spectrum], _packed(part, x).transpose(2, 3), tables, None)
             of_inputs.append(_changed(tables.vectors.T, product))
     return of_inputs, torch.cat(of_weight, dim=2)
 
@@ -122,6 +122,11 @@ def backward(
 def _changed(basis: Tensor, x: Tensor) -> Tensor:
     """Change the basis of the first axis."""
     return (basis @ x.view(len(basis), -1)).view(x.shape)
+
+
+def _packed(weight: Tensor, like: Tensor) -> Tensor:
+    """Give the weights in another precision and with output channels next to each other, as programs read them."""
+    return like.new_empty(weight.shape).copy_(weight)
 
 
 def _product(spectra: Sequence[Tensor], weight: Tensor, tables: _Tables, bias: Tensor | None) -> Tensor:
