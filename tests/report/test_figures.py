@@ -5,6 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from shd_bids.report import figures
+from shd_bids.report.figures import shared
 from shd_bids.report.view import WIDTH
 
 DPI = 50  # a third of the real one: the tests look at layout, not at detail
@@ -15,7 +16,7 @@ OBLIQUE = AFFINE @ np.array([[0, -0.94, 0.34, 0], [-1, 0, 0, 0], [0, 0.34, 0.94,
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
-    monkeypatch.setattr(figures, "DPI", DPI)
+    monkeypatch.setattr(shared, "DPI", DPI)
 
 
 def inputs(name: str, shape, mask, rng, affine) -> dict:

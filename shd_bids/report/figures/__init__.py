@@ -1,0 +1,23 @@
+"""Pictures of every stage: arrays in, one PNG out; matplotlib only, no display, no OpenGL.
+
+All slices are shown in world orientation (left on the left), and directions are coloured by world axes: red
+left-right, green front-back, blue up-down. Values "in mask order" follow ``array[mask]``. Where there is nothing to
+draw, a panel says so.
+"""
+
+from shd_bids.report.figures.fodf import plot_fod, plot_peaks, plot_residual, plot_tissue, plot_training
+from shd_bids.report.figures.inputs import plot_gradients, plot_mask, plot_response
+from shd_bids.report.figures.tracks import plot_streamlines, plot_tdi
+
+__all__ = [
+    "plot_fod",
+    "plot_gradients",
+    "plot_mask",
+    "plot_peaks",
+    "plot_residual",
+    "plot_response",
+    "plot_streamlines",
+    "plot_tdi",
+    "plot_tissue",
+    "plot_training",
+]

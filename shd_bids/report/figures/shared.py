@@ -1,0 +1,63 @@
+"""What several pictures need: the page, rows of slices, values in mask order, grey images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from shd_bids.atomic import atomic_path
+from shd_bids.report.view import (
+    DPI,
+    Cut,
+    Row,
+    WorldView,
+)
+
+CURVE_PADDING = (0.8, 0.1, 0.55, 0.05)  # inches left, right, below and above a plot for its ticks and labels
+
+
+def save(figure: Figure, out_file: Path) -> Path:
+    """Write the figure whole or not at all, without naming the software, so that equal input gives equal bytes."""
+    FigureCanvasAgg(figure)
+    with atomic_path(Path(out_file)) as temporary:
+        figure.savefig(temporary, dpi=DPI, metadata={"Software": None})
+    return Path(out_file)
+
+
+def slices_row(
+    view: WorldView, cuts: Sequence[Cut], title: str, *, max_height: float = 5.0, margin_right: float = 0.0
+) -> Row:
+    aspects = [view.aspect(cut.plane) for cut in cuts]
+    return Row(aspects, title=title, max_height=max_height, margin_right=margin_right)
+
+
+def mask_numbers(view: WorldView, mask: np.ndarray) -> np.ndarray:
+    """Number the mask's voxels in mask order and turn the numbers into the view; -1 outside."""
+    numbers = np.full(mask.shape, -1, dtype=np.int64)
+    numbers[mask] = np.arange(np.count_nonzero(mask))
+    return view.volume(numbers)
+
+
+def in_view(values: np.ndarray, numbers: np.ndarray, *, fill: float = 0.0) -> np.ndarray:
+    """Spread values in mask order, shape (n, ...), over the view."""
+    volume = np.full((*numbers.shape, *values.shape[1:]), fill)
+    inside = numbers >= 0
+    volume[inside] = values[numbers[inside]]
+    return volume
+
+
+def percentile(values: np.ndarray, percent: float) -> float:
+    """Take a percentile of the positive finite values; 1 when there are none."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    return float(np.percentile(positive, percent)) if positive.size else 1.0
+
+
+def grey_image(volume: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
+    """Scale an image to 0..1 by the 1st and 99th percentile in the mask (of all voxels when the mask is empty)."""
+    volume = np.nan_to_num(np.asarray(volume, float))
+    values = volume[inside] if inside is not None and inside.any() else volume.ravel()
+    low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)
+    low = min(low, 0.3 * high)  # an image of one tissue must not lose its grey to the window
+    return np.clip((volume - low) / max(high - low, np.finfo(np.float64).tiny), 0, 1)
