@@ -1,6 +1,8 @@
 """Figures of the report: each stage's files in, one picture out; a picture that fails costs nothing but itself."""
 
 import logging
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ __all__ = [
     "DrawTDI",
     "DrawTissue",
     "DrawTraining",
+    "FigureInterface",
 ]
 
 logger = logging.getLogger(__name__)
@@ -220,130 +223,23 @@ class FigureInterface(StageInterface):
         return runtime
 
 
-class _DrawGradientsInputSpec(StageInputSpec):
-    gradients_file = File(exists=True, mandatory=True)
-    facts_file = File(exists=True, mandatory=True)
+def _interface(name: str, function: Callable[..., Path]) -> type[FigureInterface]:
+    """Return the interface of a drawing function: one file for each argument, which may be absent if it may be None."""
+    arguments = {key: value.annotation for key, value in signature(function).parameters.items() if key != "out_dir"}
+    files = {key: File(exists=True, mandatory=kind is Path) for key, kind in arguments.items()}
+    place = {"__module__": __name__, "__qualname__": f"{name}.input_spec"}  # where pickle looks for it
+    spec = type(f"{name}InputSpec", (StageInputSpec,), files | place)
+    own = {"__doc__": function.__doc__, "__module__": __name__, "input_spec": spec, "function": staticmethod(function)}
+    return type(name, (FigureInterface,), own)
 
 
-class DrawGradients(FigureInterface):
-    """Gradient table and its test against the data."""
-
-    input_spec = _DrawGradientsInputSpec
-    function = staticmethod(draw_gradients)
-
-
-class _DrawMaskInputSpec(StageInputSpec):
-    b0_file = File(exists=True, mandatory=True)
-    mask_file = File(exists=True, mandatory=True)
-
-
-class DrawMask(FigureInterface):
-    """Mask over the mean b=0 image."""
-
-    input_spec = _DrawMaskInputSpec
-    function = staticmethod(draw_mask)
-
-
-class _DrawResponseInputSpec(StageInputSpec):
-    gradients_file = File(exists=True, mandatory=True)
-    facts_file = File(exists=True, mandatory=True)
-    voxels_file = File(exists=True)
-    b0_file = File(exists=True, mandatory=True)
-    mask_file = File(exists=True, mandatory=True)
-
-
-class DrawResponse(FigureInterface):
-    """Responses and the voxels they come from."""
-
-    input_spec = _DrawResponseInputSpec
-    function = staticmethod(draw_response)
-
-
-class _DrawFODInputSpec(StageInputSpec):
-    fod_file = File(exists=True, mandatory=True)
-    mask_file = File(exists=True, mandatory=True)
-    b0_file = File(exists=True, mandatory=True)
-
-
-class DrawFOD(FigureInterface):
-    """fODFs in colour and as surfaces."""
-
-    input_spec = _DrawFODInputSpec
-    function = staticmethod(draw_fod)
-
-
-class _DrawTissueInputSpec(StageInputSpec):
-    vfwm_file = File(exists=True, mandatory=True)
-    vfgm_file = File(exists=True, mandatory=True)
-    vfcsf_file = File(exists=True, mandatory=True)
-    mask_file = File(exists=True, mandatory=True)
-
-
-class DrawTissue(FigureInterface):
-    """Tissue fractions."""
-
-    input_spec = _DrawTissueInputSpec
-    function = staticmethod(draw_tissue)
-
-
-class _DrawResidualInputSpec(StageInputSpec):
-    rsquared_file = File(exists=True, mandatory=True)
-    residualstd_file = File(exists=True, mandatory=True)
-    facts_file = File(exists=True, mandatory=True)
-    mask_file = File(exists=True, mandatory=True)
-
-
-class DrawResidual(FigureInterface):
-    """How well the signal is explained."""
-
-    input_spec = _DrawResidualInputSpec
-    function = staticmethod(draw_residual)
-
-
-class _DrawPeaksInputSpec(StageInputSpec):
-    peaks_file = File(exists=True, mandatory=True)
-    mask_file = File(exists=True, mandatory=True)
-    b0_file = File(exists=True, mandatory=True)
-
-
-class DrawPeaks(FigureInterface):
-    """Peaks as sticks."""
-
-    input_spec = _DrawPeaksInputSpec
-    function = staticmethod(draw_peaks)
-
-
-class _DrawStreamlinesInputSpec(StageInputSpec):
-    preview_file = File(exists=True, mandatory=True)
-    mask_file = File(exists=True, mandatory=True)
-    b0_file = File(exists=True, mandatory=True)
-
-
-class DrawStreamlines(FigureInterface):
-    """Streamlines in three projections."""
-
-    input_spec = _DrawStreamlinesInputSpec
-    function = staticmethod(draw_streamlines)
-
-
-class _DrawTDIInputSpec(StageInputSpec):
-    tdi_file = File(exists=True, mandatory=True)
-    mask_file = File(exists=True, mandatory=True)
-
-
-class DrawTDI(FigureInterface):
-    """Density of the streamlines."""
-
-    input_spec = _DrawTDIInputSpec
-    function = staticmethod(draw_tdi)
-
-
-class _DrawTrainingInputSpec(StageInputSpec):
-    facts_file = File(exists=True, mandatory=True)
-
-
-class DrawTraining(FigureInterface):
-    """Course of an adaptation to the subject."""
-
-    input_spec = _DrawTrainingInputSpec
-    function = staticmethod(draw_training)
+DrawGradients = _interface("DrawGradients", draw_gradients)
+DrawMask = _interface("DrawMask", draw_mask)
+DrawResponse = _interface("DrawResponse", draw_response)
+DrawFOD = _interface("DrawFOD", draw_fod)
+DrawTissue = _interface("DrawTissue", draw_tissue)
+DrawResidual = _interface("DrawResidual", draw_residual)
+DrawTraining = _interface("DrawTraining", draw_training)
+DrawPeaks = _interface("DrawPeaks", draw_peaks)
+DrawStreamlines = _interface("DrawStreamlines", draw_streamlines)
+DrawTDI = _interface("DrawTDI", draw_tdi)

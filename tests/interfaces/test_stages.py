@@ -1,6 +1,7 @@
 """Each stage on a small simulated head: right files, right facts, and an error where the input is wrong."""
 
 import json
+import pickle
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,7 @@ from shd_bids.conditioning import CHANNELS
 from shd_bids.exceptions import GradientError, InputError
 from shd_bids.gradients import GradientTable
 from shd_bids.images import load_mask, load_volume, scatter
+from shd_bids.interfaces import report
 from shd_bids.interfaces.base import StageInterface, read_json
 from shd_bids.interfaces.fod import FitFOD
 from shd_bids.interfaces.gradients import PrepareGradients, RequireOrientation
@@ -233,6 +235,14 @@ def test_streamlines_in_every_format(prepared, fitted, tmp_path):
     files = {"preview_file": outputs.preview_file, "mask_file": fitted["mask_file"], "b0_file": prepared.b0_file}
     figure = run(DrawStreamlines, tmp_path / "draw", **files)
     assert figure.figure_file.endswith("tractogram.png")
+
+
+@pytest.mark.parametrize("name", [name for name in report.__all__ if name.startswith("Draw")])
+def test_figures_travel_to_other_processes(name):
+    node = getattr(report, name)(series="sub-01")
+    copy = pickle.loads(pickle.dumps(node))
+    assert copy.inputs.series == "sub-01"
+    assert copy.inputs.copyable_trait_names() == node.inputs.copyable_trait_names()
 
 
 def test_figure_that_cannot_be_drawn_stops_nothing(prepared, tmp_path, caplog):
