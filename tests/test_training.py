@@ -125,7 +125,7 @@ def test_a_device_trains_as_the_cpu_does(tmp_path, precision):
         config = replace(CONFIG, precision=precision if device == "cuda" else "float32")
         training.train(config, tmp_path / device, device=device, n_workers=0)
     here, there = ([r["loss"] for r in log(tmp_path / device)] for device in ("cpu", "cuda"))
-    assert there == pytest.approx(here, rel=0.05 if precision == "bf16" else 1e-3)
+    assert there == pytest.approx(here, rel=0.05 if precision == "bf16" else 0.01)
 
 
 def stop_at(step, rate):

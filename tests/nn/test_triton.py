@@ -294,7 +294,8 @@ def test_device_trains_the_network_as_the_cpu_does(generator, autocast):
     for (name, expected), found in zip(exact.named_parameters(), net.parameters(), strict=True):
         if not name.endswith("conv.bias"):  # exactly zero under batch normalisation
             error = (found.grad.cpu().double() - expected.grad).norm() / expected.grad.norm()
-            assert error < (0.15 if autocast else 1e-4), f"{name}: {error:.1e}"
+            # Rounding switches some units; on the CPU 0.007 in float32 and 0.21 under autocast.
+            assert error < (0.4 if autocast else 0.03), f"{name}: {error:.1e}"
 
 
 @pytest.mark.gpu
