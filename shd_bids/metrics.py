@@ -6,6 +6,7 @@ the relative amplitude threshold runs over 0.05, 0.10, ..., 0.95. False fibres i
 leave out, are counted apart.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -217,6 +218,65 @@ def score_peaks(
         empty_false_fibres=empty_false.astype(int),
         empty_voxels_hit=hit,
     )
+
+
+def pooled(scores: Sequence[PeakScore]) -> PeakScore:
+    """Add up the counts of several volumes scored at the same thresholds, as if they had been one.
+
+    Raises
+    ------
+    ValueError
+        If there is no score or the thresholds differ.
+    """
+    if not scores or any(not np.array_equal(s.thresholds, scores[0].thresholds) for s in scores):
+        raise ValueError(f"found {len(scores)} scores, expected at least one and the same thresholds in all")
+    n_voxels = sum(s.n_voxels for s in scores)
+    errors = np.sum([s.angular_errors * s.n_voxels for s in scores], axis=0)
+    counts = ("true_positives", "false_positives", "false_negatives", "empty_false_fibres")
+    return PeakScore(
+        thresholds=scores[0].thresholds,
+        angular_errors=errors / max(n_voxels, 1),
+        n_voxels=n_voxels,
+        n_empty_voxels=sum(s.n_empty_voxels for s in scores),
+        empty_voxels_hit=sum(s.empty_voxels_hit for s in scores),
+        **{name: np.sum([getattr(s, name) for s in scores], axis=0) for name in counts},
+    )
+
+
+def full_fibre_amplitude(amplitudes: np.ndarray, fractions: np.ndarray) -> float:
+    """Return the amplitude that a method gives to one fibre that fills its voxel.
+
+    It is a unit in which amplitudes of methods with different scales compare: a peak of 0.1 of it claims as much as a
+    fibre that fills a tenth of the voxel. It is the median, over the fullest tenth of the voxels with one fibre, of the
+    largest amplitude divided by the fraction.
+
+    Parameters
+    ----------
+    amplitudes : (n, K) array
+        Peak amplitudes.
+    fractions : (n, G) array
+        True volume fraction of each fibre, zero where there is none.
+
+    Raises
+    ------
+    ValueError
+        If no voxel has exactly one fibre.
+    """
+    single = np.flatnonzero((fractions > 0).sum(axis=1) == 1)
+    if not len(single):
+        raise ValueError("found no voxel with exactly one fibre, expected at least one to measure the amplitude in")
+    fraction = fractions[single].sum(axis=1)
+    fullest = fraction >= np.quantile(fraction, 0.9)
+    return float(np.median(amplitudes[single[fullest]].max(axis=1) / fraction[fullest]))
+
+
+def peaks_per_voxel(amplitudes: np.ndarray, threshold: float) -> float:
+    """Return the mean number of peaks above an absolute threshold in voxels (n, K); 0 without voxels.
+
+    In voxels without fibres each of them is false. An absolute threshold is needed there: of a nearly empty fODF, a share
+    of its own largest lobe would count the noise.
+    """
+    return float((amplitudes > threshold).sum() / max(len(amplitudes), 1))
 
 
 def score_by_crossing(

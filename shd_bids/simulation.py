@@ -179,7 +179,12 @@ def _cubic_bundle(rng, size, centre, direction, bend) -> Bundle:
 
 
 def bundles_from_control_points(
-    geometries: dict, *, shape: tuple[int, int, int], extent: float, weights: float = 1.0
+    geometries: dict,
+    *,
+    shape: tuple[int, int, int],
+    extent: float,
+    weights: float = 1.0,
+    turn: np.ndarray | None = None,
 ) -> tuple[Bundle, ...]:
     """Turn bundles given by control points and a radius into tubes in voxel units.
 
@@ -193,12 +198,15 @@ def bundles_from_control_points(
         Side of the cube around the origin that fills the volume, in the unit of the control points.
     weights : float
         Density of every bundle.
+    turn : ndarray, shape (3, 3), optional
+        Rotation about the origin.
     """
     scale = min(shape) / extent
     middle = (np.array(shape) - 1) / 2
+    rotation = np.eye(3) if turn is None else turn
     bundles = []
     for geometry in geometries.values():
-        points = np.asarray(geometry["control_points"], dtype=float).reshape(-1, 3) * scale + middle
+        points = np.asarray(geometry["control_points"], dtype=float).reshape(-1, 3) @ rotation * scale + middle
         curve = _smooth_curve(points)
         bundles.append(Bundle(curve, np.full(len(curve), geometry["radius"] * scale), density=weights))
     return tuple(bundles)
@@ -328,9 +336,13 @@ def crossing_phantom(
         for azimuth in np.deg2rad(azimuths):
             line = s[:, None] * np.array([np.cos(azimuth), np.sin(azimuth), 0.0]) + np.array([0.0, 0.0, height])
             bundles.append(Bundle(line @ turn + middle, np.full(len(s), radius), density=rng.uniform(0.6, 1.0)))
-    grid = np.stack(np.meshgrid(*[np.arange(size) - middle] * 3, indexing="ij"), axis=-1)
-    csf = 1 / (1 + np.exp((0.42 * size - grid @ _unit(rng.normal(size=3))) / 0.4))
-    return build_phantom(tuple(bundles), (size, size, size), csf=csf)
+    return build_phantom(tuple(bundles), (size, size, size), csf=csf_side(rng, size))
+
+
+def csf_side(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Return the share of CSF in each voxel of a cube that has it on one side, drawn at random."""
+    grid = np.stack(np.meshgrid(*[np.arange(size) - (size - 1) / 2] * 3, indexing="ij"), axis=-1)
+    return 1 / (1 + np.exp((0.42 * size - grid @ _unit(rng.normal(size=3))) / 0.4))
 
 
 def _blob(rng, shape) -> np.ndarray:

@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from shd_bids.metrics import THRESHOLDS, crossing_angle, score_by_crossing, score_peaks
+from shd_bids.metrics import (
+    THRESHOLDS,
+    crossing_angle,
+    full_fibre_amplitude,
+    peaks_per_voxel,
+    pooled,
+    score_by_crossing,
+    score_peaks,
+)
 
 
 def _axes(*degrees: float) -> np.ndarray:
@@ -169,3 +177,39 @@ def test_chunks_change_nothing(rng, monkeypatch):
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"\(n, G, 3\)"):
         score_peaks(np.zeros((4, 2, 3)), np.zeros((4, 3)), np.zeros((4, 2, 3)))
+
+
+def test_pooling_parts_equals_scoring_the_whole(rng):
+    peaks, amplitudes, truth = _random_case(rng)
+    parts = [slice(0, 11), slice(11, 40), slice(40, None)]
+    together = pooled([score_peaks(peaks[p], amplitudes[p], truth[p]) for p in parts])
+    whole = score_peaks(peaks, amplitudes, truth)
+    assert together.summary() == pytest.approx(whole.summary())
+    np.testing.assert_array_equal(together.empty_false_fibres, whole.empty_false_fibres)
+
+
+def test_pooling_wants_equal_thresholds(rng):
+    case = _random_case(rng)
+    with pytest.raises(ValueError, match="same thresholds"):
+        pooled([score_peaks(*case), score_peaks(*case, thresholds=np.array([0.5]))])
+    with pytest.raises(ValueError, match="found 0 scores"):
+        pooled([])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 700.0])
+def test_full_fibre_amplitude_is_the_scale_of_the_method(rng, scale):
+    """An amplitude in proportion to the fraction gives the factor, whatever crossings and empty voxels there are."""
+    fractions = rng.uniform(0.05, 1, (400, 3)) * (np.arange(3) < rng.integers(0, 4, 400)[:, None])
+    assert full_fibre_amplitude(scale * fractions, fractions) == pytest.approx(scale)
+
+
+def test_full_fibre_amplitude_needs_a_single_fibre():
+    with pytest.raises(ValueError, match="exactly one fibre"):
+        full_fibre_amplitude(np.ones((4, 2)), np.full((4, 2), 0.5))
+
+
+def test_peaks_per_voxel_counts_those_above():
+    amplitudes = np.array([[0.5, 0.1, 0.0], [0.05, 0.0, 0.0]])
+    assert peaks_per_voxel(amplitudes, 0.1) == 0.5
+    assert peaks_per_voxel(amplitudes, 0.04) == 1.5
+    assert peaks_per_voxel(np.zeros((0, 3)), 0.1) == 0
