@@ -76,7 +76,7 @@ class SpatioSphericalConv(nn.Module):
         """Give some planes of x of what :meth:`forward` gives for one sample (V, 1, X, Y, Z, I_j), without gradients."""
         if native.suits(*inputs, self.bias):
             return native.forward(
-                inputs,
+                [x.contiguous() for x in inputs],
                 self.weightSph,
                 self.weightSpa,
                 self.bias,

@@ -2,8 +2,12 @@
 
 Planes of x stream through all layers together. A feature map is made in slabs of a few planes when a layer asks for them and
 forgotten when no layer will ask again, so that each plane of each layer is computed once. Within a slab only the rectangle
-is computed on which voxels of the mask depend. If a whole cross-section does not fit the memory it is cut into tiles, which
-run one after another and each compute the voxels around themselves again.
+is computed on which voxels of the mask depend.
+
+If a whole cross-section does not fit the memory it is cut into tiles, which run one after another and each compute the
+voxels around themselves again. The coarser levels reach far. So then it can cost less to run in three stages, of which each
+has its own tiles with a narrow halo: the finest encoder, whose pooled output alone is kept; the coarser levels; the finest
+encoder again, now with its decoder.
 
 Where the input is zero, the finest encoder puts out what it would in an empty volume, which depends on the distance to
 the border alone: a small empty volume gives it once for all.
@@ -25,7 +29,7 @@ Box = tuple[slice, slice, slice]
 
 _THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
 _MOST_CUTS = 16  # of one side of the cross-section
-_REPEATED = 1.0  # cost of what a slab computes again, in planes: each layer expands two planes a second time
+_ENCODED_AGAIN = 1.4  # work of the three stages, which run the finest encoder twice
 
 
 def apply_in_tiles(
@@ -71,24 +75,36 @@ def apply_in_tiles(
     size, stride = mask.shape, net.config.spatial_stride
     mask = _padded(mask, stride)
     near = np.ones_like(mask) if support is None else _padded(support, stride)
-    done, total = 0, int(mask.sum())
+    chosen = plan(net, mask, memory_bytes=memory_bytes)
+    stream = _Stream(net, _source(net, read, size), near, chosen.thickness)
+    run = stream.run_in_stages if chosen.staged else stream.run
     with torch.inference_mode():
-        tiles, thickness = plan(net, mask, memory_bytes=memory_bytes)
-        stream = _Stream(net, _source(net, read, size), near, thickness)
-        for tile in tiles:
-            part = np.zeros_like(mask)
-            part[tile] = mask[tile]
-            if not part.any():
-                continue
-            for box, output in stream.run(part):
-                write(box, output)
-                done += int(part[box].sum())
-                if progress is not None:
-                    progress(done / total)
+        for done in run(mask, chosen.edges, write):
+            if progress is not None:
+                progress(done)
 
 
-def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> tuple[list[Box], int]:
-    """Cut the cross-section into the tiles of least work that fit the memory; give them and the planes of a slab.
+@dataclass(frozen=True)
+class Plan:
+    """How to run: edges of the tiles along y and z, planes of a slab, and whether in three stages."""
+
+    edges: tuple[int, int]
+    thickness: int
+    staged: bool
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to run: work for each voxel, bytes held throughout, and which levels run together with what halo."""
+
+    staged: bool
+    cost: float
+    held: float
+    chains: tuple[tuple[range, int], ...]
+
+
+def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
+    """Choose the way of least work that fits the memory.
 
     Parameters
     ----------
@@ -97,39 +113,61 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> tuple[list[Box]
         Of multiples of the network's spatial stride.
     memory_bytes : float
     """
-    halo, stride = net.config.receptive_radius, net.config.spatial_stride
-    x, *sides = _box(mask)
-    best: tuple[float, list[Box], int] | None = None
-    for y_sides, z_sides in product(*(_cuts(side, stride) for side in sides)):
-        areas = [_size(_grown((x, y, z), halo, mask.shape)[1:]) for y, z in product(y_sides, z_sides)]
-        for thickness in _THICKNESS:
-            work = sum(areas) * (1 + _REPEATED / thickness)
-            if max(areas) * column_bytes(net, thickness) <= memory_bytes and (best is None or work < best[0]):
-                best = work, [(slice(None), y, z) for y, z in product(y_sides, z_sides)], thickness
+    config, (_, *sides), shape = net.config, _box(mask), mask.shape[1:]
+    depth, reach = len(config.channels), 2 * config.convs_per_block
+    ways = [_Way(False, 1.0, 0.0, ((range(depth), config.receptive_radius),))]
+    if config.pool_strides[:1] == (2,):
+        stored = sum(int(cells.sum()) for cells in _coarse(config, mask))
+        held = float(stored) * net.bases[1].n_vertices * config.channels[0] * net.head.bias.element_size()
+        ways.append(_Way(True, _ENCODED_AGAIN, held, ((range(1), reach), (range(1, depth), 2 * reach))))
+    best: tuple[float, Plan] | None = None
+    least = np.inf
+    for edges in product(*(_edges(side, config.spatial_stride) for side in sides)):
+        for way, thickness in product(ways, _THICKNESS):
+            areas = [_areas(sides, edges, halo, shape) for _, halo in way.chains]
+            columns = (column_bytes(net, thickness, levels=levels) for levels, _ in way.chains)
+            needed = way.held + max(largest * each for (_, largest), each in zip(areas, columns, strict=True))
+            # A slab expands two planes again in each layer, which is about half of the work on them.
+            work = way.cost * areas[0][0] * (1 + 1 / thickness)
+            least = min(least, needed)
+            if needed <= memory_bytes and (best is None or work < best[0]):
+                best = work, Plan((edges[0], edges[1]), thickness, way.staged)
     if best is None:
-        needed = min(stride + 2 * halo, mask.shape[1]) * min(stride + 2 * halo, mask.shape[2])
         raise ValueError(
-            f"{memory_bytes / 2**20:.0f} MB are not enough for the smallest tile, which needs about "
-            f"{needed * column_bytes(net, _THICKNESS[-1]) / 2**20:.0f} MB; give more memory or a smaller network"
+            f"{memory_bytes / 2**20:.0f} MB are not enough for the smallest tile, which needs {least / 2**20:.0f} MB; "
+            "give more memory or a smaller network"
         )
-    return best[1], best[2]
+    return best[1]
 
 
-def column_bytes(net: UNet, thickness: int) -> float:
-    """Estimate the memory for each voxel of a cross-section when slabs of ``thickness`` planes stream through the network.
+def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
+    """Estimate the memory for each voxel of a cross-section when slabs of ``thickness`` planes stream through some levels.
 
-    A level holds the skip for all planes until the coarser levels answer, the last planes of each layer's input, and while
-    the first layer of the decoder works on a slab its two inputs and its output.
+    Each layer keeps the last planes of its input. While the first layer of a decoder works on a slab there are its two inputs,
+    what they are copied from, and its output. A skip waits until the next level answers.
     """
     config, numbers = net.config, 0.0
-    for level, width in enumerate(config.channels):
+    for level in levels:
         if level and not config.spatial[level]:
             break
+        waiting = config.receptive_radius >> level if level + 1 in levels and config.spatial[level + 1] else 0
         planes = max(1, thickness >> level)
-        held = (config.receptive_radius >> level) + 3 * config.convs_per_block + 5 * (planes + 2)
+        held = waiting + 3 * config.convs_per_block + 4 * (planes + 2)
         enters = config.channels[level - 1] if level else config.in_channels + config.out_channels
-        numbers += net.bases[level].n_vertices * (width * held + enters * (planes + 4)) / 4**level
+        numbers += net.bases[level].n_vertices * (config.channels[level] * held + enters * (planes + 4)) / 4**level
     return 1.1 * numbers * net.head.bias.element_size()
+
+
+def _areas(sides: list[slice], edges: tuple[int, ...], halo: int, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Give the voxels of all tiles with their halos, and those of the largest."""
+    y, z = (_widths(*along, halo) for along in zip(sides, edges, shape, strict=True))
+    return sum(y) * sum(z), max(y) * max(z)
+
+
+def _coarse(config: UNetConfig, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mark the cells where the finest decoder needs the coarser levels, and those that they need of the finest encoder."""
+    cells = _cells(_dilated(mask, _reach(config, 0)))
+    return cells, _reads(config, 1, cells)
 
 
 @dataclass(frozen=True)
@@ -156,7 +194,7 @@ class _Feature:
     def __init__(self, needed: np.ndarray, thickness: int, make: Callable[[Box], _Slab]):
         self.needed, self.thickness, self._make = needed, thickness, make
         self._slabs: list[_Slab] = []
-        self._end = _box(needed)[0].start
+        self._end = int(needed.any(axis=(1, 2)).argmax())
 
     def prepare(self, last: int) -> None:
         """Make all planes before ``last``."""
@@ -179,6 +217,16 @@ class _Feature:
         for slab, common in parts:
             result[_within(common, box)] = slab.values[_within(common, slab.box)]
         return result
+
+    def slabs(self) -> Iterator[tuple[Box, Tensor]]:
+        """Yield boxes that cover what is needed, with their values, and forget them."""
+        x, _, _ = _box(self.needed)
+        for first in range(x.start, x.stop, self.thickness):
+            part = self.needed[first : min(first + self.thickness, x.stop)]
+            if part.any():
+                box = (slice(first, first + len(part)), *_box(part)[1:])
+                yield box, self.read(box)
+                self.forget(box[0].stop)
 
     def forget(self, before: int) -> None:
         """Let go of the planes before ``before``."""
@@ -209,20 +257,43 @@ class _Stream:
 
     def __init__(self, net: UNet, source: Callable[[Box], Tensor], near: np.ndarray, thickness: int):
         self._net, self._source, self._thickness = net, source, thickness
-        self._near = _dilated(near, net.config.convs_per_block)
-
-    def run(self, mask: np.ndarray) -> Iterator[tuple[Box, Tensor]]:
-        """Yield boxes that cover a mask and the result there, (1, O, x, y, z, V)."""
-        result = self._level(
-            0, mask, lambda wanted: self._feature(0, wanted, lambda box: _Slab(box, self._source(box)))
+        self._near = (
+            _doubled(_cells(_dilated(near, net.config.convs_per_block))) if net.config.spatial_stride > 1 else near
         )
-        x, _, _ = _box(mask)
-        for first in range(x.start, x.stop, self._thickness):
-            part = mask[first : min(first + self._thickness, x.stop)]
-            if part.any():
-                box = (slice(first, first + len(part)), *_box(part)[1:])
-                yield box, self._net.classify(result.read(box)).permute(1, 5, 2, 3, 4, 0)
-                result.forget(box[0].stop)
+
+    def run(self, mask: np.ndarray, edges: tuple[int, int], write: Callable[[Box, Tensor], None]) -> Iterator[float]:
+        """Run the whole network on each tile; yield the share done."""
+        done = 0
+        for tile in _tiles(mask, edges):
+            for box, values in self._level(0, tile, self._input).slabs():
+                self._finish(box, values, write)
+                done += int(tile[box].sum())
+                yield done / mask.sum()
+
+    def run_in_stages(
+        self, mask: np.ndarray, edges: tuple[int, int], write: Callable[[Box, Tensor], None]
+    ) -> Iterator[float]:
+        """Run the finest encoder, the coarser levels and the finest decoder one after another, each over its tiles."""
+        cells, sources = _coarse(self._net.config, mask)
+        halves = edges[0] // 2, edges[1] // 2
+        pooled, deeper = _Store(sources), _Store(cells)
+        stages = (
+            (0.3, sources, halves, self._encoded, pooled.put),
+            (0.1, cells, halves, lambda part: self._level(1, part, partial(self._kept, 1, pooled)), deeper.put),
+            (0.6, mask, edges, lambda part: self._decoded(part, deeper), partial(self._finish, write=write)),
+        )
+        before = 0.0
+        for share, needed, sizes, chain, take in stages:
+            done = 0
+            for tile in _tiles(needed, sizes):
+                for box, values in chain(tile).slabs():
+                    take(box, values)
+                    done += int(tile[box].sum())
+                    yield before + share * done / int(needed.sum())
+            before += share
+
+    def _finish(self, box: Box, values: Tensor, write: Callable[[Box, Tensor], None]) -> None:
+        write(box, self._net.classify(values).permute(1, 5, 2, 3, 4, 0))
 
     def _level(self, level: int, needed: np.ndarray, source: Callable[[np.ndarray], _Feature]) -> _Feature:
         """Chain a level and everything coarser; ``source`` gives the level's input at the voxels it is told."""
@@ -232,16 +303,39 @@ class _Stream:
         around = _dilated(needed, reach)
         if net.config.pool_strides[level] == 0:
             skip = self._block(level, net.encoder[level], [source(_dilated(around, reach))], around)
-            deeper = self._feature(level, around, lambda box: self._below(level, skip, box))
+            deeper = self._feature(level, around, partial(self._below, level, skip))
         else:
             cells = _cells(around)
-            wanted = around | _doubled(_reads(net.config, level + 1, cells))
-            if level == 0:
-                wanted &= around | _doubled(_cells(self._near))
-            skip = self._block(level, net.encoder[level], [source(_dilated(wanted, reach))], wanted)
+            made = around | self._worth(level, _reads(net.config, level + 1, cells))
+            skip = self._block(level, net.encoder[level], [source(_dilated(made, reach))], made)
             coarse = self._level(level + 1, cells, lambda pooled: self._pooled(level, skip, pooled))
-            deeper = self._feature(level, around, lambda box: self._unpooled(level, coarse, box))
+            deeper = self._feature(level, around, partial(self._unpooled, level, coarse))
         return self._block(level, net.decoder[len(net.decoder) - 1 - level], [skip, deeper], needed)
+
+    def _encoded(self, cells: np.ndarray) -> _Feature:
+        """Chain the finest encoder alone up to its pooled output."""
+        made = self._worth(0, cells)
+        skip = self._block(0, self._net.encoder[0], [self._input(_dilated(made, _reach(self._net.config, 0)))], made)
+        return self._pooled(0, skip, cells, keep=False)
+
+    def _decoded(self, needed: np.ndarray, deeper: "_Store") -> _Feature:
+        """Chain the finest encoder and its decoder, with what the coarser levels gave."""
+        reach = _reach(self._net.config, 0)
+        around = _dilated(needed, reach)
+        skip = self._block(0, self._net.encoder[0], [self._input(_dilated(around, reach))], around)
+        coarse = self._kept(1, deeper, _cells(around))
+        unpooled = self._feature(0, around, partial(self._unpooled, 0, coarse))
+        return self._block(0, self._net.decoder[-1], [skip, unpooled], needed)
+
+    def _input(self, needed: np.ndarray) -> _Feature:
+        return self._feature(0, needed, lambda box: _Slab(box, self._source(box)))
+
+    def _kept(self, level: int, store: "_Store", needed: np.ndarray) -> _Feature:
+        return self._feature(level, needed, lambda box: _Slab(box, store.read(box)))
+
+    def _worth(self, level: int, cells: np.ndarray) -> np.ndarray:
+        """Mark the voxels of cells, on the finest level without those where all is as in an empty volume."""
+        return _doubled(cells) & self._near if level == 0 else _doubled(cells)
 
     def _feature(self, level: int, needed: np.ndarray, make: Callable[[Box], _Slab]) -> _Feature:
         return _Feature(needed, max(1, self._thickness >> level), make)
@@ -266,8 +360,8 @@ class _Stream:
             feature.forget(box[0].stop - reach)
         return _Slab((box[0], *wide[1:]), unit.on_planes(*values, planes=_within(box, wide)[2]))
 
-    def _pooled(self, level: int, skip: _Feature, needed: np.ndarray) -> _Feature:
-        """Pool the encoder's output; where that was not computed it is as in an empty volume."""
+    def _pooled(self, level: int, skip: _Feature, needed: np.ndarray, *, keep: bool = True) -> _Feature:
+        """Pool the encoder's output and keep it for others; where it was not computed it is as in an empty volume."""
         computed = needed & _cells(skip.needed)
         empty = None if computed[needed].all() else _EmptyVolume(self._net, needed.shape)
 
@@ -277,6 +371,8 @@ class _Stream:
                 return _Slab(box, empty.read(box))
             inner = _moved(_box(part), by=box)
             pooled = self._net.pools[level](skip.read(_twice(inner)))
+            if not keep:
+                skip.forget(2 * box[0].stop)
             if empty is None:
                 return _Slab(inner, pooled)
             values, place = empty.read(box), _within(inner, box)
@@ -298,6 +394,28 @@ class _Stream:
         """Run the levels below, which treat each voxel alone."""
         pool = self._net.pools[level]
         return _Slab(box, pool.unpool(self._net.descend(level + 1, pool(skip.read(box)))))
+
+
+class _Store:
+    """A feature map held at the voxels of a mask."""
+
+    def __init__(self, mask: np.ndarray):
+        self._count = int(mask.sum())
+        self._row = np.where(mask, mask.cumsum().reshape(mask.shape) - 1, self._count)  # a last row of zeros elsewhere
+        self._values: Tensor | None = None
+
+    def put(self, box: Box, values: Tensor) -> None:
+        """Take the values in a box."""
+        if self._values is None:
+            self._values = values.new_zeros(len(values), self._count + 1, values.shape[-1])
+        rows = torch.from_numpy(self._row[box]).to(values.device)
+        there = rows < self._count
+        self._values[:, rows[there]] = values[:, 0, there]
+
+    def read(self, box: Box) -> Tensor:
+        """Give the values in a box, zero off the mask."""
+        assert self._values is not None
+        return self._values[:, None, torch.from_numpy(self._row[box]).to(self._values.device)]
 
 
 class _EmptyVolume:
@@ -354,12 +472,28 @@ def _reads(config: UNetConfig, level: int, needed: np.ndarray) -> np.ndarray:
     return _dilated(around, reach)
 
 
-def _cuts(side: slice, stride: int) -> Iterator[list[slice]]:
-    """Yield the ways to cut a side into equal parts that start at multiples of ``stride``."""
-    start = side.start // stride * stride
-    length = side.stop - start
-    for edge in sorted({_up(-(-length // parts), stride) for parts in range(1, _MOST_CUTS + 1)}, reverse=True):
-        yield [slice(first, min(first + edge, side.stop)) for first in range(start, side.stop, edge)]
+def _edges(side: slice, stride: int) -> list[int]:
+    """Give the edges that cut a side into equal parts of multiples of ``stride``."""
+    length = side.stop - side.start // stride * stride
+    return sorted({_up(-(-length // parts), stride) for parts in range(1, _MOST_CUTS + 1)}, reverse=True)
+
+
+def _widths(side: slice, edge: int, size: int, halo: int) -> list[int]:
+    """Give the widths of the tiles of a side with their halos, within an axis of some size."""
+    starts = range(side.start, side.stop, edge)
+    return [min(first + edge + halo, side.stop + halo, size) - max(first - halo, 0) for first in starts]
+
+
+def _tiles(mask: np.ndarray, edges: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Yield the parts of a mask in tiles of the cross-section, without the empty ones; tiles start at even voxels."""
+    _, y, z = _box(mask)
+    starts = (range(side.start // 2 * 2, side.stop, edge) for side, edge in zip((y, z), edges, strict=True))
+    for first in product(*starts):
+        tile = (slice(None), *(slice(f, f + edge) for f, edge in zip(first, edges, strict=True)))
+        part = np.zeros_like(mask)
+        part[tile] = mask[tile]
+        if part.any():
+            yield part
 
 
 # Boxes, which are slices of a volume, and masks on it.

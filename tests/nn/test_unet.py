@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from shd_bids.nn import native, norm
+from shd_bids.nn import native, norm, tiles
 from shd_bids.nn.conv import SpatioSphericalConv
 from shd_bids.nn.pool import Pooling
-from shd_bids.nn.tiles import apply_in_tiles, column_bytes, plan
+from shd_bids.nn.tiles import Plan, apply_in_tiles, column_bytes, plan
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere import healpix, symmetry
 from tests.helpers import assert_adjoint, assert_equivariant
@@ -167,7 +167,7 @@ def run_in_tiles(net, x, mask, *, memory_bytes, support=None):
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_tiles_are_exact(generator, settings, dtype):
+def test_tiles_are_exact(generator, monkeypatch, settings, dtype):
     net = build(**settings, dtype=dtype)
     net = net.folded() if dtype == torch.float32 else net
     x = field(generator, 21, 14, 37, vertices=6 * settings["nside"] ** 2, dtype=dtype)
@@ -179,11 +179,12 @@ def test_tiles_are_exact(generator, settings, dtype):
     with torch.no_grad():
         whole = net(x)[:, :, mask]
     atol = 1e-12 if dtype == torch.float64 else 1e-5 * whole.abs().max().item()
-    tile = min(40, 2 * net.config.receptive_radius + 6)
-    overlap = tile < 36 and net.config.spatial[0]
-    for memory_bytes, again in ((16 * 40 * column_bytes(net, 16), False), (16 * tile * column_bytes(net, 2), overlap)):
-        found, read, told = run_in_tiles(net, x, mask, memory_bytes=memory_bytes)
-        assert (read.max() > 1) == again
+    ways = [Plan((40, 40), 16, False), Plan((14, 20), 4, False)]
+    if net.config.pool_strides[:1] == (2,):
+        ways += [Plan((40, 40), 16, True), Plan((8, 12), 2, True)]
+    for way in ways:
+        monkeypatch.setattr(tiles, "plan", lambda *arguments, way=way, **options: way)
+        found, _, told = run_in_tiles(net, x, mask, memory_bytes=0)
         assert len(told) > 1
         torch.testing.assert_close(found[:, :, mask], whole, rtol=0, atol=atol)
 
@@ -220,17 +221,15 @@ def test_each_convolution_runs_once_for_a_voxel(generator, monkeypatch):
 
 
 def test_tiles_need_some_memory():
-    net, mask = build(**SMALL), np.ones((40, 40, 40), bool)
+    net, mask = build(**SMALL), np.ones((60, 60, 60), bool)
     with pytest.raises(ValueError, match="not enough for the smallest tile"):
         plan(net, mask, memory_bytes=1000)
-    for area in (40 * 40, 30 * 40, 30 * 30):
-        tiles, _ = plan(net, mask, memory_bytes=area * column_bytes(net, 2))
-        covered = np.zeros(mask.shape, int)
-        for tile in tiles:
-            covered[tile] += 1
-        assert (covered == 1).all()
-        assert len(tiles) == 1 or area < 40 * 40
-    assert plan(net, mask, memory_bytes=1 << 40) == ([(slice(None), slice(0, 40), slice(0, 40))], 16)
+    column = column_bytes(net, 2, levels=range(2))
+    assert plan(net, mask, memory_bytes=1 << 40) == Plan((60, 60), 16, False)
+    assert plan(net, mask, memory_bytes=60 * 60 * column) == Plan((60, 60), 2, False)
+    cut, staged = (plan(net, mask, memory_bytes=share * 60 * 60 * column) for share in (0.8, 0.5))
+    assert min(cut.edges) < 60 and not cut.staged
+    assert staged.staged
 
 
 def test_folded_network_is_the_same_in_fewer_steps(generator):
