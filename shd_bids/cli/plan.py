@@ -20,13 +20,13 @@ COMPRESSED = 0.9  # what gzip leaves of float32 maps
 
 # Seconds of one processor, measured on whole brains; a call records its true times and memory.
 START_SECONDS = 20.0  # interpreters, figures, report
-STAGE_SECONDS = {"gradients": 1.0, "response": 3.0, "fod": 5.0, "peaks": 3.0, "tractography": 4.0}
-GRADIENTS_PER_VALUE = 2e-7  # of the image
-RESPONSE_PER_VALUE = 3e-5  # in the mask
-FOD_PER_VOXEL = 5e-3
-PEAKS_PER_VOXEL = 4e-4
+STAGE_SECONDS = {"gradients": 0.6, "response": 2.0, "fod": 5.0, "peaks": 2.0, "tractography": 3.0}
+GRADIENTS_PER_VALUE = 1e-7  # of the image
+RESPONSE_PER_VALUE = 1.2e-6  # in the mask
+FOD_PER_VOXEL = 7e-4
+PEAKS_PER_VOXEL = 3e-4
 TRACKING_PER_VOXEL = 5e-5  # table of amplitudes
-TRACKING_PER_POINT = {"det": 8e-6, "prob": 8e-6, "ptt": 5e-5}
+TRACKING_PER_POINT = {"det": 9e-6, "prob": 9e-6, "ptt": 4e-5}
 STEP_SHARE = {"det": 0.5, "prob": 0.5, "ptt": 0.2}  # of a voxel, where --step-size is auto
 ADAPTATION_STEPS = {True: 60, False: 400}  # at most: from given weights, from none
 SECONDS_PER_STEP = 4.0
