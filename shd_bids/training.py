@@ -49,6 +49,8 @@ TISSUES = ("wm", "gm", "csf")
 CHECKPOINT_EVERY = 50
 """Steps between checkpoints."""
 
+_MOMENTUM = 0.02  # of the averages of batch normalisation: over about 50 steps, as few protocols meet in one
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -423,6 +425,9 @@ def train(
     optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
     checkpoint = output_dir / "checkpoint.pt"
     first = _restore(checkpoint, net, optimiser, where)
+    norms = [module for module in net.modules() if isinstance(module, NormReLU)]
+    for module in norms:
+        module.momentum = _MOMENTUM
     weights = asdict(config.loss)
     began, bad = time.monotonic(), 0
     stream = batches(config, start=first, n_workers=n_workers, rank=parallel.rank(), n_processes=n_processes)
@@ -431,7 +436,8 @@ def train(
             cases = next(stream)
             net.train()
             if step >= (1 - config.frozen_share) * config.steps:
-                _freeze_norms(net)
+                for module in norms:  # use, and no longer change, the averages, as inference will
+                    module.eval()
             rate = learning_rate(step, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -467,13 +473,6 @@ def train(
     if writes:
         save_weights(target, net, l_max=config.l_max, training=asdict(config), channels=config.input_channels)
     return target
-
-
-def _freeze_norms(net: UNet) -> None:
-    """Use, and no longer change, the averages of batch normalisation, as inference will."""
-    for module in net.modules():
-        if isinstance(module, NormReLU):
-            module.eval()
 
 
 def _restore(checkpoint: Path, net: UNet, optimiser: torch.optim.Optimizer, device: torch.device) -> int:

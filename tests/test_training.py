@@ -182,6 +182,16 @@ def test_learning_rate_rises_falls_and_scales_with_the_budget():
     assert rates[50] == pytest.approx(longer[500], rel=0.02)
 
 
+def test_frozen_norms_keep_their_averages(tmp_path):
+    frozen, free = (
+        load_weights(training.train(replace(CONFIG, frozen_share=s), tmp_path / str(s), device="cpu", n_workers=0))
+        for s in (1.0, 0.0)
+    )
+    means = [name for name in frozen.state if name.endswith("running_mean")]
+    assert means and all(torch.all(frozen.state[name] == 0) for name in means)
+    assert all(torch.any(free.state[name] != 0) for name in means)
+
+
 def test_an_unknown_setting_is_refused():
     with pytest.raises(TrainingError, match=r"\['stepz'\]; known: "):
         TrainingConfig.from_toml("stepz = 3")
