@@ -144,7 +144,8 @@ def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
     """Estimate the memory for each voxel of a cross-section when slabs of ``thickness`` planes stream through some levels.
 
     Each layer keeps the last planes of its input. While the first layer of a decoder works on a slab there are its two inputs,
-    what they are copied from, and its output. A skip waits until the next level answers.
+    what they are copied from, its output, and three planes of both inputs that the kernel expands. A skip waits until the
+    next level answers.
     """
     config, numbers = net.config, 0.0
     for level in levels:
@@ -152,7 +153,7 @@ def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
             break
         waiting = config.receptive_radius >> level if level + 1 in levels and config.spatial[level + 1] else 0
         planes = max(1, thickness >> level)
-        held = waiting + 3 * config.convs_per_block + 4 * (planes + 2)
+        held = waiting + 3 * config.convs_per_block + 4 * (planes + 2) + 6
         enters = config.channels[level - 1] if level else config.in_channels + config.out_channels
         numbers += net.bases[level].n_vertices * (config.channels[level] * held + enters * (planes + 4)) / 4**level
     return 1.1 * numbers * net.head.bias.element_size()

@@ -70,6 +70,7 @@ def test_gradients_are_those_of_finite_differences(generator, spatial):
         (4, False, (16,), 16, (1, 1, 1, 9), False),
         (4, True, (2,), 32, (2, 9, 1, 2), True),
         (1, True, (5,), 7, (2, 2, 1, 1), True),
+        (1, True, (3, 5), 4, (2, 3, 23, 40), True),  # planes so large that they are cut into blocks of lines
     ],
 )
 def test_kernel_is_the_spectral_form(generator, monkeypatch, level, nside, hemisphere, ins, out, shape, spatial):

@@ -127,6 +127,7 @@ struct Job {
   int64_t planes, plane_voxels, x; // planes of the whole call; voxels of one; planes of one batch element
   int64_t first, last;             // planes that are computed
   int64_t group, ring, halo;       // planes worked on at once; planes held; planes needed on each side
+  int64_t lines;                   // lines along z of each of those planes that shells and product take at once
   int channels;                    // of all inputs together
   const float *const *inputs;      // forward: x; backward: x
   float *const *input_gradients;   // backward; entries may be null
@@ -147,16 +148,17 @@ struct Job {
 
 constexpr int kTile = 64;      // columns of a change of basis
 constexpr int64_t kSlack = 32; // tiles may read one panel past the end
+constexpr int64_t kBlock = 256; // voxels whose shell sums stay in cache until they are used
 
 inline int64_t tile_size(const Job &job) { return 2 * int64_t(job.basis->vertices) * kTile; }
 // Arrays used together are kept from starting at equal addresses modulo a page, where the processor takes a load for the
 // store before it.
 inline int64_t plane_stride(int64_t plane) { return round_up(plane, 16) + 5 * 16; }
 inline int64_t sum_size(const Job &job, int channels) {
-  return job.halo ? plane_stride(job.group * job.plane_voxels * channels) + kSlack : 0;
+  return job.halo ? plane_stride(job.group * job.lines * job.layer->shape.z * channels) + kSlack : 0;
 }
 inline int64_t neighbours_size(const Job &job, int channels) {
-  return job.halo ? plane_stride(job.plane_voxels * channels) * (1 + 2 * (job.group + 2)) : 0;
+  return job.halo ? plane_stride(job.layer->shape.z * channels) * 10 : 0;
 }
 inline int64_t gradient_size(const Job &job) {
   return int64_t(job.channels) * job.layer->out_channels * (job.halo ? kShells : 1) + kSlack;
@@ -331,6 +333,9 @@ static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int
   const int64_t wanted = job.last - job.first, groups = (wanted + fitting - 1) / fitting;
   job.group = groups ? (wanted + groups - 1) / groups : 0;
   job.ring = std::min(job.group + 2 * job.halo, job.planes);
+  // A block is a rectangle of one plane, or whole planes.
+  const int64_t lines = std::max<int64_t>(kBlock / std::max<int64_t>(shape.z, 1), 1);
+  job.lines = job.group > 1 || !job.halo ? shape.y : std::min(shape.y, lines);
 }
 
 // out[V][planes][voxels][O] = layer(inputs) + bias, rectified where asked.
@@ -724,7 +729,7 @@ SHD_TARGET void to_vertices(const Job &job, float *x, int64_t stride, int column
   }
 }
 
-// r = a + b (+ c), where a null pointer stands for zeros.
+// r = a + b, where a null pointer stands for zeros.
 SHD_TARGET void add(int64_t n, const float *a, const float *b, float *r) {
   if (!a) std::swap(a, b);
   int64_t i = 0;
@@ -739,57 +744,80 @@ SHD_TARGET void add(int64_t n, const float *a, const float *b, float *r) {
   }
 }
 
-SHD_TARGET void add(int64_t n, const float *a, const float *b, const float *c, float *r) {
-  if (!a || !b) return add(n, a ? a : b, c, r);
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) SHD_STORE(r + i, SHD_LOAD(a + i) + SHD_LOAD(b + i) + SHD_LOAD(c + i));
-  for (; i < n; ++i) r[i] = a[i] + b[i] + c[i];
+// Sum of the two neighbours along z of each voxel of a line.
+SHD_TARGET void add_along(int64_t line, int F, const float *v, float *r) {
+  if (line == F) return add(F, nullptr, nullptr, r);
+  add(F, v + F, nullptr, r);
+  add(line - 2 * F, v, v + 2 * F, r + F);
+  add(F, v + line - 2 * F, nullptr, r + line - F);
 }
 
-// Shell sums 1 to 3 of planes [begin, end) of one mode, each into an array [voxel][F]; shell 0 is the ring itself. With A the
-// sum of two neighbours along an axis: S1 = Ax + Ay + Az, S2 = AyAz + Ax(Ay + Az), S3 = AxAyAz.
-SHD_TARGET void shells(const Job &job, const float *x, int F, int64_t begin, int64_t end, float *const *sums, float *scratch) {
-  const int64_t Y = job.layer->shape.y, X = job.x, ring = job.ring, plane = job.plane_voxels * F;
-  const int64_t line = job.layer->shape.z * F, stride = plane_stride(plane);
-  float *along_z = scratch, *in_plane = scratch + stride; // in_plane: [plane][Ay + Az, AyAz][voxel][F]
-  const int64_t first = begin % X ? begin - 1 : begin, last = end % X ? end : end - 1;
-  for (int64_t p = first; p <= last; ++p) {
-    const float *v = x + (p % ring) * plane;
-    float *edges = in_plane + (p - begin + 1) * 2 * stride, *corners = edges + stride;
-    for (int64_t at = 0; at < plane; at += line) {
-      if (line == F) {
-        add(F, nullptr, nullptr, along_z + at);
-        continue;
+// Lines [low, high) along z of planes [begin, end): a block, of which at most one of the two is a part of all there is.
+struct Block {
+  int64_t begin, end, low, high;
+};
+
+// Shell sums 1 to 3 of a block of one mode, each into an array [voxel][F]; shell 0 is the ring itself. With A the sum of two
+// neighbours along an axis: S1 = Ax + Ay + Az, S2 = Ax(Ay + Az) + AyAz, S3 = AxAyAz. Line after line of the centre and of
+// Ax, with three lines of each in cache.
+SHD_TARGET void shells(const Job &job, const float *x, int F, const Block &block, float *const *sums, float *scratch) {
+  const int64_t Y = job.layer->shape.y, X = job.x, plane = job.plane_voxels * F, line = job.layer->shape.z * F;
+  float *across[3], *along[3], *both[3], *zeros; // of lines y - 1, y, y + 1: Ax, Az, AxAz
+  const int64_t stride = plane_stride(line);
+  for (int slot = 0; slot < 3; ++slot) {
+    across[slot] = scratch + 3 * slot * stride;
+    along[slot] = across[slot] + stride;
+    both[slot] = along[slot] + stride;
+  }
+  zeros = scratch + 9 * stride;
+  add(line, nullptr, nullptr, zeros);
+  int64_t at = 0;
+  for (int64_t p = block.begin; p < block.end; ++p) {
+    const float *centre = x + (p % job.ring) * plane;
+    const float *left = p % X > 0 ? x + ((p - 1) % job.ring) * plane : nullptr;
+    const float *right = p % X + 1 < X ? x + ((p + 1) % job.ring) * plane : nullptr;
+    for (int64_t next = block.low - 1; next <= block.high; ++next) {
+      const int after = int((next + 1) % 3);
+      if (next < 0 || next == Y) {
+        for (float *sum : {across[after], along[after], both[after]}) add(line, nullptr, nullptr, sum);
+      } else {
+        const int64_t from = next * line;
+        add(line, left ? left + from : nullptr, right ? right + from : nullptr, across[after]);
+        add_along(line, F, centre + from, along[after]);
+        add_along(line, F, across[after], both[after]);
       }
-      add(F, v + at + F, nullptr, along_z + at);
-      add(line - 2 * F, v + at, v + at + 2 * F, along_z + at + F);
-      add(F, v + at + line - 2 * F, nullptr, along_z + at + line - F);
+      const int64_t y = next - 1;
+      if (y < block.low) continue;
+      const int before = int(y % 3), here = int((y + 1) % 3);
+      const float *above = y > 0 ? centre + (y - 1) * line : zeros, *below = y + 1 < Y ? centre + (y + 1) * line : zeros;
+      const float *ax = across[here], *ax_before = across[before], *ax_after = across[after], *az = along[here];
+      const float *az_before = along[before], *az_after = along[after], *axz = both[here];
+      const float *axz_before = both[before], *axz_after = both[after];
+      float *s1 = sums[0] + at, *s2 = sums[1] + at, *s3 = sums[2] + at;
+      int64_t i = 0;
+      for (; i + kWidth <= line; i += kWidth) {
+        SHD_STORE(s1 + i, SHD_LOAD(ax + i) + SHD_LOAD(az + i) + (SHD_LOAD(above + i) + SHD_LOAD(below + i)));
+        SHD_STORE(s2 + i, SHD_LOAD(axz + i) + (SHD_LOAD(ax_before + i) + SHD_LOAD(ax_after + i)) +
+                              (SHD_LOAD(az_before + i) + SHD_LOAD(az_after + i)));
+        SHD_STORE(s3 + i, SHD_LOAD(axz_before + i) + SHD_LOAD(axz_after + i));
+      }
+      for (; i < line; ++i) {
+        s1[i] = ax[i] + az[i] + (above[i] + below[i]);
+        s2[i] = axz[i] + (ax_before[i] + ax_after[i]) + (az_before[i] + az_after[i]);
+        s3[i] = axz_before[i] + axz_after[i];
+      }
+      at += line;
     }
-    for (int64_t y = 0; y < Y; ++y) {
-      const int64_t at = y * line;
-      const bool before = y > 0, after = y + 1 < Y;
-      add(line, before ? v + at - line : nullptr, after ? v + at + line : nullptr, along_z + at, edges + at);
-      add(line, before ? along_z + at - line : nullptr, after ? along_z + at + line : nullptr, corners + at);
-    }
-  }
-  for (int64_t p = begin; p < end; ++p) {
-    const bool before = p % X > 0, after = p % X + 1 < X;
-    const float *left = before ? x + ((p - 1) % ring) * plane : nullptr, *right = after ? x + ((p + 1) % ring) * plane : nullptr;
-    const float *edges = in_plane + (p - begin + 1) * 2 * stride, *corners = edges + stride;
-    const int64_t at = (p - begin) * plane, next = 2 * stride;
-    add(plane, left, right, edges, sums[0] + at);
-    add(plane, before ? edges - next : nullptr, after ? edges + next : nullptr, corners, sums[1] + at);
-    add(plane, before ? corners - next : nullptr, after ? corners + next : nullptr, sums[2] + at);
   }
 }
 
-// The segments of one input (or gradient) of F channels for planes [begin, begin + planes) of a group starting at `group`.
-SHD_TARGET int segments(const Job &job, const float *ring, int F, int64_t group, int64_t begin, float *const *sums,
+// The segments of one input (or gradient) of F channels for the planes of a block from `from` on.
+SHD_TARGET int segments(const Job &job, const float *ring, int F, const Block &block, int64_t from, float *const *sums,
                         Segment *out) {
-  const int64_t plane = job.plane_voxels * F;
-  out[0] = {ring + (begin % job.ring) * plane, F};
+  const int64_t line = job.layer->shape.z * F;
+  out[0] = {ring + (from % job.ring) * job.plane_voxels * F + block.low * line, F};
   if (!job.halo) return 1;
-  for (int d = 1; d < kShells; ++d) out[d] = {sums[d - 1] + (begin - group) * plane, F};
+  for (int d = 1; d < kShells; ++d) out[d] = {sums[d - 1] + (from - block.begin) * (block.high - block.low) * line, F};
   return kShells;
 }
 
@@ -918,28 +946,31 @@ SHD_TARGET void forward(const Job &job, int thread) {
       for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++])
         mode_weights(job, terms, job.sph, job.spa, job.channels, round_up(out, kWidth), first, layer.in_channels[j], 0, out,
                      weights, int64_t(shells_used) * first, depth);
-      for (int copy = 0; copy < copies; ++copy) {
-        const float *ring = job.expansion;
-        for (int j = 0; j < layer.inputs; ++j) {
-          const int64_t stride = ring_voxels * layer.in_channels[j];
-          if (job.halo)
-            shells(job, ring + (row + copy) * stride, layer.in_channels[j], begin, end, &sums[(kShells - 1) * j], neighbours);
-          ring += basis.vertices * stride;
-        }
-        for (int64_t from = begin, to; from < end; from = to) {
-          to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
-          int count = 0;
-          ring = job.expansion;
+      for (int copy = 0; copy < copies; ++copy)
+        for (int64_t low = 0; low < layer.shape.y; low += job.lines) {
+          const Block block{begin, end, low, std::min(low + job.lines, layer.shape.y)};
+          const float *ring = job.expansion;
           for (int j = 0; j < layer.inputs; ++j) {
             const int64_t stride = ring_voxels * layer.in_channels[j];
-            count += segments(job, ring + (row + copy) * stride, layer.in_channels[j], begin, from, &sums[(kShells - 1) * j],
-                              &rows[count]);
+            if (job.halo)
+              shells(job, ring + (row + copy) * stride, layer.in_channels[j], block, &sums[(kShells - 1) * j], neighbours);
             ring += basis.vertices * stride;
           }
-          multiply((to - from) * job.plane_voxels, rows.data(), count, depth, weights, out,
-                   job.output + ((row + copy) * planes + from - job.first) * job.plane_voxels * out);
+          for (int64_t from = begin, to; from < end; from = to) {
+            to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
+            int count = 0;
+            ring = job.expansion;
+            for (int j = 0; j < layer.inputs; ++j) {
+              const int64_t stride = ring_voxels * layer.in_channels[j];
+              count += segments(job, ring + (row + copy) * stride, layer.in_channels[j], block, from, &sums[(kShells - 1) * j],
+                                &rows[count]);
+              ring += basis.vertices * stride;
+            }
+            const int64_t first = ((row + copy) * planes + from - job.first) * job.plane_voxels + low * layer.shape.z;
+            multiply((to - from) * (block.high - low) * layer.shape.z, rows.data(), count, depth, weights, out,
+                     job.output + first * out);
+          }
         }
-      }
     }
     job.barrier->wait();
     ticket = counter[2].fetch_add(1);
@@ -986,25 +1017,28 @@ SHD_TARGET void backward(const Job &job, int thread) {
       const float *terms = basis.terms + mode * order;
       for (int copy = 0; copy < copies; ++copy) {
         const float *ring = job.expansion + (row + copy) * ring_voxels * out;
-        if (job.halo) shells(job, ring, out, begin, end, sums, neighbours);
-        for (int64_t from = begin, to; from < end; from = to) {
-          to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
-          const int64_t rows = (to - from) * job.plane_voxels;
-          const int count = segments(job, ring, out, begin, from, sums, parts);
-          const float *input = job.input_expansion;
-          for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
-            const int F = layer.in_channels[j];
-            if (job.input_gradients[j]) {
-              mode_weights(job, terms, sph_back, spa_back, out, padded_back, 0, out, first, F, weights, 0, depth);
-              multiply(rows, parts, count, depth, weights, F,
-                       job.input_gradients[j] + ((row + copy) * job.planes + from) * job.plane_voxels * F);
+        for (int64_t low = 0; low < layer.shape.y; low += job.lines) {
+          const Block block{begin, end, low, std::min(low + job.lines, layer.shape.y)};
+          if (job.halo) shells(job, ring, out, block, sums, neighbours);
+          for (int64_t from = begin, to; from < end; from = to) {
+            to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
+            const int64_t rows = (to - from) * (block.high - low) * layer.shape.z, skipped = low * layer.shape.z;
+            const int count = segments(job, ring, out, block, from, sums, parts);
+            const float *input = job.input_expansion;
+            for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
+              const int F = layer.in_channels[j];
+              if (job.input_gradients[j]) {
+                mode_weights(job, terms, sph_back, spa_back, out, padded_back, 0, out, first, F, weights, 0, depth);
+                multiply(rows, parts, count, depth, weights, F,
+                         job.input_gradients[j] + (((row + copy) * job.planes + from) * job.plane_voxels + skipped) * F);
+              }
+              const float *expanded = input + ((row + copy) * voxels + (from - begin) * job.plane_voxels + skipped) * F;
+              for (int d = 0; d < count; ++d)
+                for (int q = 0; q < out; q += kPanel)
+                  side_product(F, expanded, F, parts[d].data + q, out, rows, gradient + first * depth + d * out + q, depth,
+                               std::min(kPanel, out - q), copy > 0 || from > begin || low > 0);
+              input += int64_t(basis.vertices) * voxels * F;
             }
-            const float *expanded = input + ((row + copy) * voxels + (from - begin) * job.plane_voxels) * F;
-            for (int d = 0; d < count; ++d)
-              for (int q = 0; q < out; q += kPanel)
-                side_product(F, expanded, F, parts[d].data + q, out, rows, gradient + first * depth + d * out + q, depth,
-                             std::min(kPanel, out - q), copy > 0 || from > begin);
-            input += int64_t(basis.vertices) * voxels * F;
           }
         }
       }
