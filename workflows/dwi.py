@@ -25,7 +25,8 @@ __all__ = ["init_dwi_wf", "memory_of_the_fit"]
 
 TISSUES = ("wm", "gm", "csf")
 BASE_GB = 0.7  # torch and what it loads
-NETWORK_GB = 4.0  # on a CPU larger tiles save no time
+NETWORK_GB = 8.0  # with more, a brain at 2 mm saves little time on a CPU
+LEAST_GB = 1.5  # the smallest tile
 
 
 def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
@@ -62,7 +63,7 @@ def memory_of_the_fit(run: DWIRun, settings: Settings, *, use_gpu: bool) -> tupl
     # as many fits run at once as fit into the processors, and share the memory
     share = settings.mem * min(1.0, settings.omp_nthreads / settings.nprocs)
     beside = BASE_GB + 3 * _image_gb(run)  # the image, its voxels in the mask, and the coefficients
-    return max(0.5, share - beside if use_gpu else min(share - beside, NETWORK_GB)), beside
+    return max(LEAST_GB, share - beside if use_gpu else min(share - beside, NETWORK_GB)), beside
 
 
 def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Node, str]:
