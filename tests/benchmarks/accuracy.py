@@ -1,218 +1,215 @@
-"""Compare fODF methods on simulated volumes with known truth; prints a table and saves it as JSON.
+"""Compare fODF methods on simulated volumes with known truth; prints tables and saves all figures as JSON.
 
-    python tests/benchmarks/accuracy.py [--json FILE] [--weights FILE] [--seeds 2] [--methods ...] [--geometry DIR]
+    python tests/benchmarks/accuracy.py [--json FILE] [--weights FILE] [--methods ...] [--rows ...] [--kinds ...]
+                                        [--geometry DIR] [--seeds 2] [--size 24] [--cache DIR]
 
-The phantoms are straight crossings (never a training geometry) and curved bundles of the training generator with seeds
-above one million, which training never reaches. Every method gets the same files; responses are estimated by each
-package from the data. MRtrix3 methods are left out when its commands are not installed.
+The volumes are straight crossings, curved bundles of the training generator with seeds that training never reaches, and
+with ``--geometry`` the bundles of published phantoms. All methods get the same files and are scored alike; README.md
+beside this file defines every figure. ``--cache`` keeps what the methods without weights found, so that new weights are
+compared in the time that they take alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
-import shutil
-import subprocess
-import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+import peers
+import scenes
 import torch
+from peers import Found, Method
+from scenes import ROWS, Scene
 
-from shd_bids import simulation
-from shd_bids.gradients import GradientTable, format_mrtrix
-from shd_bids.inference import fit_fod
-from shd_bids.metrics import crossing_angle, score_peaks
-from shd_bids.peaks import find_peaks
-from shd_bids.response import estimate_responses
-from shd_bids.weights import Weights, load_weights
+from shd_bids.metrics import PeakScore, full_fibre_amplitude, peaks_per_voxel, pooled, score_by_crossing, score_peaks
+from shd_bids.weights import load_weights
 
-FIRST_SEED = 1_000_000
+EDGES = (0.0, 19.5, 45.5, 70.5, 90.0)
+"""Bins of the crossing angle; half a degree off the round angles of the phantoms, which else fall on either side."""
 
-PROTOCOLS = {
-    "4 shells x 90": ({1000.0: 90, 2000.0: 90, 3000.0: 90, 4000.0: 90}, 4),
-    "HCP 3 x 90": ({1000.0: 90, 2000.0: 90, 3000.0: 90}, 18),
-    "ABCD": ({500.0: 6, 1000.0: 15, 2000.0: 15, 3000.0: 60}, 7),
-    "b1000 x 30": ({1000.0: 30}, 3),
+NARROW = "19.5-45.5"
+SHARES = (0.05, 0.1, 0.2)
+"""Thresholds in voxels without fibres, as shares of the amplitude that the same method gives to a full fibre."""
+
+COLUMNS = {
+    "pr_area": ("PR area", "{:.3f}"),
+    "f1": ("F1", "{:.3f}"),
+    "angular_error": ("angle (°)", "{:.1f}"),
+    "fnr": ("missed", "{:.3f}"),
+    "fdr": ("false", "{:.3f}"),
+    "narrow_f1": ("F1, 20-45°", "{:.3f}"),
+    "narrow_missed": ("missed, 20-45°", "{:.3f}"),
+    "gm_0.1": ("false in GM", "{:.3f}"),
+    "csf_0.1": ("false in CSF", "{:.3f}"),
+    "gm_own": ("GM, own cutoff", "{:.3f}"),
+    "csf_own": ("CSF, own cutoff", "{:.3f}"),
 }
-
-ROWS = (
-    ("4 shells x 90", 30),
-    ("HCP 3 x 90", 30),
-    ("ABCD", 30),
-    ("b1000 x 30", 30),
-    ("4 shells x 90", 12),
-    ("ABCD", 12),
-    ("b1000 x 30", 12),
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """One simulated volume: signal, gradients, mask and truth (n, K, 3) in the order of the mask."""
-
-    signal: np.ndarray
-    gradients: GradientTable
-    mask: np.ndarray
-    truth: np.ndarray
-
-
-def make_scene(kind: str, protocol: str, snr: float, seed: int, *, size: int, model: str) -> Scene:
-    """Simulate a volume; ``kind`` is ``crossing`` or ``curved``, ``model`` is ``sticks`` or ``tensors``."""
-    rng = np.random.default_rng(FIRST_SEED + seed)
-    if kind == "crossing":
-        phantom = simulation.crossing_phantom(
-            rng, size=size, angles=tuple(rng.permutation([20, 30, 40, 55, 75, 90])[:3])
-        )
-    else:
-        phantom = simulation.random_phantom(rng, size)
-    micro = simulation.draw_microstructure(rng, len(phantom.bundles))
-    if model == "tensors":
-        n = len(phantom.bundles)
-        micro = replace(
-            micro, axonal=np.zeros(n), axial=np.full(n, 1.7e-3), radial=np.full(n, 0.3e-3), kappa=np.full(n, 500.0)
-        )
-    shells, n_b0 = PROTOCOLS[protocol]
-    gradients = simulation.make_gradients(rng, shells, n_b0=n_b0)
-    signal = 1000 * simulation.add_noise(simulation.noiseless_signal(phantom, micro, gradients), 1 / snr, rng)
-    mask = np.ones(phantom.gm.shape, dtype=bool)
-    return Scene(signal, gradients, mask, phantom.true_directions()[mask])
-
-
-Peaks = tuple[np.ndarray, np.ndarray]
-
-
-def ours(scene: Scene, *, weights: Weights | None, fit: str) -> Peaks:
-    """Run the package's own pipeline up to peaks."""
-    responses = estimate_responses(scene.signal, scene.mask, scene.gradients).responses
-    result = fit_fod(scene.signal, scene.mask, scene.gradients, responses, fit=fit, weights=weights, device="cpu")
-    return _peaks(result.wm)
-
-
-def _peaks(coefficients: np.ndarray) -> Peaks:
-    found = find_peaks(coefficients, max_peaks=10, relative_threshold=0.04, absolute_threshold=0.0, min_separation=5.0)
-    return found.directions, found.amplitudes
-
-
-def mrtrix(scene: Scene, *, algorithm: str) -> Peaks:
-    """Run ``dwi2response dhollander``, ``dwi2fod`` and ``sh2peaks`` on files."""
-    with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        nib.save(nib.Nifti1Image(scene.signal, np.eye(4)), here / "dwi.nii")
-        nib.save(nib.Nifti1Image(scene.mask.astype(np.uint8), np.eye(4)), here / "mask.nii")
-        (here / "grad.b").write_text(format_mrtrix(scene.gradients))
-        common = ["-grad", "grad.b", "-mask", "mask.nii", "-quiet", "-force"]
-        tissues = ["wm", "gm", "csf"] if len(scene.gradients.shells) > 2 else ["wm", "csf"]
-        outputs = [f"{t}.txt" for t in ("wm", "gm", "csf")]
-        _run(here, "dwi2response", "dhollander", "dwi.nii", *outputs, *common)
-        if algorithm == "msmt_csd":
-            pairs = [item for t in tissues for item in (f"{t}.txt", f"{t}.nii")]
-            _run(here, "dwi2fod", "msmt_csd", "dwi.nii", *pairs, *common)
-        else:
-            _run(here, "dwi2fod", "csd", "dwi.nii", "wm.txt", "wm.nii", *common)
-        _run(here, "sh2peaks", "-num", "10", "-mask", "mask.nii", "wm.nii", "peaks.nii", "-quiet")
-        vectors = nib.load(here / "peaks.nii").get_fdata(dtype=np.float32)[scene.mask].reshape(-1, 10, 3)
-    vectors = np.nan_to_num(vectors)
-    amplitudes = np.linalg.norm(vectors, axis=-1)
-    return vectors / np.maximum(amplitudes, 1e-12)[..., None], amplitudes
-
-
-def _run(folder: Path, *command: str) -> None:
-    environment = os.environ | {"MRTRIX_NTHREADS": "2"}
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, env=environment)
-
-
-def dipy_rumba(scene: Scene, *, tv: bool) -> Peaks:
-    """Run dipy's RUMBA-SD with a response of the brightest anisotropic voxels, with or without total variation."""
-    from dipy.core.gradients import gradient_table
-    from dipy.data import get_sphere
-    from dipy.reconst.csdeconv import auto_response_ssst
-    from dipy.reconst.rumba import RumbaSDModel
-
-    b = scene.gradients.bvals
-    table = gradient_table(b, bvecs=scene.gradients.directions, b0_threshold=50)
-    low = b <= min(s.bvalue for s in scene.gradients.shells[1:] if len(s.indices) >= 15) + 100
-    first = gradient_table(b[low], bvecs=scene.gradients.directions[low], b0_threshold=50)
-    response, _ = auto_response_ssst(first, scene.signal[..., low], roi_radii=100, fa_thr=0.7)
-    sphere = get_sphere(name="repulsion724")
-    model = RumbaSDModel(table, wm_response=response[0], gm_response=0.8e-3, csf_response=3e-3, n_iter=200,
-                         voxelwise=not tv, use_tv=tv, sphere=sphere, verbose=False)  # fmt: skip
-    fit = model.fit(scene.signal.astype(np.float64), mask=scene.mask)
-    from dipy.reconst.shm import sf_to_sh
-
-    coefficients = sf_to_sh(fit.odf(sphere)[scene.mask], sphere, sh_order_max=16, basis_type="tournier07", legacy=False)
-    return _peaks(coefficients.astype(np.float32))
-
-
-def methods(names: list[str], weights: Weights | None) -> dict[str, Callable[[Scene], Peaks]]:
-    """Return the asked methods that can run here."""
-    table: dict[str, Callable[[Scene], Peaks]] = {
-        "amortised": lambda s: ours(s, weights=weights, fit="amortised"),
-        "subject": lambda s: ours(s, weights=weights, fit="subject"),
-        "msmt_csd": lambda s: mrtrix(s, algorithm="msmt_csd"),
-        "csd": lambda s: mrtrix(s, algorithm="csd"),
-        "rumba": lambda s: dipy_rumba(s, tv=False),
-        "rumba_tv": lambda s: dipy_rumba(s, tv=True),
-    }
-    if shutil.which("dwi2fod") is None:
-        print("MRtrix3 is not installed: its methods are left out")
-        table = {k: v for k, v in table.items() if k not in ("msmt_csd", "csd")}
-    return {name: table[name] for name in names if name in table}
-
-
-def score(peaks: Peaks, scene: Scene) -> dict[str, float]:
-    """Return the figures of one method on one scene."""
-    whole = score_peaks(*peaks, scene.truth)
-    angle = crossing_angle(scene.truth)
-    narrow = (angle >= 20) & (angle < 45)
-    figures = {"pr_area": whole.pr_area, "f1": whole.f1_max, "angular_error": whole.angular_error,
-               "fnr": whole.fnr, "fdr": whole.fdr, "empty_fibres": whole.empty_false_fibres_per_voxel}  # fmt: skip
-    if narrow.sum() >= 20:
-        figures["f1_narrow"] = score_peaks(peaks[0][narrow], peaks[1][narrow], scene.truth[narrow]).f1_max
-    return {k: float(v) for k, v in figures.items()}
 
 
 def main() -> None:
-    """Run every row and print the means over seeds."""
+    """Run every row, print it as it comes, then the tables."""
+    options = _options()
+    warnings.simplefilter("ignore")
+    if "published" in options.kinds and options.geometry is None:
+        raise SystemExit("the kind 'published' needs --geometry DIR")
+    weights = load_weights(options.weights)
+    methods = peers.methods(options.methods, weights)
+    records = []
+    for kind in options.kinds:
+        for row in options.rows:
+            protocol, snr = ROWS[row]
+            volumes = list(
+                scenes.scenes(
+                    kind,
+                    protocol,
+                    snr,
+                    n_seeds=options.seeds,
+                    size=options.size,
+                    model=options.model,
+                    folder=options.geometry,
+                )
+            )
+            group = []
+            for name, method in methods.items():
+                began = time.monotonic()
+                found = [_find(name, method, scene, options.cache) for scene in volumes]
+                record = {"kind": kind, "protocol": protocol, "snr": snr, "method": name, "volumes": len(volumes)}
+                group.append(record | figures(found, volumes) | {"seconds": round(time.monotonic() - began, 1)})
+                print(f"{kind:9s} {protocol:14s} SNR {snr:2d}  {name:10s} {_line(group[-1])}", flush=True)
+            compare_narrow(group)
+            records += group
+            if options.json:
+                facts = {"seeds": options.seeds, "size": options.size, "model": options.model}
+                facts |= {"weights_sha256": weights.sha256, "records": records}
+                options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(*tables(records), sep="\n")
+
+
+def figures(found: Sequence[Found], volumes: Sequence[Scene]) -> dict:
+    """Return all figures of one method over the volumes of a row, counts added up before any ratio is taken."""
+    pairs = list(zip(found, volumes, strict=True))
+    whole = [score_peaks(f.directions, f.amplitudes, s.truth) for f, s in pairs]
+    parts = [score_by_crossing(f.directions, f.amplitudes, s.truth, edges=EDGES) for f, s in pairs]
+    names = sorted({name for part in parts for name in part})
+    by_angle = {name: pooled([part[name] for part in parts if name in part]) for name in names}
+    result = pooled(whole).summary()
+    for key in ("n_empty_voxels", "empty_false_fibres_per_voxel", "empty_hit_rate"):
+        del result[key]  # by a relative threshold, which says nothing of an empty voxel
+    result["pr_area_of_volumes"] = [round(score.pr_area, 4) for score in whole]
+    for tissue in ("gm", "csf"):
+        result |= _false_fibres(pairs, tissue)
+    result["by_angle"] = {name: _curve(score) for name, score in by_angle.items()}
+    if NARROW in by_angle:
+        result["narrow_f1"] = by_angle[NARROW].f1_max
+        result["narrow"] = by_angle[NARROW]  # taken out by `compare_narrow`
+    return result
+
+
+def _false_fibres(pairs: Sequence[tuple[Found, Scene]], tissue: str) -> dict[str, float]:
+    """Return the false fibres for each voxel without fibres, at shares of a full fibre and at the package's cutoff."""
+    counts: dict[str, list[float]] = {f"{tissue}_{share}": [] for share in SHARES} | {f"{tissue}_own": []}
+    n_voxels = []
+    for found, scene in pairs:
+        empty = scene.without_fibres(tissue)
+        unit = full_fibre_amplitude(found.amplitudes, scene.fractions)
+        n_voxels.append(int(empty.sum()))
+        for share in SHARES:
+            counts[f"{tissue}_{share}"].append(peaks_per_voxel(found.amplitudes[empty], share * unit))
+        if np.isfinite(found.cutoff):
+            counts[f"{tissue}_own"].append(peaks_per_voxel(found.amplitudes[empty], found.cutoff))
+    if not sum(n_voxels):
+        return {}
+    mean = {name: float(np.average(values, weights=n_voxels)) for name, values in counts.items() if values}
+    return mean | {f"{tissue}_voxels": sum(n_voxels)}
+
+
+def _curve(score: PeakScore) -> dict:
+    """Return the figures of one bin and the curve they come from."""
+    lists = {"missed": (1 - score.recall).round(4).tolist(), "false": (1 - score.precision).round(4).tolist()}
+    keys = ("pr_area", "f1", "angular_error", "fnr", "fdr", "n_voxels")
+    summary = score.summary()
+    return {key: summary[key] for key in keys} | lists
+
+
+def compare_narrow(group: list[dict]) -> None:
+    """Add to each record the share of fibres missed in narrow crossings at the false discoveries of the best classical method.
+
+    The best classical method is the one with the largest F1 there, taken at its own best threshold.
+    """
+    scores = [record.pop("narrow", None) for record in group]
+    classical = [
+        score for record, score in zip(group, scores, strict=True) if score and not peers.uses_weights(record["method"])
+    ]
+    if not classical:
+        return
+    level = max(classical, key=lambda score: score.f1_max).fdr
+    for record, score in zip(group, scores, strict=True):
+        record |= {"narrow_missed": score.fnr_at(level), "narrow_level": level}
+
+
+def tables(records: Sequence[dict]) -> list[str]:
+    """Return the records as Markdown, one table for each kind of volume and row."""
+    lines = []
+    for kind, protocol, snr in dict.fromkeys((r["kind"], r["protocol"], r["snr"]) for r in records):
+        group = [r for r in records if (r["kind"], r["protocol"], r["snr"]) == (kind, protocol, snr)]
+        shown = [key for key in COLUMNS if any(key in record for record in group)]
+        lines += ["", f"{kind}, {protocol}, SNR {snr}", ""]
+        lines.append("| method | " + " | ".join(COLUMNS[key][0] for key in shown) + " |")
+        lines.append("|---" * (len(shown) + 1) + "|")
+        for record in group:
+            cells = [COLUMNS[key][1].format(record[key]) if key in record else "" for key in shown]
+            lines.append(f"| {record['method']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _line(record: dict) -> str:
+    keys = [key for key in COLUMNS if key in record]
+    return "  ".join(f"{key} {COLUMNS[key][1].format(record[key])}" for key in keys) + f"  {record['seconds']} s"
+
+
+def _find(name: str, method: Method, scene: Scene, cache: Path | None) -> Found:
+    """Run a method, or read what it found on the same signal by the same code before."""
+    if cache is None or peers.uses_weights(name):
+        return method(scene.signal, scene.mask, scene.gradients)
+    digest = hashlib.sha256(scene.signal.tobytes() + scene.gradients.directions.tobytes())
+    digest.update(Path(peers.__file__).read_bytes())
+    path = cache / f"{name}_{digest.hexdigest()[:24]}.npz"
+    if not path.exists():
+        found = method(scene.signal, scene.mask, scene.gradients)
+        cache.mkdir(parents=True, exist_ok=True)
+        arrays = {"directions": found.directions.astype(np.float32), "amplitudes": found.amplitudes.astype(np.float32)}
+        partial = path.with_suffix(".part.npz")
+        np.savez(partial, **arrays, cutoff=found.cutoff)
+        partial.replace(path)
+    with np.load(path) as kept:
+        return Found(kept["directions"], kept["amplitudes"], float(kept["cutoff"]))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--size", type=int, default=24)
-    parser.add_argument("--methods", nargs="+", default=["amortised", "msmt_csd", "csd", "rumba", "rumba_tv"])
+    parser.add_argument(
+        "--methods", nargs="+", default=["amortised", "msmt_csd", "csd", "dipy_csd", "rumba", "rumba_tv"]
+    )
     parser.add_argument("--rows", nargs="+", type=int, default=list(range(len(ROWS))))
-    parser.add_argument("--kinds", nargs="+", default=["crossing", "curved"])
+    parser.add_argument(
+        "--kinds", nargs="+", default=["crossing", "curved"], choices=["crossing", "curved", "published"]
+    )
+    parser.add_argument("--geometry", type=Path, help="folder of published geometries (control points and radii)")
     parser.add_argument("--model", default="sticks", choices=["sticks", "tensors"])
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(2)
-    weights = load_weights(options.weights)
-    table = []
-    for kind in options.kinds:
-        for index in options.rows:
-            protocol, snr = ROWS[index]
-            scenes = [
-                make_scene(kind, protocol, snr, seed, size=options.size, model=options.model)
-                for seed in range(options.seeds)
-            ]
-            for name, method in methods(options.methods, weights).items():
-                began = time.monotonic()
-                figures = [score(method(scene), scene) for scene in scenes]
-                keys = sorted({k for f in figures for k in f})
-                mean = {k: float(np.mean([f[k] for f in figures if k in f])) for k in keys}
-                record = {"kind": kind, "protocol": protocol, "snr": snr, "method": name, **mean}
-                record["seconds"] = round(time.monotonic() - began, 1)
-                table.append(record)
-                shown = "  ".join(f"{k} {v:.3f}" for k, v in mean.items())
-                print(f"{kind:9s} {protocol:14s} SNR {snr:2d}  {name:10s} {shown}  {record['seconds']} s", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=1) + "\n")
+    torch.set_num_threads(options.threads)
+    return options
 
 
 if __name__ == "__main__":

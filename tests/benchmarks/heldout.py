@@ -1,0 +1,210 @@
+"""Predict directions that were left out, on real scans: this package against MRtrix3's multi-tissue deconvolution.
+
+    python tests/benchmarks/heldout.py FOLDER [FOLDER ...] [--json FILE] [--weights FILE] [--slices N] [--folds 1]
+                                       [--apart NAME ...]
+
+Each FOLDER is a BIDS data set with one series and a brain mask under ``derivatives/``. A fifth of the directions of each
+shell is left out; both methods estimate their responses and fODFs from the rest, and the forward model that both share,
+fODF times response, predicts what was left out. The error is the root mean square over voxels of the mask and left-out
+volumes, in percent of the mean b=0 signal of the mask; beside it stands the median over voxels, which artefacts move less.
+``--slices`` takes the middle axial slices only; ``--apart`` names folders whose slices are not neighbours, which are then
+fitted one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import peers
+import torch
+
+from shd_bids.conditioning import estimate_noise
+from shd_bids.gradients import GradientTable, read_fsl
+from shd_bids.images import load_mask, load_volume
+from shd_bids.inference import fit_fod
+from shd_bids.model import forward_model
+from shd_bids.response import Responses, estimate_responses
+from shd_bids.sphere.harmonics import l_max_of
+from shd_bids.weights import Weights, load_weights
+
+N_FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One real series: signal (X, Y, Z, N), mask, gradients in world axes, affine."""
+
+    name: str
+    signal: np.ndarray
+    mask: np.ndarray
+    gradients: GradientTable
+    affine: np.ndarray
+
+
+def main() -> None:
+    """Predict the left-out volumes of every scan and print the errors by shell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--slices", type=int, default=None)
+    parser.add_argument("--apart", nargs="*", default=[], metavar="NAME")
+    parser.add_argument("--folds", type=int, default=1, choices=range(1, N_FOLDS + 1))
+    parser.add_argument("--fits", nargs="+", default=["amortised"], choices=["amortised", "subject"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    weights = load_weights(options.weights)
+    records = []
+    for folder in options.folders:
+        scan = read_scan(folder, n_slices=options.slices)
+        parts = split_slices(scan.mask) if scan.name in options.apart else [scan.mask]
+        for record in compare(scan, parts, weights, folds=options.folds, fits=options.fits, seed=options.seed):
+            records.append(record)
+            errors = {k: v for k, v in record.items() if k not in ("scan", "voxels", "seconds")}
+            print(scan.name, f"{record['voxels']} voxels", json.dumps(errors), f"{record['seconds']} s", flush=True)
+        if options.json:
+            facts = {"weights_sha256": weights.sha256, "slices": options.slices, "folds": options.folds}
+            facts |= {"seed": options.seed, "records": records}
+            options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(*table(records), sep="\n")
+
+
+def read_scan(folder: Path, *, n_slices: int | None = None) -> Scan:
+    """Read the one series of a data set and its mask, cut to the middle axial slices of the mask if asked."""
+    (image,) = sorted(folder.glob("sub-*/**/dwi/*_dwi.nii.gz")) or sorted(folder.glob("sub-*/dwi/*_dwi.nii.gz"))
+    (mask_file,) = sorted(folder.glob("derivatives/**/*_mask.nii.gz"))
+    volume = load_volume(image)
+    mask = load_mask(mask_file, volume)
+    stem = image.with_name(image.name.removesuffix(".nii.gz"))
+    gradients = read_fsl(stem.with_suffix(".bval"), stem.with_suffix(".bvec"), volume.affine, volume.shape[3])
+    window = _middle(mask, volume.affine, n_slices) if n_slices else (slice(None),) * 3
+    affine = volume.affine.copy()
+    affine[:3, 3] = (volume.affine @ [*(w.start or 0 for w in window), 1])[:3]
+    signal = gradients.take(volume.data)[window]
+    return Scan(folder.name, np.ascontiguousarray(signal, dtype=np.float32), mask[window], gradients, affine)
+
+
+def _middle(mask: np.ndarray, affine: np.ndarray, n_slices: int) -> tuple[slice, ...]:
+    """Return the bounding box of the mask, cut to its middle slices along the axis nearest to the body's."""
+    axis = int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == 2)[0])
+    window = []
+    for other, indices in enumerate(np.nonzero(mask)):
+        first, last = int(indices.min()), int(indices.max()) + 1
+        if other == axis and last - first > n_slices:
+            first += (last - first - n_slices) // 2
+            last = first + n_slices
+        window.append(slice(first, last))
+    return tuple(window)
+
+
+def split_slices(mask: np.ndarray) -> list[np.ndarray]:
+    """Return one mask for each slice of the last axis."""
+    parts = []
+    for number in np.flatnonzero(mask.any(axis=(0, 1))):
+        part = np.zeros_like(mask)
+        part[..., number] = mask[..., number]
+        parts.append(part)
+    return parts
+
+
+def left_out(gradients: GradientTable, fold: int, *, seed: int) -> np.ndarray:
+    """Return the volumes of one of five folds: a fifth of the directions of each shell, none of b=0."""
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for shell in gradients.shells[1:]:
+        order = rng.permutation(shell.indices)
+        chosen.append(np.array_split(order, N_FOLDS)[fold])
+    return np.sort(np.concatenate(chosen))
+
+
+def compare(
+    scan: Scan, parts: list[np.ndarray], weights: Weights, *, folds: int, fits: list[str], seed: int
+) -> list[dict]:
+    """Return, for each method, the error on the left-out volumes of each shell."""
+    squares: dict[str, np.ndarray] = {}
+    counts = np.zeros(len(scan.gradients.shells))
+    seconds: dict[str, float] = {}
+    measured = scan.signal[scan.mask]
+    for fold in range(folds):
+        out = left_out(scan.gradients, fold, seed=seed)
+        kept = np.setdiff1d(np.arange(scan.gradients.n_volumes), out)
+        shell = scan.gradients.shell_index[out]
+        counts += np.bincount(shell, minlength=len(counts))
+        for name in (*fits, "msmt_csd"):
+            began = time.monotonic()
+            if name == "msmt_csd":
+                predicted = _predict_mrtrix(scan, kept)
+            else:
+                predicted = _predict_ours(scan, parts, kept, weights, fit=name)
+            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
+            error = (predicted[:, out] - measured[:, out]) ** 2  # (n, n_out)
+            one_hot = np.eye(len(counts))[shell]  # (n_out, S)
+            squares[name] = squares.get(name, 0) + error @ one_hot  # (n, S)
+    unit = float(measured[:, scan.gradients.b0_indices].mean())
+    noise = round(100 * estimate_noise(measured, scan.gradients) / unit, 3)
+    records = []
+    for name, total in squares.items():
+        record = {"scan": scan.name, "method": name, "voxels": len(measured), "noise": noise}
+        for s in np.flatnonzero(counts):
+            of_voxels = 100 * np.sqrt(total[:, s] / counts[s]) / unit
+            key = f"b{scan.gradients.shell_bvalues[s]:.0f}"
+            record[key] = round(float(np.sqrt((of_voxels**2).mean())), 3)
+            record[f"{key}_median"] = round(float(np.median(of_voxels)), 3)
+        records.append(record | {"seconds": round(seconds[name], 1)})
+    return records
+
+
+def _predict_ours(scan: Scan, parts: list[np.ndarray], kept: np.ndarray, weights: Weights, *, fit: str) -> np.ndarray:
+    """Fit the kept volumes with the network and predict all, (n, N)."""
+    table = scan.gradients.select(kept)
+    signal = scan.signal[..., kept]
+    responses = estimate_responses(signal, scan.mask, table).responses
+    predicted = np.zeros((*scan.mask.shape, scan.gradients.n_volumes), dtype=np.float32)
+    for part in parts:
+        result = fit_fod(signal, part, table, responses, fit=fit, weights=weights, device="cpu")
+        isotropic = {"gm": result.gm, "csf": result.csf}
+        maps = [result.wm, *(isotropic[r.tissue][:, None] for r in responses.tissues[1:])]
+        predicted[part] = predict(scan.gradients, responses, np.concatenate(maps, axis=1))
+    return predicted[scan.mask]
+
+
+def _predict_mrtrix(scan: Scan, kept: np.ndarray) -> np.ndarray:
+    """Fit the kept volumes with ``msmt_csd`` and predict all, (n, N)."""
+    tissues = peers.msmt_tissues(scan.signal[..., kept], scan.mask, scan.gradients.select(kept), affine=scan.affine)
+    return predict(scan.gradients, tissues.responses, np.concatenate([tissues.wm, tissues.isotropic], axis=1))
+
+
+def predict(gradients: GradientTable, responses: Responses, coefficients: np.ndarray) -> np.ndarray:
+    """Return the signal of all volumes (n, N) for coefficients of white matter and the isotropic tissues (n, C)."""
+    l_max = l_max_of(coefficients.shape[1] - len(responses.tissues) + 1)
+    return coefficients @ forward_model(gradients, responses, l_max=l_max).matrix.numpy().T
+
+
+def table(records: list[dict]) -> list[str]:
+    """Return the errors as Markdown: one line for each scan and shell, one column for each method."""
+    names = list(dict.fromkeys(r["method"] for r in records))
+    lines = ["", f"| scan | shell | {' | '.join(names)} | noise |", "|---" * (len(names) + 3) + "|"]
+    for scan in dict.fromkeys(r["scan"] for r in records):
+        group = {r["method"]: r for r in records if r["scan"] == scan}
+        first = next(iter(group.values()))
+        for key in (k for k in first if k[:1] == "b" and k[1:].isdigit()):
+            cells = " | ".join(
+                f"{group[name][key]:.2f} ({group[name][f'{key}_median']:.2f})" if name in group else ""
+                for name in names
+            )
+            lines.append(f"| {scan} | {key[1:]} | {cells} | {first['noise']:.2f} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
