@@ -2,11 +2,12 @@
 
     python tests/benchmarks/accuracy.py [--json FILE] [--weights FILE] [--methods ...] [--rows ...] [--kinds ...]
                                         [--geometry DIR] [--seeds 2] [--size 24] [--cache DIR]
+    python tests/benchmarks/accuracy.py --show FILE ...
 
 The volumes are straight crossings, curved bundles of the training generator with seeds that training never reaches, and
 with ``--geometry`` the bundles of published phantoms. All methods get the same files and are scored alike; README.md
 beside this file defines every figure. ``--cache`` keeps what the methods without weights found, so that new weights are
-compared in the time that they take alone.
+compared in the time that they take alone. ``--show`` prints the tables of saved files and runs nothing.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ COLUMNS = {
 def main() -> None:
     """Run every row, print it as it comes, then the tables."""
     options = _options()
+    if options.show:
+        records = [r for file in options.show for r in json.loads(file.read_text(encoding="utf-8"))["records"]]
+        print(*tables(records), *overview(records), sep="\n")
+        return
     warnings.simplefilter("ignore")
     if "published" in options.kinds and options.geometry is None:
         raise SystemExit("the kind 'published' needs --geometry DIR")
@@ -87,7 +92,7 @@ def main() -> None:
                 facts = {"seeds": options.seeds, "size": options.size, "model": options.model}
                 facts |= {"weights_sha256": weights.sha256, "records": records}
                 options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(*tables(records), sep="\n")
+    print(*tables(records), *overview(records), sep="\n")
 
 
 def figures(found: Sequence[Found], volumes: Sequence[Scene]) -> dict:
@@ -167,6 +172,35 @@ def tables(records: Sequence[dict]) -> list[str]:
     return lines
 
 
+def overview(records: Sequence[dict]) -> list[str]:
+    """Return one line for each kind of volume and row: the network / the best figure that any classical method reaches.
+
+    False fibres stand beside those of ``msmt_csd``.
+    """
+    lines = ["", "| volumes | protocol | SNR | PR area | angle (°) | missed, 20-45° | false in GM | false in CSF |"]
+    lines.append("|---" * 8 + "|")
+    for kind, protocol, snr in dict.fromkeys((r["kind"], r["protocol"], r["snr"]) for r in records):
+        group = {r["method"]: r for r in records if (r["kind"], r["protocol"], r["snr"]) == (kind, protocol, snr)}
+        classical = {name: record for name, record in group.items() if not peers.uses_weights(name)}
+        if "amortised" not in group or not classical:
+            continue
+        cells = []
+        for key, best in (
+            ("pr_area", max),
+            ("angular_error", min),
+            ("narrow_missed", min),
+            ("gm_0.1", min),
+            ("csf_0.1", min),
+        ):
+            names = ["msmt_csd"] if key.endswith("_0.1") and "msmt_csd" in classical else list(classical)
+            theirs = [classical[name][key] for name in names if key in classical[name]]
+            has_both = theirs and key in group["amortised"]
+            pair = (group["amortised"][key], best(theirs)) if has_both else ()
+            cells.append(" / ".join(COLUMNS[key][1].format(value) for value in pair))
+        lines.append(f"| {kind} | {protocol} | {snr} | {' | '.join(cells)} |")
+    return lines
+
+
 def _line(record: dict) -> str:
     keys = [key for key in COLUMNS if key in record]
     return "  ".join(f"{key} {COLUMNS[key][1].format(record[key])}" for key in keys) + f"  {record['seconds']} s"
@@ -192,6 +226,7 @@ def _find(name: str, method: Method, scene: Scene, cache: Path | None) -> Found:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--show", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
