@@ -132,7 +132,8 @@ class _SpectralConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        inputs, weights = ctx.saved_tensors[::2], ctx.saved_tensors[1::2]
+        saved = ctx.saved_tensors  # asked for once: each time makes again what was not kept
+        inputs, weights = saved[::2], saved[1::2]
         spectrum = ctx.basis.to_modes(gradient.contiguous())
         results: list[Tensor | None] = []
         for index, (x, weight) in enumerate(zip(inputs, weights, strict=True)):

@@ -109,6 +109,17 @@ def test_recomputed_activations_change_nothing(generator, monkeypatch):
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_activations_are_made_again_once(generator, monkeypatch, dtype):
+    made, rectify = [], norm._rectify
+    monkeypatch.setattr(norm, "_rectify", lambda *arguments: made.append(1) or rectify(*arguments))
+    loss = build(**SMALL, train=True, dtype=dtype)(field(generator, 4, 2, 2, dtype=dtype)).square().mean()
+    forward = len(made)
+    loss.backward()
+    assert forward == 6
+    assert len(made) == 2 * forward
+
+
 @pytest.mark.parametrize("size", [(3, 5, 2), (1, 1, 7)])
 def test_odd_sizes_are_a_larger_volume_of_zeros(generator, size):
     net = build(**SMALL)

@@ -415,7 +415,8 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, gradient: Tensor):
-    inputs, (weight_sph, *rest) = ctx.saved_tensors[: ctx.n_inputs], ctx.saved_tensors[ctx.n_inputs :]
+    saved = ctx.saved_tensors  # asked for once: each time makes again what was not kept
+    inputs, (weight_sph, *rest) = saved[: ctx.n_inputs], saved[ctx.n_inputs :]
     if ctx.relu:
         gradient = gradient * (rest.pop() > 0)
     weight_spa = rest.pop() if ctx.spatial else None
