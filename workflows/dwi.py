@@ -25,7 +25,7 @@ __all__ = ["init_dwi_wf", "memory_of_the_fit"]
 
 TISSUES = ("wm", "gm", "csf")
 BASE_GB = 0.7  # torch and what it loads
-NETWORK_GB = 8.0  # with more, a brain at 2 mm saves little time on a CPU
+NETWORK_GB = 5.0  # with more, a brain at 2 mm saves little time on a CPU
 LEAST_GB = 1.5  # the smallest tile
 
 
