@@ -436,8 +436,10 @@ class _EmptyVolume:
 
 
 def _alike(length: int, border: int) -> Tensor:
-    """Give for each cell of an axis the cell of a short axis that lies as far from the borders."""
+    """Give for each cell of an axis the cell of a short axis, of at most 2 * border + 1, that lies as far from the borders."""
     cell = torch.arange(length)
+    if length <= 2 * border + 1:
+        return cell
     return torch.minimum(cell, torch.full_like(cell, border)) + (cell - (length - 1 - border)).clamp(0, border)
 
 

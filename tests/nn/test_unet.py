@@ -216,6 +216,18 @@ def test_places_far_from_the_support_are_not_read_and_change_nothing(generator):
     assert not read[16, 20, 3]
 
 
+@pytest.mark.parametrize("thickness", [1, 2, 3, 4, 5, 7])
+def test_places_far_from_the_support_change_nothing_in_a_thin_volume(generator, thickness):
+    net = build(**SMALL)
+    shape = (33, 30, thickness)
+    x = field(generator, *shape)
+    mask = np.zeros(shape, bool)
+    mask[14:18, 4:8] = True
+    x[:, :, ~torch.tensor(mask)] = 0
+    found, _, _ = run_in_tiles(net, x, mask, memory_bytes=1 << 30, support=mask)
+    torch.testing.assert_close(found[:, :, mask], net(x)[:, :, mask], rtol=0, atol=1e-12)
+
+
 def test_each_convolution_runs_once_for_a_voxel(generator, monkeypatch):
     net = build(**SMALL)
     x, count = field(generator, 40, 8, 8), {}
