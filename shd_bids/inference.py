@@ -46,6 +46,7 @@ POOR_FIT = 2.5
 _SQRT_4PI = float(np.sqrt(4 * np.pi))
 _MODEL_ERROR = 0.03  # share of the b=0 signal by which responses miss the signal of a voxel, besides noise
 _AMPLITUDE_SPREAD = 0.15  # typical error of the network's tissue fractions
+_AMPLITUDE_RANGE = (0.1, 10.0)  # of the scale that the data give the fODF; within (0.5, 2) real scans got too little
 _DESCENT_STEPS = 30
 _LEAST_TILE_BYTES = 200 * 2**20  # below this a tile is mostly halo
 _SHARE_OF_FREE = 0.8  # of a GPU's memory; the rest is for its libraries and for what others start there
@@ -358,7 +359,7 @@ def _calibrated(
     The amplitude s of the network's fODF and those z of the isotropic tissues minimise
 
     .. math:: \frac{\|y - s\,A\hat c - Bz\|^2}{\sigma^2} + \frac{(s-1)^2}{\tau_s^2} + \frac{\|z-\hat z\|^2}{\tau^2},
-              \qquad \tfrac12 \le s \le 2,\; z \ge 0,
+              \qquad \tfrac1{10} \le s \le 10,\; z \ge 0,
 
     so that what the data cannot tell stays as the network said. Before and after, all amplitudes are scaled to match the
     measured b=0 exactly (method of the paper). Grey matter that is not fitted becomes an isotropic part of the fODF, as in any
@@ -421,7 +422,7 @@ def _solve(
     right_z = measured @ basis + precision_z * prior
     s, z = np.ones_like(mass), prior.copy()
     for _ in range(_DESCENT_STEPS):
-        s = ((right - (shape_basis * z).sum(axis=1, keepdims=True)) / curvature).clip(0.5, 2.0)
+        s = ((right - (shape_basis * z).sum(axis=1, keepdims=True)) / curvature).clip(*_AMPLITUDE_RANGE)
         for k in range(z.shape[1]):
             others = z @ gram[:, k] - z[:, k] * gram[k, k]
             rest = right_z[:, k] - s[:, 0] * shape_basis[:, k] - others
