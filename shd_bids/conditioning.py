@@ -211,10 +211,10 @@ def _resampled_shells(gradients: GradientTable, channels: tuple[str, ...], nside
     vertices = hemisphere(nside)
     estimate = np.zeros((len(channels), len(vertices), gradients.n_volumes))
     for row, shell in zip(estimate, gradients.shells, strict=True):
-        if shell.bvalue <= gradients.shells[0].bvalue:
+        if shell.bvalue == 0:
             row[:, shell.indices] = 1 / len(shell.indices)
         else:
-            l_max = max(d for d in (0, 2, 4, 6, 8) if n_coefficients(d) <= len(shell.indices))
+            l_max = _fitting_degree(len(shell.indices))
             fit = np.linalg.pinv(sh_basis(gradients.directions[shell.indices], l_max))
             row[:, shell.indices] = sh_basis(vertices, l_max) @ fit
     return estimate.reshape(-1, gradients.n_volumes)
@@ -243,7 +243,7 @@ def estimate_noise(voxels: np.ndarray, gradients: GradientTable) -> float:
     estimates = []
     for shell in gradients.shells:
         n = len(shell.indices)
-        l_max = max((d for d in (0, 2, 4, 6, 8) if n_coefficients(d) <= 0.7 * n), default=None)
+        l_max = _fitting_degree(0.7 * n)
         if l_max is None or n < 4 or (l_max == 0 and shell.bvalue > 0):
             continue
         directions = gradients.directions[shell.indices]
@@ -253,6 +253,11 @@ def estimate_noise(voxels: np.ndarray, gradients: GradientTable) -> float:
         variance = (residual**2).sum(axis=1) / (n - basis.shape[1])
         estimates.append(float(np.sqrt(np.median(variance))))
     return min(estimates, default=float(0.03 * np.median(sample[:, gradients.b0_indices])))
+
+
+def _fitting_degree(n: float) -> int | None:
+    """Return the highest even degree, to 8, with at most ``n`` coefficients; None where even degree 0 has more."""
+    return max((d for d in (0, 2, 4, 6, 8) if n_coefficients(d) <= n), default=None)
 
 
 def _without_noise_floor(signal: Tensor, sigma: float) -> Tensor:

@@ -87,10 +87,10 @@ def load_weights(path: Path | None = None) -> Weights:
             f"{file} is of format {metadata.get('format', 'unknown')!r}, expected {FORMAT!r} with inputs {CHANNELS} or shells; "
             "use weights trained with this version"
         )
-    return _checked(file, metadata, state)
+    return _checked(file, metadata, state, channels)
 
 
-def _checked(file: Path, metadata: dict[str, str], state: dict[str, Tensor]) -> Weights:
+def _checked(file: Path, metadata: dict[str, str], state: dict[str, Tensor], channels: tuple[str, ...]) -> Weights:
     """Build the weights, refusing parameters that do not fit the configuration or are not finite."""
     try:
         config = UNetConfig.from_dict(json.loads(metadata["config"]))
@@ -100,14 +100,14 @@ def _checked(file: Path, metadata: dict[str, str], state: dict[str, Tensor]) -> 
     wrong = sorted(
         set(expected) ^ set(state) | {k for k in set(expected) & set(state) if expected[k].shape != state[k].shape}
     )
-    if len(json.loads(metadata["channels"])) != config.in_channels:
+    if len(channels) != config.in_channels:
         wrong.append("in_channels")
     wrong += [k for k, v in state.items() if not torch.isfinite(v.float()).all()]
     if wrong:
         raise WeightsError(f"{file} does not fit its network in {len(wrong)} parameters, first: {wrong[0]}")
     return Weights(
         config=config,
-        channels=tuple(json.loads(metadata["channels"])),
+        channels=channels,
         state=state,
         l_max=int(metadata["l_max"]),
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),

@@ -24,14 +24,14 @@ import nibabel as nib
 import numpy as np
 
 from shd_bids import simulation
-from shd_bids.gradients import format_mrtrix
+from shd_bids.gradients import format_mrtrix, world_to_fsl
 
 SEED = 2_000_000
 BLOCK = 28
 
 
-def simulate(folder: Path, shape: tuple[int, int, int]) -> dict[str, Path]:
-    """Write a BIDS data set of one subject, its mask and the gradients in MRtrix3's format."""
+def simulate(folder: Path, shape: tuple[int, int, int]) -> tuple[Path, int]:
+    """Write a BIDS data set of one subject, its mask and the gradients in MRtrix3's format; return image and voxels."""
     rng = np.random.default_rng(SEED)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"), axis=-1)
     mask = (grid**2).sum(axis=-1) < 0.55 ** (2 / 3)
@@ -53,11 +53,10 @@ def simulate(folder: Path, shape: tuple[int, int, int]) -> dict[str, Path]:
     stem = dwi.with_name("sub-01_dwi")
     stem.with_suffix(".json").write_text('{"PhaseEncodingDirection": "j", "EchoTime": 0.08}\n')
     stem.with_suffix(".bval").write_text(" ".join(f"{b:.0f}" for b in gradients.bvals) + "\n")
-    # The first axis points left, so the FSL table is that of world axes with x turned round.
-    bvecs = gradients.directions * [-1.0, 1.0, 1.0]
+    bvecs = world_to_fsl(gradients.directions, affine)
     stem.with_suffix(".bvec").write_text("\n".join(" ".join(f"{v:.6f}" for v in row) for row in bvecs.T) + "\n")
     (folder / "grad.b").write_text(format_mrtrix(gradients))
-    return {"dwi": dwi, "voxels": int(mask.sum())}
+    return dwi, int(mask.sum())
 
 
 def ours(folder: Path, threads: int) -> float:
@@ -103,12 +102,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = simulate(folder, tuple(options.shape))
-        print(f"{made['voxels']} voxels, {options.threads} threads", flush=True)
-        row = {"voxels": made["voxels"], "threads": options.threads, "ours": ours(folder, options.threads)}
+        dwi, n_voxels = simulate(folder, tuple(options.shape))
+        print(f"{n_voxels} voxels, {options.threads} threads", flush=True)
+        row = {"voxels": n_voxels, "threads": options.threads, "ours": ours(folder, options.threads)}
         row["peak_gb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         if not options.skip_mrtrix and shutil.which("dwi2fod"):
-            row["mrtrix"] = mrtrix(folder, made["dwi"], options.threads)
+            row["mrtrix"] = mrtrix(folder, dwi, options.threads)
             row["ratio"] = row["mrtrix"] / row["ours"]
     print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     if options.json:

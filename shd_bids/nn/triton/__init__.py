@@ -237,7 +237,8 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, gradient: Tensor):
-    inputs, (weight, *output) = ctx.saved_tensors[: ctx.n_inputs], ctx.saved_tensors[ctx.n_inputs :]
+    saved = ctx.saved_tensors  # asked for once: each time makes again what was not kept
+    inputs, (weight, *output) = saved[: ctx.n_inputs], saved[ctx.n_inputs :]
     if ctx.relu:
         gradient = gradient * (output[0] > 0)
     needed = ctx.needs_input_grad[0]
