@@ -1,17 +1,14 @@
-"""Batch normalisation and ReLU in one step, and activations that are recomputed on the way back instead of kept.
+"""Batch normalisation and ReLU in one step.
 
 Only what a convolution puts out is kept for the backward pass. What goes into the next one, max(0, scale y + shift), is
 cheap to make again from it: memory for training falls by half.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from shd_bids.nn import native, parallel
+from shd_bids.nn.recompute import remember
 
 
 class NormReLU(nn.Module):
@@ -41,14 +38,16 @@ class NormReLU(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Map (..., F) to the same shape."""
+    def forward(self, y: Tensor, *, own: bool = False) -> Tensor:
+        """Map (..., F) to the same shape; see :func:`normalise_and_rectify`."""
         if self.training:
             mean, variance = _moments(y)
             self._track(mean, variance, _count(y))
         else:
             mean, variance = self.running_mean, self.running_var
-        return normalise_and_rectify(y, self.weight, self.bias, mean, variance, eps=self.eps, through=self.training)
+        return normalise_and_rectify(
+            y, self.weight, self.bias, mean, variance, eps=self.eps, through=self.training, own=own
+        )
 
     @torch.no_grad()
     def affine(self) -> tuple[Tensor, Tensor]:
@@ -64,50 +63,33 @@ class NormReLU(nn.Module):
 
 
 def normalise_and_rectify(
-    y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, eps: float, through: bool
+    y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, eps: float, through: bool, own: bool
 ) -> Tensor:
     r"""Compute :math:`\max(0, \gamma (y - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta)`.
 
     ``through`` says that mean and variance are those of ``y`` itself, so that the gradient passes through them
-    (Ioffe and Szegedy 2015, algorithm 1). The result carries what :func:`recomputed` needs.
+    (Ioffe and Szegedy 2015, algorithm 1). ``own`` says that nothing else reads ``y``: on the way back, which can then be
+    gone once only, its gradient may take its memory. The result carries what :func:`recomputed` needs.
     """
-    result = _NormReLU.apply(y, weight, bias, mean, variance, eps, through)
+    result = _NormReLU.apply(y, weight, bias, mean, variance, eps, through, own)
     scale, shift = _affine(weight, bias, mean, variance, eps)
     kept = y.detach()
     remember(result, lambda: _rectify(kept, scale, shift))
     return result
 
 
-def remember(activation: Tensor, recipe: Callable[[], Tensor]) -> None:
-    """Attach to an activation how to make it again."""
-    activation.recipe = recipe
-
-
-def recipe_of(activation: Tensor) -> Callable[[], Tensor]:
-    """Give how to make an activation again; a tensor without a recipe is simply kept."""
-    kept = activation.detach()
-    return getattr(activation, "recipe", lambda: kept)
-
-
-def recomputed(activations: Sequence[Tensor]) -> AbstractContextManager[Any]:
-    """Let operations within keep, for those of these tensors that they save, the recipe in place of the values."""
-    recipes = {x.data_ptr(): x.recipe for x in activations if hasattr(x, "recipe")}
-    if not recipes or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: recipes.get(tensor.data_ptr(), tensor), lambda kept: kept() if callable(kept) else kept
-    )
-
-
 class _NormReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y, weight, bias, mean, variance, eps, through):
-        ctx.through, ctx.eps = through, eps
+    def forward(ctx, y, weight, bias, mean, variance, eps, through, own):
+        ctx.through, ctx.eps, ctx.own, ctx.spent = through, eps, own, False
         ctx.save_for_backward(y, weight, bias, mean, variance)
         return _rectify(y, *_affine(weight, bias, mean, variance, eps))
 
     @staticmethod
     def backward(ctx, gradient):
+        if ctx.spent:
+            raise RuntimeError("the gradient was taken before, and its memory was that of the activation")
+        ctx.spent = ctx.own
         y, weight, bias, mean, variance = ctx.saved_tensors
         scale, shift = _affine(weight, bias, mean, variance, ctx.eps)
         gradient = gradient.contiguous()
@@ -119,9 +101,10 @@ class _NormReLU(torch.autograd.Function):
             mean_plain, mean_weighted = parallel.mean(torch.stack([plain, weighted]) / own_count)
             slope = scale * precision * mean_weighted
             offset = scale * mean_plain - slope * mean
-        result = _rectify_gradient(gradient, y, scale, shift, offset.to(scale.dtype), slope.to(scale.dtype))
+        out = y.detach() if ctx.own else torch.empty_like(y)
+        _rectify_gradient(gradient, y, scale, shift, offset.to(scale.dtype), slope.to(scale.dtype), out=out)
         of_weight = (weighted * precision.sqrt()).to(weight.dtype)
-        return result, of_weight, plain.to(bias.dtype), None, None, None, None
+        return out, of_weight, plain.to(bias.dtype), None, None, None, None, None
 
 
 def _affine(weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -172,9 +155,10 @@ def _gradient_sums(gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, ce
 
 
 def _rectify_gradient(
-    gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, offset: Tensor, slope: Tensor
-) -> Tensor:
+    gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, offset: Tensor, slope: Tensor, *, out: Tensor
+) -> None:
     if native.suits(gradient, y, scale) and not torch.compiler.is_compiling():
-        return native.rectify_gradient(_rows(gradient), _rows(y.contiguous()), scale, shift, offset, slope).view_as(y)
-    on = torch.where(torch.addcmul(shift, y, scale) > 0, gradient, 0)
-    return (scale * on - offset - slope * y).to(y.dtype)
+        native.rectify_gradient(_rows(gradient), _rows(y), scale, shift, offset, slope, out=_rows(out))
+    else:
+        on = torch.where(torch.addcmul(shift, y, scale) > 0, gradient, 0)
+        out.copy_(scale * on - offset - slope * y)

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from shd_bids.nn.cheb import SphereBasis
 from shd_bids.nn.conv import SpatioSphericalConv
-from shd_bids.nn.norm import NormReLU, recipe_of, recomputed, remember
+from shd_bids.nn.norm import NormReLU
 from shd_bids.nn.pool import Pooling
+from shd_bids.nn.recompute import recipe_of, recomputed, remember
 
 _ORDER = 5  # published kernel size on the sphere: Chebyshev terms T_0 .. T_4
 
@@ -146,9 +147,16 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
+        return self.normalise(self.convolve(*inputs))
+
+    def convolve(self, *inputs: Tensor) -> Tensor:
+        """Take the first step of :meth:`forward`."""
         with recomputed(inputs):
-            y = self.conv(*inputs, relu=self.norm is None)
-        return y if self.norm is None else self.norm(y)
+            return self.conv(*inputs, relu=self.norm is None)
+
+    def normalise(self, y: Tensor) -> Tensor:
+        """Take the second step, after which ``y`` is of no use to others."""
+        return y if self.norm is None else self.norm(y, own=True)
 
     def on_planes(self, *inputs: Tensor, planes: slice) -> Tensor:
         """Give some planes of x of what :meth:`forward` gives, without gradients."""
@@ -210,18 +218,15 @@ class UNet(nn.Module):
 
     def encode(self, level: int, x: Tensor) -> Tensor:
         """Run the encoder block of a level."""
-        return _run(self.encoder[level], x)
-
-    def decode(self, level: int, skip: Tensor, deeper: Tensor) -> Tensor:
-        """Run the decoder block of a level on its encoder's output and the next coarser level's result."""
-        return _run(self.decoder[len(self.decoder) - 1 - level], skip, _unpool(self.pools[level], deeper))
+        return _run(self.encoder[level], [x])
 
     def descend(self, level: int, x: Tensor) -> Tensor:
         """Run a level and everything coarser."""
         if level == len(self.encoder):
-            return _run(self.bottom, x)
-        skip = self.encode(level, x)
-        return self.decode(level, skip, self.descend(level + 1, self.pools[level](skip)))
+            return _run(self.bottom, [x])
+        pool, inputs = self.pools[level], [self.encode(level, x)]
+        inputs.append(_unpool(pool, self.descend(level + 1, pool(inputs[0]))))
+        return _run(self.decoder[len(self.decoder) - 1 - level], inputs)
 
     def classify(self, x: Tensor) -> Tensor:
         """Map features to tissues."""
@@ -305,6 +310,7 @@ class _Pointwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
         by_vertex = gradient.flatten(1, -2).transpose(1, 2) @ x.flatten(1, -2)  # (V, O, I)
+        del x  # which may have been made for this and is as large as its gradient
         return gradient @ weight, by_vertex.sum(0), gradient.flatten(0, -2).sum(0)
 
 
@@ -315,8 +321,9 @@ def _unpool(pool: Pooling, x: Tensor) -> Tensor:
     return result
 
 
-def _run(block: nn.ModuleList, *inputs: Tensor) -> Tensor:
-    x, *_ = inputs
-    for index, unit in enumerate(block):
-        x = unit(*inputs) if index == 0 else unit(x)
-    return x
+def _run(block: nn.ModuleList, inputs: list[Tensor]) -> Tensor:
+    """Run a block; the list is used up, so that what nothing else holds is freed as soon as it was read."""
+    for unit in block:
+        inputs[:] = [unit.convolve(*inputs)]
+        inputs[:] = [unit.normalise(*inputs)]
+    return inputs.pop()

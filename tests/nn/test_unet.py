@@ -1,6 +1,7 @@
 """The network: the published one exactly, its whole-volume form, its variants and its running in pieces."""
 
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -99,14 +100,23 @@ def test_gradients_reach_every_parameter_and_agree_between_evaluations(generator
         assert error < 1e-4, f"{name}: {error:.1e}"
 
 
-def test_recomputed_activations_change_nothing(generator, monkeypatch):
-    x = field(generator, 4, 2, 2)
-    first, second = build(**SMALL, train=True), build(**SMALL, train=True)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_recomputed_activations_change_nothing(generator, monkeypatch, dtype):
+    x = field(generator, 4, 2, 2, dtype=dtype)
+    first, second = (build(**SMALL, train=True, dtype=dtype) for _ in range(2))
     first(x).square().mean().backward()
-    monkeypatch.setattr("shd_bids.nn.unet.recomputed", lambda tensors: norm.nullcontext())
+    monkeypatch.setattr("shd_bids.nn.unet.recomputed", lambda tensors: nullcontext())
     second(x).square().mean().backward()
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_way_back_is_gone_once(generator, dtype):
+    loss = build(**SMALL, train=True, dtype=dtype)(field(generator, 4, 2, 2, dtype=dtype)).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="was taken before"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from shd_bids.nn.cheb import chebyshev
+from shd_bids.nn.recompute import is_spare
 from shd_bids.sphere import symmetry
 
 _log = logging.getLogger(__name__)
@@ -270,12 +271,19 @@ def backward(
     nside: int,
     hemisphere: bool,
     needed: Sequence[bool],
+    spare: Sequence[bool] = (False, False),
     level: int | None = None,
 ) -> tuple[list[Tensor | None], Tensor, Tensor | None]:
-    """Give the gradients of the needed inputs, of weight_sph and of weight_spa."""
+    """Give the gradients of the needed inputs, of weight_sph and of weight_spa.
+
+    The gradient of a ``spare`` input takes its memory: the kernel has read the planes of an input before it writes them.
+    """
     basis, _ = _basis(nside, hemisphere, weight_sph.shape[2])
     layer, _channels = _layer(inputs, weight_sph, weight_spa, level)
-    results = [torch.empty_like(x) if need else None for x, need in zip(inputs, needed, strict=True)]
+    results = [
+        (x.detach() if over else torch.empty_like(x)) if need else None
+        for x, need, over in zip(inputs, needed, spare, strict=False)
+    ]
     sph = torch.empty_like(weight_sph)
     spa = None if weight_spa is None else torch.empty_like(weight_spa)
     library().shd_backward(
@@ -313,13 +321,11 @@ def gradient_sums(gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, cen
 
 
 def rectify_gradient(
-    gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, offset: Tensor, slope: Tensor
-) -> Tensor:
-    """Give scale times the gradient where the unit is on, less offset + slope y."""
-    out = torch.empty_like(y)
+    gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, offset: Tensor, slope: Tensor, *, out: Tensor
+) -> None:
+    """Put scale times the gradient where the unit is on, less offset + slope y, into ``out``, which may be y."""
     pointers = (t.data_ptr() for t in (gradient, y, scale, shift, offset, slope, out))
     library().shd_rectify_gradient(*y.shape, *pointers, *_how())
-    return out
 
 
 def box_sum(x: Tensor, index: Tensor, ranges: Sequence[Tensor], factor: float) -> Tensor:
@@ -383,6 +389,20 @@ def spectral_conv_backward(
     needed: Sequence[bool],
 ) -> list[Tensor]:
     """Give the gradients of the needed inputs, then of the weights."""
+    return _gradients(gradient, inputs, weight_sph, weight_spa, nside, hemisphere, needed, spare=[False] * len(inputs))
+
+
+def _gradients(
+    gradient: Tensor,
+    inputs: Sequence[Tensor],
+    weight_sph: Tensor,
+    weight_spa: Tensor | None,
+    nside: int,
+    hemisphere: bool,
+    needed: Sequence[bool],
+    *,
+    spare: Sequence[bool],
+) -> list[Tensor]:
     results, sph, spa = backward(
         gradient.contiguous(),
         [x.contiguous() for x in inputs],
@@ -391,6 +411,7 @@ def spectral_conv_backward(
         nside=nside,
         hemisphere=hemisphere,
         needed=needed,
+        spare=spare,
     )
     return [result for result in (*results, sph, spa) if result is not None]
 
@@ -421,7 +442,10 @@ def _differentiate(ctx, gradient: Tensor):
         gradient = gradient * (rest.pop() > 0)
     weight_spa = rest.pop() if ctx.spatial else None
     needed = [tensor.requires_grad for tensor in inputs]
-    results = iter(spectral_conv_backward(gradient, inputs, weight_sph, weight_spa, ctx.nside, ctx.hemisphere, needed))
+    spare = [is_spare(x) for x in inputs]
+    # An operator may not give back the memory that it was given.
+    differentiate = partial(_gradients, spare=spare) if any(spare) else spectral_conv_backward
+    results = iter(differentiate(gradient, inputs, weight_sph, weight_spa, ctx.nside, ctx.hemisphere, needed))
     of_inputs = [next(results) if need else None for need in needed]
     of_sph, of_spa = next(results), next(results) if ctx.spatial else None
     return of_inputs, of_sph, of_spa, gradient.flatten(0, -2).sum(0), None, None, None
