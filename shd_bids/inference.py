@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from shd_bids.adaptation import Adapted, adapt
+from shd_bids.calibration import MODEL_ERROR, calibrate, correct
 from shd_bids.conditioning import CHANNELS, Conditioner, ShellInput, condition, estimate_noise
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.gradients import GradientTable
@@ -43,11 +44,6 @@ MIN_DIRECTIONS = 12
 POOR_FIT = 2.5
 """Residual of a shell, in units of noise and model error, above which something is wrong; four real scans showed 1.3 to 2."""
 
-_SQRT_4PI = float(np.sqrt(4 * np.pi))
-_MODEL_ERROR = 0.03  # share of the b=0 signal by which responses miss the signal of a voxel, besides noise
-_AMPLITUDE_SPREAD = 0.15  # typical error of the network's tissue fractions
-_AMPLITUDE_RANGE = (0.1, 10.0)  # of the scale that the data give the fODF; within (0.5, 2) real scans got too little
-_DESCENT_STEPS = 30
 _LEAST_TILE_BYTES = 200 * 2**20  # below this a tile is mostly halo
 _SHARE_OF_FREE = 0.8  # of a GPU's memory; the rest is for its libraries and for what others start there
 _VOXELS_PER_CHUNK = 16384  # bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB
@@ -183,11 +179,13 @@ def fit_fod(
         memory_gb=memory_gb, l_max=l_max, progress=report,
     )  # fmt: skip
     model = forward_model(gradients, responses, l_max=l_max)
-    wm, isotropic = _calibrated(*amplitudes, voxels=voxels, gradients=gradients, model=model, sigma=sigma)
+    wm, isotropic = calibrate(*amplitudes, voxels=voxels, gradients=gradients, model=model, sigma=sigma)
+    wm, isotropic, width = correct(wm, isotropic, voxels=voxels, gradients=gradients, model=model)
     quality = _quality(voxels, wm, isotropic, model=model, gradients=gradients)
     info = _info(adapted, weights, sigma=sigma, device=where, conditioner=conditioner) | {
         "fit": fit if adapted is None or adapted.improved else "amortised",
         "l_max": l_max,
+        "correction_width": width,
         "warnings": domain_warnings(gradients, snr=conditioner.scale / max(sigma, 1e-12))
         + fit_warnings(quality["shell_residuals"], sigma=sigma, scale=conditioner.scale),
         "seconds": round(time.monotonic() - began, 1),
@@ -243,7 +241,7 @@ def fit_warnings(shell_residuals: dict[float, float], *, sigma: float, scale: fl
     sigma, scale : float
         Noise level and white-matter signal at b=0, in the same unit.
     """
-    expected = float(np.hypot(sigma, _MODEL_ERROR * scale))
+    expected = float(np.hypot(sigma, MODEL_ERROR * scale))
     return [
         f"b={b:.0f}: the predicted signal misses the measured one by {residual / expected:.1f} times what noise and responses "
         "explain; look at the residual map for motion, drop-out or scaling between volumes, or try --fit subject"
@@ -343,91 +341,6 @@ def _memory_bytes(device: torch.device, memory_gb: float) -> int:
 def _set_precision(precision: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-
-
-def _calibrated(
-    wm: np.ndarray,
-    fractions: np.ndarray,
-    *,
-    voxels: np.ndarray,
-    gradients: GradientTable,
-    model: ForwardModel,
-    sigma: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    r"""Let the data of each voxel settle how much of each tissue there is; the network settles the shape of the fODF.
-
-    The amplitude s of the network's fODF and those z of the isotropic tissues minimise
-
-    .. math:: \frac{\|y - s\,A\hat c - Bz\|^2}{\sigma^2} + \frac{(s-1)^2}{\tau_s^2} + \frac{\|z-\hat z\|^2}{\tau^2},
-              \qquad \tfrac1{10} \le s \le 10,\; z \ge 0,
-
-    so that what the data cannot tell stays as the network said. Before and after, all amplitudes are scaled to match the
-    measured b=0 exactly (method of the paper). Grey matter that is not fitted becomes an isotropic part of the fODF, as in any
-    deconvolution with two tissues.
-
-    Returns
-    -------
-    wm : ndarray, shape (n, C)
-    isotropic : ndarray, shape (n, T - 1)
-        SH coefficients of degree 0, in the order of the model.
-    """
-    matrix = model.matrix.numpy()
-    n_wm, tissues = wm.shape[1], model.tissues[1:]
-    columns = [matrix[:, n_wm + i] for i in range(len(tissues))]
-    estimates = [fractions[:, ("gm", "csf").index(tissue)] / _SQRT_4PI for tissue in tissues]
-    if "gm" not in tissues:
-        columns.append(matrix[:, 0])
-        estimates.append(fractions[:, 0] / _SQRT_4PI)
-    basis, amplitudes = np.stack(columns, axis=1), np.stack(estimates, axis=1)  # (N, K), (n, K)
-    b0 = gradients.b0_indices
-    noise = max(sigma, _MODEL_ERROR * float(matrix[b0[0], 0]) / _SQRT_4PI)
-    for start in range(0, len(voxels), _VOXELS_PER_CHUNK):
-        part = slice(start, start + _VOXELS_PER_CHUNK)
-        measured = voxels[part]
-        shape = wm[part] @ matrix[:, :n_wm].T  # (n, N)
-        first = _b0_factor(measured, shape + amplitudes[part] @ basis.T, b0)
-        shape *= first
-        amplitudes[part] *= first
-        s, z = _solve(measured / noise, shape / noise, basis / noise, amplitudes[part], mass=wm[part, :1] * first)
-        second = _b0_factor(measured, s * shape + z @ basis.T, b0)
-        wm[part] *= first * s * second
-        amplitudes[part] = z * second
-    if "gm" in tissues:
-        return wm, amplitudes
-    wm[:, 0] += amplitudes[:, -1]
-    return wm, amplitudes[:, :-1]
-
-
-def _b0_factor(measured: np.ndarray, predicted: np.ndarray, b0: np.ndarray) -> np.ndarray:
-    """Return what brings the predicted to the measured b=0 signal, (n, 1); zero where nothing is predicted."""
-    found, wanted = predicted[:, b0].mean(axis=1, keepdims=True), measured[:, b0].mean(axis=1, keepdims=True)
-    return np.where(found > 0, wanted / np.maximum(found, 1e-12), 0.0).astype(np.float32)
-
-
-def _solve(
-    measured: np.ndarray, shape: np.ndarray, basis: np.ndarray, prior: np.ndarray, *, mass: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Minimise the bounded quadratic of :func:`_calibrated` by coordinate descent; return s (n, 1) and z (n, K).
-
-    All signals are in units of the noise; ``mass`` (n, 1) is the degree-0 coefficient of the fODF, which sets how far s may
-    go: an fODF that hardly fills the voxel may change by more of itself.
-    """
-    spread = _AMPLITUDE_SPREAD / _SQRT_4PI
-    precision_s = (np.maximum(mass, spread) / spread) ** 2
-    precision_z = 1 / spread**2
-    shape_basis = shape @ basis  # (n, K)
-    gram = basis.T @ basis
-    curvature = (shape**2).sum(axis=1, keepdims=True) + precision_s
-    right = (shape * measured).sum(axis=1, keepdims=True) + precision_s
-    right_z = measured @ basis + precision_z * prior
-    s, z = np.ones_like(mass), prior.copy()
-    for _ in range(_DESCENT_STEPS):
-        s = ((right - (shape_basis * z).sum(axis=1, keepdims=True)) / curvature).clip(*_AMPLITUDE_RANGE)
-        for k in range(z.shape[1]):
-            others = z @ gram[:, k] - z[:, k] * gram[k, k]
-            rest = right_z[:, k] - s[:, 0] * shape_basis[:, k] - others
-            z[:, k] = (rest / (gram[k, k] + precision_z)).clip(0)
-    return s, z
 
 
 def _quality(
