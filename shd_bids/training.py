@@ -39,7 +39,7 @@ from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.response import Response, Responses
 from shd_bids.sphere.harmonics import sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
-from shd_bids.weights import save_weights
+from shd_bids.weights import Weights, load_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
         clean *= simulation.bias_field(rng, phantom.gm.shape, rng.uniform(0.02, 0.3))[..., None].astype(np.float32)
     sigma = float(np.exp(rng.uniform(np.log(1 / 60), np.log(1 / 8))))
     signal = simulation.add_noise(clean, sigma, rng, n_coils=int(rng.choice([1, 1, 1, 4])))
-    responses = _estimated(rng, simulation.true_responses(micro, gradients))
+    responses = _estimated(rng, simulation.true_responses(micro, gradients, share=rng.uniform(0.2, 1.0)))
     conditioner = condition(
         gradients,
         responses,
@@ -387,7 +387,13 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def train(
-    config: TrainingConfig, output_dir: Path, *, device: str, n_workers: int = 1, minutes: float = np.inf
+    config: TrainingConfig,
+    output_dir: Path,
+    *,
+    device: str,
+    start: Weights | None = None,
+    n_workers: int = 1,
+    minutes: float = np.inf,
 ) -> Path | None:
     """Train, writing ``checkpoint.pt``, ``log.jsonl`` and at the end ``weights.safetensors`` to ``output_dir``.
 
@@ -400,6 +406,8 @@ def train(
     output_dir : Path
         A checkpoint found there is continued.
     device : str
+    start : Weights or None
+        Weights to go on from, of the same network; None draws them at random.
     n_workers : int
         Processes that simulate, for each that trains.
     minutes : float
@@ -421,7 +429,7 @@ def train(
     output_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     where = torch.device(device)
-    net = UNet(config.network()).to(where)
+    net = _network(config, start).to(where)
     optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
     checkpoint = output_dir / "checkpoint.pt"
     first = _restore(checkpoint, net, optimiser, where)
@@ -475,6 +483,16 @@ def train(
     return target
 
 
+def _network(config: TrainingConfig, start: Weights | None) -> UNet:
+    if start is None:
+        return UNet(config.network())
+    if start.config != config.network() or start.channels != config.input_channels:
+        raise TrainingError(
+            f"the weights to start from are of {start.config}, expected {config.network()}; change either"
+        )
+    return start.network()
+
+
 def _restore(checkpoint: Path, net: UNet, optimiser: torch.optim.Optimizer, device: torch.device) -> int:
     """Load a checkpoint if there is one and return the step to go on with."""
     if not checkpoint.exists():
@@ -498,6 +516,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--device", default="cpu", help="cpu or cuda; under torchrun each process takes a GPU of its own"
     )
+    parser.add_argument("--start", type=Path, metavar="FILE", help="weights to go on from instead of random ones")
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate")
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
     parser.add_argument("--minutes", type=float, default=np.inf, help="stop with a checkpoint after this time")
@@ -511,7 +530,8 @@ def main(argv: list[str] | None = None) -> int:
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
-    train(config, options.output_dir, device=device, n_workers=options.workers, minutes=options.minutes)
+    start = load_weights(options.start) if options.start else None
+    train(config, options.output_dir, device=device, start=start, n_workers=options.workers, minutes=options.minutes)
     if "LOCAL_RANK" in os.environ:
         distributed.destroy_process_group()
     return 0

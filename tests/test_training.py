@@ -57,6 +57,17 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
         torch.testing.assert_close(load_weights(parts).state[name], value, rtol=0, atol=0)
 
 
+def test_given_weights_are_the_start_and_must_fit(tmp_path, monkeypatch):
+    first = load_weights(training.train(CONFIG, tmp_path / "first", device="cpu", n_workers=0))
+    monkeypatch.setattr(training, "learning_rate", lambda step, config: 0.0)
+    frozen = replace(CONFIG, frozen_share=1.0)
+    second = load_weights(training.train(frozen, tmp_path / "second", device="cpu", start=first, n_workers=0))
+    for name, value in first.state.items():
+        torch.testing.assert_close(second.state[name], value, rtol=0, atol=0)
+    with pytest.raises(TrainingError, match="weights to start from"):
+        training.train(replace(CONFIG, channels=(8, 4)), tmp_path / "third", device="cpu", start=first, n_workers=0)
+
+
 def test_mixed_precision_trains_nearly_as_full_precision_does(tmp_path):
     for precision, steps in (("float32", 1), ("bf16", 25)):
         config = replace(CONFIG, precision=precision, steps=steps, learning_rate=1e-2)
