@@ -15,6 +15,7 @@ the channel product one batched product over modes, and channels stay contiguous
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,8 +73,11 @@ class SpatioSphericalConv(nn.Module):
         y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
         return y.relu() if relu else y
 
-    def on_planes(self, *inputs: Tensor, planes: slice, relu: bool = False) -> Tensor:
-        """Give some planes of x of what :meth:`forward` gives for one sample (V, 1, X, Y, Z, I_j), without gradients."""
+    def on_planes(self, *inputs: Tensor, planes: slice, wanted: np.ndarray, relu: bool = False) -> Tensor:
+        """Give some planes of x of what :meth:`forward` gives for one sample (V, 1, X, Y, Z, I_j), without gradients.
+
+        Only the voxels marked in ``wanted``, an array of bool on those planes, are sure to be computed.
+        """
         if native.suits(*inputs, self.bias):
             return native.forward(
                 [x.contiguous() for x in inputs],
@@ -84,6 +88,7 @@ class SpatioSphericalConv(nn.Module):
                 hemisphere=self.basis.hemisphere,
                 relu=relu,
                 planes=planes,
+                wanted=wanted,
             )
         return self(*inputs, relu=relu)[:, :, planes]
 

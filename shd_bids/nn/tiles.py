@@ -1,8 +1,8 @@
 """Running the U-Net over a masked volume a few planes at a time: the same result as on the whole volume, in bounded memory.
 
 Planes of x stream through all layers together. A feature map is made in slabs of a few planes when a layer asks for them and
-forgotten when no layer will ask again, so that each plane of each layer is computed once. Within a slab only the rectangle
-is computed on which voxels of the mask depend.
+forgotten when no layer will ask again, so that each plane of each layer is computed once. Only voxels are computed on which
+those of the mask depend, and in plain PyTorch the rectangle around them.
 
 If a whole cross-section does not fit the memory it is cut into tiles, which run one after another and each compute the
 voxels around themselves again. The coarser levels reach far. So then it can cost less to run in three stages, of which each
@@ -346,20 +346,19 @@ class _Stream:
         reach = int(self._net.config.spatial[level])
         for left, unit in zip(reversed(range(len(units))), units, strict=True):
             wanted = _dilated(needed, reach * left)
-            inputs = [self._feature(level, wanted, partial(self._convolved, unit, inputs, reach, wanted.shape))]
+            inputs = [self._feature(level, wanted, partial(self._convolved, unit, inputs, reach, wanted))]
         return inputs[0]
 
-    def _convolved(
-        self, unit: ConvNormReLU, inputs: list[_Feature], reach: int, shape: tuple[int, ...], box: Box
-    ) -> _Slab:
-        """Run one convolution; the border of its rectangle lacks neighbours and holds values that nobody asked for."""
-        wide = _grown(box, reach, shape)
+    def _convolved(self, unit: ConvNormReLU, inputs: list[_Feature], reach: int, wanted: np.ndarray, box: Box) -> _Slab:
+        """Run one convolution at the wanted voxels; the others of its rectangle hold values that nobody asked for."""
+        wide = _grown(box, reach, wanted.shape)
         for feature in inputs:
             feature.prepare(wide[0].stop)
         values = [feature.read(wide) for feature in inputs]
         for feature in inputs:
             feature.forget(box[0].stop - reach)
-        return _Slab((box[0], *wide[1:]), unit.on_planes(*values, planes=_within(box, wide)[2]))
+        made = (box[0], *wide[1:])
+        return _Slab(made, unit.on_planes(*values, planes=_within(box, wide)[2], wanted=wanted[made]))
 
     def _pooled(self, level: int, skip: _Feature, needed: np.ndarray, *, keep: bool = True) -> _Feature:
         """Pool the encoder's output and keep it for others; where it was not computed it is as in an empty volume."""

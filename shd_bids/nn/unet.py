@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -158,9 +159,9 @@ class ConvNormReLU(nn.Module):
         """Take the second step, after which ``y`` is of no use to others."""
         return y if self.norm is None else self.norm(y, own=True)
 
-    def on_planes(self, *inputs: Tensor, planes: slice) -> Tensor:
-        """Give some planes of x of what :meth:`forward` gives, without gradients."""
-        y = self.conv.on_planes(*inputs, planes=planes, relu=self.norm is None)
+    def on_planes(self, *inputs: Tensor, planes: slice, wanted: np.ndarray) -> Tensor:
+        """Give some planes of x of what :meth:`forward` gives, without gradients; see :meth:`SpatioSphericalConv.on_planes`."""
+        y = self.conv.on_planes(*inputs, planes=planes, wanted=wanted, relu=self.norm is None)
         return y if self.norm is None else self.norm(y)
 
 

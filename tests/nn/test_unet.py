@@ -243,9 +243,9 @@ def test_each_convolution_runs_once_for_a_voxel(generator, monkeypatch):
     x, count = field(generator, 40, 8, 8), {}
     one = SpatioSphericalConv.on_planes
 
-    def counted(self, *inputs, planes: slice, relu):
+    def counted(self, *inputs, planes: slice, **settings):
         count[self] = count.get(self, 0) + planes.stop - planes.start
-        return one(self, *inputs, planes=planes, relu=relu)
+        return one(self, *inputs, planes=planes, **settings)
 
     monkeypatch.setattr(SpatioSphericalConv, "on_planes", counted)
     run_in_tiles(net, x, np.ones((40, 8, 8), bool), memory_bytes=1 << 30)

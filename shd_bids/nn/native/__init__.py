@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from shd_bids.nn.cheb import chebyshev
@@ -70,6 +71,8 @@ class _Layer(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("level", ctypes.c_int32),
         ("cache_bytes", ctypes.c_int64),
+        ("wanted", ctypes.c_void_p),
+        ("read", ctypes.c_void_p),
     ]
 
 
@@ -239,17 +242,24 @@ def forward(
     hemisphere: bool,
     relu: bool,
     planes: slice | None = None,
+    wanted: np.ndarray | None = None,
     level: int | None = None,
 ) -> Tensor:
     """Evaluate one layer: inputs (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), all float32 and contiguous on the CPU.
 
-    Of a single sample, ``planes`` (from a start to a stop along x) may be asked for alone.
+    Of a single sample, ``planes`` (from a start to a stop along x) may be asked for alone, and of these the voxels that are
+    marked in ``wanted``, (X, Y, Z) of bool; the values of others may be anything.
     """
     basis, _ = _basis(nside, hemisphere, weight_sph.shape[2])
     layer, _channels = _layer(inputs, weight_sph, weight_spa, level)
     vertices, batch, x, *plane = inputs[0].shape[:-1]
     if planes is not None:
         layer.first, layer.last, x = planes.start, planes.stop, planes.stop - planes.start
+    if wanted is not None:
+        marks = np.zeros(inputs[0].shape[2:5], dtype=np.uint8)
+        marks[layer.first : layer.last] = wanted
+        read = marks if weight_spa is None else ndimage.maximum_filter(marks, 3, mode="constant")
+        layer.wanted, layer.read = marks[layer.first :].ctypes.data, read.ctypes.data
     output = inputs[0].new_empty(vertices, batch, x, *plane, len(weight_sph))
     library().shd_forward(
         ctypes.byref(basis),

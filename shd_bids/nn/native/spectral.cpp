@@ -55,6 +55,9 @@ struct ShdLayer {
   const float *weight_spa;    // [out][in][4]
   int32_t threads, level;     // level: instruction set, see shd_best_level
   int64_t cache_bytes;        // size of the expansion held at once
+  // Marks, forward only: voxels of the computed planes whose result matters, [last - first][y z], and all voxels they depend
+  // on, [planes][y z]. The others are left as they are. Null: all matter.
+  const uint8_t *wanted, *read;
 };
 }
 
@@ -550,14 +553,18 @@ constexpr int kPanel = 2 * kWidth; // columns of a register tile
 typedef float Vec __attribute__((vector_size(SHD_WIDTH * 4), aligned(4), may_alias));
 #define SHD_LOAD(p) (*reinterpret_cast<const Vec *>(p))
 #define SHD_STORE(p, v) (*reinterpret_cast<Vec *>(p) = (v))
+#define SHD_UNROLL _Pragma("GCC unroll 12") // else sums go through memory before and after a tile's loop
 
 // c[M][NV * kWidth] (+)= sum, from registers.
 template <int M, int NV> SHD_TARGET inline void put(const Vec (&sum)[M][NV], float *c, int64_t c_stride, int valid, bool add) {
+  SHD_UNROLL
   for (int m = 0; m < M; ++m, c += c_stride) {
     if (valid >= NV * kWidth) {
+      SHD_UNROLL
       for (int v = 0; v < NV; ++v) SHD_STORE(c + v * kWidth, add ? SHD_LOAD(c + v * kWidth) + sum[m][v] : sum[m][v]);
     } else {
       float spilled[NV * kWidth];
+      SHD_UNROLL
       for (int v = 0; v < NV; ++v) SHD_STORE(spilled + v * kWidth, sum[m][v]);
       for (int n = 0; n < valid; ++n) c[n] = add ? c[n] + spilled[n] : spilled[n];
     }
@@ -569,14 +576,20 @@ template <int M, int NV>
 SHD_TARGET void side_tile(const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth, float *c,
                           int64_t c_stride, int valid, bool add) {
   Vec sum[M][NV];
-  for (int m = 0; m < M; ++m)
+  SHD_UNROLL
+  for (int m = 0; m < M; ++m) {
+    SHD_UNROLL
     for (int v = 0; v < NV; ++v) sum[m][v] = Vec{};
+  }
   for (int64_t k = 0; k < depth; ++k, a += stride, b += b_stride) {
     Vec w[NV];
+    SHD_UNROLL
     for (int v = 0; v < NV; ++v) w[v] = SHD_LOAD(b + v * kWidth);
-#pragma GCC unroll 12
-    for (int m = 0; m < M; ++m)
+    SHD_UNROLL
+    for (int m = 0; m < M; ++m) {
+      SHD_UNROLL
       for (int v = 0; v < NV; ++v) sum[m][v] += a[m] * w[v];
+    }
   }
   put<M, NV>(sum, c, c_stride, valid, add);
 }
@@ -586,18 +599,23 @@ template <int M, int NV>
 SHD_TARGET void segment_tile(const Segment *segments, int count, int64_t row, const float *b, float *c, int64_t c_stride,
                              int valid) {
   Vec sum[M][NV];
-  for (int m = 0; m < M; ++m)
+  SHD_UNROLL
+  for (int m = 0; m < M; ++m) {
+    SHD_UNROLL
     for (int v = 0; v < NV; ++v) sum[m][v] = Vec{};
+  }
   for (int s = 0; s < count; ++s) {
     const int64_t length = segments[s].length;
     const float *rows[(M + 2) / 3]; // three rows from each: more pointers than that do not fit the registers
     for (int m = 0; m < M; m += 3) rows[m / 3] = segments[s].data + (row + m) * length;
     for (int64_t k = 0; k < length; ++k, b += NV * kWidth) {
       Vec w[NV];
+      SHD_UNROLL
       for (int v = 0; v < NV; ++v) w[v] = SHD_LOAD(b + v * kWidth);
-#pragma GCC unroll 12
+      SHD_UNROLL
       for (int m = 0; m < M; ++m) {
         const float factor = rows[m / 3][m % 3 * length + k];
+        SHD_UNROLL
         for (int v = 0; v < NV; ++v) sum[m][v] += factor * w[v];
       }
     }
@@ -641,13 +659,13 @@ SHD_TARGET void side_product(int64_t rows, const float *a, int64_t stride, const
   }
 }
 
-// c[rows][columns] = the segments' rows times weights in panels of columns.
-SHD_TARGET void multiply(int64_t rows, const Segment *segments, int count, int64_t depth, const float *panels, int columns,
-                         float *c) {
-  const int64_t tiles = (rows + kRows - 1) / kRows;
+// Rows [begin, end) of c[][columns] = those of the segments times weights in panels of columns.
+SHD_TARGET void multiply(int64_t begin, int64_t end, const Segment *segments, int count, int64_t depth, const float *panels,
+                         int columns, float *c) {
+  const int64_t rows = end - begin, tiles = (rows + kRows - 1) / kRows;
   for (int q = 0; q < columns; q += kPanel)
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t first = rows * t / tiles, last = rows * (t + 1) / tiles;
+      const int64_t first = begin + rows * t / tiles, last = begin + rows * (t + 1) / tiles;
       segment_rows<kRows>(int(last - first), segments, count, first, panels + q * depth, c + first * columns + q, columns,
                           std::min(kPanel, columns - q));
     }
@@ -870,6 +888,29 @@ SHD_TARGET void contract(const Job &job, const float *terms, const float *gradie
     }
 }
 
+// First voxel from `at` on whose mark is not `mark`, which is 0 or 1; without marks all are 1.
+inline int64_t skip(const uint8_t *marks, int64_t at, int64_t end, uint8_t mark) {
+  if (!marks) return mark ? end : at;
+  while (at < end && marks[at] == mark) ++at;
+  return at;
+}
+
+// Whether a tile of columns from `column` on, of F channels, touches a marked voxel.
+inline bool any(const uint8_t *marks, int64_t column, int64_t columns, int F) {
+  const int64_t end = (column + columns - 1) / F + 1;
+  return skip(marks, column / F, end, 0) < end;
+}
+
+// Whether a block holds a voxel whose result matters.
+inline bool any(const Job &job, const Block &block) {
+  const int64_t z = job.layer->shape.z;
+  for (int64_t p = block.begin - job.first; p < block.end - job.first; ++p) {
+    const int64_t end = p * job.plane_voxels + block.high * z;
+    if (skip(job.layer->wanted, p * job.plane_voxels + block.low * z, end, 0) < end) return true;
+  }
+  return false;
+}
+
 // Analyse planes [begin, end) of x (channels F) into a ring of planes, together with the other threads: takes tiles number
 // `base`, `base + 1`, ... of the phase and returns the number after its last.
 SHD_TARGET int64_t analyse_planes(const Job &job, const float *x, int F, int64_t begin, int64_t end, float *out, int64_t ring,
@@ -879,9 +920,10 @@ SHD_TARGET int64_t analyse_planes(const Job &job, const float *x, int F, int64_t
     const int64_t run_end = std::min(end, (begin / ring + 1) * ring); // the ring wraps there
     const int64_t columns = (run_end - begin) * plane, tiles = (columns + kTile - 1) / kTile;
     for (; ticket < base + tiles; ticket = counter.fetch_add(1)) {
-      const int64_t column = (ticket - base) * kTile;
-      to_modes(job, x + begin * plane + column, x_stride, out + (begin % ring) * plane + column, out_stride,
-               int(std::min<int64_t>(kTile, columns - column)), scratch);
+      const int64_t column = (ticket - base) * kTile, width = std::min<int64_t>(kTile, columns - column);
+      if (any(job.layer->read, begin * plane + column, width, F))
+        to_modes(job, x + begin * plane + column, x_stride, out + (begin % ring) * plane + column, out_stride, int(width),
+                 scratch);
     }
     base += tiles;
     begin = run_end;
@@ -895,9 +937,9 @@ SHD_TARGET int64_t synthesise_planes(const Job &job, float *x, int F, int64_t pl
                                      std::atomic<int64_t> &counter, float *scratch) {
   const int64_t plane = job.plane_voxels * F, columns = (end - begin) * plane, tiles = (columns + kTile - 1) / kTile;
   for (; ticket < base + tiles; ticket = counter.fetch_add(1)) {
-    const int64_t column = (ticket - base) * kTile;
-    to_vertices(job, x + begin * plane + column, planes * plane, int(std::min<int64_t>(kTile, columns - column)), bias,
-                int(column % F), F, relu, scratch);
+    const int64_t column = (ticket - base) * kTile, width = std::min<int64_t>(kTile, columns - column);
+    if (any(job.layer->wanted, begin * plane + column, width, F))
+      to_vertices(job, x + begin * plane + column, planes * plane, int(width), bias, int(column % F), F, relu, scratch);
   }
   return base + tiles;
 }
@@ -949,6 +991,7 @@ SHD_TARGET void forward(const Job &job, int thread) {
       for (int copy = 0; copy < copies; ++copy)
         for (int64_t low = 0; low < layer.shape.y; low += job.lines) {
           const Block block{begin, end, low, std::min(low + job.lines, layer.shape.y)};
+          if (!any(job, block)) continue;
           const float *ring = job.expansion;
           for (int j = 0; j < layer.inputs; ++j) {
             const int64_t stride = ring_voxels * layer.in_channels[j];
@@ -966,9 +1009,14 @@ SHD_TARGET void forward(const Job &job, int thread) {
                                 &rows[count]);
               ring += basis.vertices * stride;
             }
-            const int64_t first = ((row + copy) * planes + from - job.first) * job.plane_voxels + low * layer.shape.z;
-            multiply((to - from) * (block.high - low) * layer.shape.z, rows.data(), count, depth, weights, out,
-                     job.output + first * out);
+            const int64_t first = (from - job.first) * job.plane_voxels + low * layer.shape.z;
+            const int64_t voxels = (to - from) * (block.high - low) * layer.shape.z;
+            const uint8_t *const wanted = layer.wanted ? layer.wanted + first : nullptr;
+            float *const result = job.output + ((row + copy) * planes * job.plane_voxels + first) * out;
+            for (int64_t start = skip(wanted, 0, voxels, 0), stop; start < voxels; start = skip(wanted, stop, voxels, 0)) {
+              stop = skip(wanted, start, voxels, 1);
+              multiply(start, stop, rows.data(), count, depth, weights, out, result);
+            }
           }
         }
     }
@@ -1029,7 +1077,7 @@ SHD_TARGET void backward(const Job &job, int thread) {
               const int F = layer.in_channels[j];
               if (job.input_gradients[j]) {
                 mode_weights(job, terms, sph_back, spa_back, out, padded_back, 0, out, first, F, weights, 0, depth);
-                multiply(rows, parts, count, depth, weights, F,
+                multiply(0, rows, parts, count, depth, weights, F,
                          job.input_gradients[j] + (((row + copy) * job.planes + from) * job.plane_voxels + skipped) * F);
               }
               const float *expanded = input + ((row + copy) * voxels + (from - begin) * job.plane_voxels + skipped) * F;
@@ -1204,6 +1252,7 @@ SHD_TARGET void box_sum(const BoxJob &job, int64_t begin, int64_t end) {
 
 #undef SHD_LOAD
 #undef SHD_STORE
+#undef SHD_UNROLL
 
 } // namespace SHD_NAME
 } // namespace
