@@ -234,7 +234,7 @@ def brain_row() -> Row:
         return torch.zeros(1, 2, x, y, z, 384)
 
     start = time.perf_counter()
-    apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=6 << 30)
+    apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=6 << 30, support=mask)
     seconds = time.perf_counter() - start
     return Row(f"2 mm brain, {mask.sum()} voxels, network, 2 threads", seconds, 60, unit="s", at_most=True)
 
@@ -253,7 +253,7 @@ def cuda_table():
         return torch.zeros(1, 2, *(s.stop - s.start for s in box), 384, device=device, dtype=torch.bfloat16)
 
     def brain():
-        apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=memory)
+        apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=memory, support=mask)
 
     memory = int(0.6 * torch.cuda.mem_get_info()[0])
     (seconds,) = take_turns(3, brain, wait=torch.cuda.synchronize)
