@@ -133,8 +133,9 @@ def correct(
     Parameters
     ----------
     wm : ndarray, shape (n, C)
+        Overwritten by the result.
     isotropic : ndarray, shape (n, T - 1)
-        SH coefficients of degree 0, in the order of the model.
+        SH coefficients of degree 0, in the order of the model; overwritten too.
     voxels : ndarray, shape (n, N)
     gradients : GradientTable
     model : ForwardModel
@@ -157,12 +158,12 @@ def correct(
     if width == 0:
         return wm, isotropic, width
     solver = _Constrained(matrix, variances * width, l_max=model.l_max)
-    moved, n_wm = np.empty((len(voxels), matrix.shape[1]), dtype=np.float32), wm.shape[1]
     for start in range(0, len(voxels), _VOXELS_PER_CHUNK):
         part = slice(start, start + _VOXELS_PER_CHUNK)
         prior = np.concatenate([wm[part], isotropic[part]], axis=1)
-        moved[part] = solver(voxels[part] / scale, prior)
-    return moved[:, :n_wm], moved[:, n_wm:].clip(0), width
+        moved = solver(voxels[part] / scale, prior)
+        wm[part], isotropic[part] = moved[:, : wm.shape[1]], moved[:, wm.shape[1] :].clip(0)
+    return wm, isotropic, width
 
 
 def _prior_variances(model: ForwardModel) -> np.ndarray:

@@ -36,8 +36,8 @@ def voxels(subject, rng):
 
 def correct(prior, signal, subject):
     gradients, model = subject
-    n_wm = prior.shape[1] - 2
-    return calibration.correct(prior[:, :n_wm], prior[:, n_wm:], voxels=signal, gradients=gradients, model=model)
+    wm, isotropic = prior[:, :-2].copy(), prior[:, -2:].copy()
+    return calibration.correct(wm, isotropic, voxels=signal, gradients=gradients, model=model)
 
 
 def test_the_data_settle_the_amplitudes_and_the_network_what_they_cannot_tell(rng):
