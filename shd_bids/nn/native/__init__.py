@@ -33,7 +33,7 @@ _SOURCE = Path(__file__).with_name("spectral.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
 
 # Bytes of the expansion held at once, measured: tests/benchmarks/README.md.
-_CACHE_BYTES = 8 << 20
+_CACHE_BYTES = 24 << 20
 
 # Below this many vertices one dense block costs less than the butterflies.
 _DENSE_VERTICES = 24
