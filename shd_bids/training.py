@@ -178,7 +178,7 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
         clean *= simulation.bias_field(rng, phantom.gm.shape, rng.uniform(0.02, 0.3))[..., None].astype(np.float32)
     sigma = float(np.exp(rng.uniform(np.log(1 / 60), np.log(1 / 8))))
     signal = simulation.add_noise(clean, sigma, rng, n_coils=int(rng.choice([1, 1, 1, 4])))
-    responses = _estimated(rng, simulation.true_responses(micro, gradients, share=rng.uniform(0.2, 1.0)))
+    responses = _estimated(rng, simulation.true_responses(micro, gradients))
     conditioner = condition(
         gradients,
         responses,

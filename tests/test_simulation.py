@@ -1,7 +1,5 @@
 """The simulator: conservation, symmetry and known values."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -99,34 +97,6 @@ def test_true_response_predicts_a_single_fibre():
     coefficients = np.zeros(model.matrix.shape[1], dtype=np.float32)
     coefficients[:190] = sh_basis(np.array([[1.0, 0, 0]]), 18)[0] * phantom.wm[4, 4, 4]
     np.testing.assert_allclose(model.matrix.numpy() @ coefficients, clean, atol=4e-3)
-
-
-def test_a_share_of_the_bundles_gives_the_response_of_the_least_dispersed(rng):
-    micro = simulation.draw_microstructure(rng, 5)
-    gradients = simulation.make_gradients(rng, {1000.0: 12, 3000.0: 12}, n_b0=1)
-    best = int(np.argmax(micro.kappa))
-    one = replace(micro, **{k: getattr(micro, k)[[best]] for k in ("axonal", "axial", "radial", "kappa")})
-    found, expected = (simulation.true_responses(m, gradients, share=s).wm for m, s in ((micro, 0.2), (one, 1.0)))
-    np.testing.assert_array_equal(found.coefficients, expected.coefficients)
-    assert not np.allclose(found.coefficients, simulation.true_responses(micro, gradients).wm.coefficients, rtol=1e-3)
-
-
-def test_purity_by_place_bounds_the_white_matter_there(rng):
-    bundles = simulation.random_bundles(rng, 8)
-    purity = rng.uniform(0.2, 1.0, size=(8, 8, 8))
-    pure, mixed = (simulation.build_phantom(bundles, (8, 8, 8), purity=p) for p in (1.0, purity))
-    assert (mixed.wm <= purity + 1e-9).all()
-    inside = (mixed.fractions == 0).sum(axis=-1) == (pure.fractions == 0).sum(axis=-1)  # no fibre fell below any use
-    np.testing.assert_allclose(mixed.wm[inside], (purity * pure.wm)[inside], atol=1e-12)
-
-
-def test_a_soft_rim_spreads_a_bundle_and_leaves_its_border_where_it_is():
-    line = np.stack([np.full(80, 7.5), np.full(80, 7.5), np.linspace(-4, 20, 80)], axis=1)
-    bundle = simulation.Bundle(line, np.full(80, 4.0))
-    hard, soft = (simulation.build_phantom((bundle,), (16, 16, 8), softness=s).wm[:, 7, 4] for s in (0.22, 0.9))
-    distance = np.hypot(np.arange(16) - 7.5, 0.5)
-    np.testing.assert_allclose(hard, 1 / (1 + np.exp((distance - 4) / 0.22)), atol=0.02)
-    np.testing.assert_allclose(soft, 1 / (1 + np.exp((distance - 4) / 0.9)), atol=0.03)
 
 
 @pytest.mark.parametrize("n_coils", [1, 4])

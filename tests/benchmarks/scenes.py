@@ -128,30 +128,13 @@ def observe(
     model: str = "sticks",
 ) -> Scene:
     """Measure a phantom: microstructure of one subject, directions and Rician noise."""
-    micro = _microstructure(rng, len(phantom.bundles))
+    micro = simulation.draw_microstructure(rng, len(phantom.bundles))
     if model == "tensors":
         ones = np.ones(len(phantom.bundles))
         micro = replace(micro, axonal=0 * ones, axial=1.7e-3 * ones, radial=0.3e-3 * ones, kappa=500 * ones)
     gradients = simulation.make_gradients(rng, shells, n_b0=n_b0)
     signal = 1000 * simulation.add_noise(simulation.noiseless_signal(phantom, micro, gradients), 1 / snr, rng)
     return Scene(signal, gradients, np.ones(phantom.gm.shape, dtype=bool), phantom)
-
-
-def _microstructure(rng: np.random.Generator, n_bundles: int) -> simulation.Microstructure:
-    """Draw a subject that does not change with the training: within what it draws, but not as widely spread."""
-    common = rng.uniform([0.45, 1.5e-3, 0.25, 12.0], [0.75, 2.3e-3, 0.5, 60.0])
-    spread = rng.normal(0.0, 0.07, size=(4, n_bundles))
-    axial = np.clip(common[1] * (1 + spread[1]), 1.2e-3, 2.6e-3)
-    return simulation.Microstructure(
-        axonal=np.clip(common[0] * (1 + spread[0]), 0.3, 0.85),
-        axial=axial,
-        radial=axial * np.clip(common[2] * (1 + spread[2]), 0.15, 0.6),
-        kappa=np.clip(common[3] * np.exp(4 * spread[3]), 8.0, 90.0),
-        gm_neurite=rng.uniform(0.1, 0.45),
-        gm_diffusivity=rng.uniform(0.7e-3, 1.1e-3),
-        csf_diffusivity=rng.uniform(2.8e-3, 3.1e-3),
-        s0=(1.0, rng.uniform(0.95, 1.45), rng.uniform(1.6, 3.6)),
-    )
 
 
 def published_phantom(rng: np.random.Generator, file: Path, *, size: int) -> simulation.Phantom:
