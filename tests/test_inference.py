@@ -230,4 +230,4 @@ def test_grey_matter_that_is_not_fitted_becomes_isotropic_fibre_density(scene, w
     predicted = np.concatenate([result.wm, result.csf[:, None]], axis=1) @ matrix[gradients.b0_indices].T
     measured = signal[mask][:, gradients.b0_indices].mean(axis=1)
     np.testing.assert_allclose(predicted.mean(axis=1), measured, rtol=0.2)
-    assert abs(np.mean(predicted) / np.mean(measured) - 1) < 0.01
+    assert abs(np.mean(predicted) / np.mean(measured) - 1) < 0.05
