@@ -44,7 +44,7 @@ def simulate(folder: Path, shape: tuple[int, int, int]) -> tuple[Path, int]:
             clean = simulation.noiseless_signal(simulation.random_phantom(rng, BLOCK), micro, gradients)
             noisy = simulation.add_noise(clean, 1 / 30, rng)[tuple(slice(p.stop - p.start) for p in place)]
             signal[place] = np.where(mask[place][..., None], 400 * noisy, 0)
-    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])  # the axes of the volume are those of the world, as the simulator takes them
     dwi = folder / "bids" / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
     dwi.parent.mkdir(parents=True)
     (folder / "bids" / "dataset_description.json").write_text('{"Name": "whole brain", "BIDSVersion": "1.9.0"}\n')
