@@ -95,6 +95,7 @@ def test_processes_that_cannot_share_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_two_processes_reach_what_one_does(tmp_path):
     # Biases before a norm have no gradient but rounding, which Adam makes steps of; a frozen norm would show them.
     text = """
