@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from shd_bids.conditioning import lobe_power
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel
-from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
+from shd_bids.sphere.harmonics import n_coefficients, sh_basis
 from shd_bids.sphere.healpix import hemisphere
 
 MODEL_ERROR = 0.03
@@ -20,16 +21,17 @@ MODEL_ERROR = 0.03
 WIDTHS = (0.0, *np.logspace(-2, 3, 11))
 """Widths of the prior among which left-out volumes choose, relative to the noise; 0 keeps the answer of the network."""
 
+VOXELS_PER_CHUNK = 16384
+"""Bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB."""
+
 _SQRT_4PI = float(np.sqrt(4 * np.pi))
 _AMPLITUDE_SPREAD = 0.15  # typical error of the network's tissue fractions
 _AMPLITUDE_RANGE = (0.1, 10.0)  # of the scale that the data give the fODF; within (0.5, 2) real scans got too little
 _DESCENT_STEPS = 30
 _TOLERANCE = 1.05  # the narrowest prior wins whose error is this close to the least: a wider one costs sharpness
-_PRIOR_WIDTH = 60.0  # angular concentration of what the network gets wrong: power falls as exp(-l(l+1)/(2*60))
 _SAMPLE = 4000  # voxels that decide on the width
 _ROUNDS = 20  # of the constrained solution; twice as many change the predicted signal by less than the noise
 _NSIDE = 8  # of the grid on which the fODF is kept from being negative: two vertices for each coefficient of degree 18
-_VOXELS_PER_CHUNK = 16384  # bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB
 
 
 def calibrate(
@@ -67,9 +69,9 @@ def calibrate(
         estimates.append(fractions[:, 0] / _SQRT_4PI)
     basis, amplitudes = np.stack(columns, axis=1), np.stack(estimates, axis=1)  # (N, K), (n, K)
     b0 = gradients.b0_indices
-    noise = max(sigma, MODEL_ERROR * float(matrix[b0[0], 0]) / _SQRT_4PI)
-    for start in range(0, len(voxels), _VOXELS_PER_CHUNK):
-        part = slice(start, start + _VOXELS_PER_CHUNK)
+    noise = max(sigma, MODEL_ERROR * _wm_signal(model, gradients))
+    for start in range(0, len(voxels), VOXELS_PER_CHUNK):
+        part = slice(start, start + VOXELS_PER_CHUNK)
         measured = voxels[part]
         shape = wm[part] @ matrix[:, :n_wm].T  # (n, N)
         first = _b0_factor(measured, shape + amplitudes[part] @ basis.T, b0)
@@ -83,6 +85,11 @@ def calibrate(
         return wm, amplitudes
     wm[:, 0] += amplitudes[:, -1]
     return wm, amplitudes[:, :-1]
+
+
+def _wm_signal(model: ForwardModel, gradients: GradientTable) -> float:
+    """Return the signal of pure white matter at b=0."""
+    return float(model.matrix[gradients.b0_indices[0], 0]) / _SQRT_4PI
 
 
 def _b0_factor(measured: np.ndarray, predicted: np.ndarray, b0: np.ndarray) -> np.ndarray:
@@ -123,7 +130,7 @@ def correct(
     r"""Move the coefficients towards the data as far as that predicts left-out volumes better.
 
     .. math:: \hat c = \arg\min_c \|y - Ac\|^2 + \tfrac1w (c - c_0)^T P^{-1} (c - c_0), \qquad
-              P_{lm} = e^{-l(l+1)/(2\kappa)}, \qquad f \ge 0,\; z \ge 0
+              P_{lm} = \tfrac1{4\pi} e^{-l(l+1)/(2\kappa)}, \qquad f \ge 0,\; z \ge 0
 
     with the answer of the network as c_0. One width w serves all voxels: the smallest of :data:`WIDTHS` at which the error of
     leaving out one weighted volume is within 5 % of the least. Such errors have a closed form, the residual of the
@@ -151,15 +158,18 @@ def correct(
     Allen (1974), Technometrics 16 (the error of leaving one out); Boyd et al. (2011), Foundations and Trends in Machine Learning
     3, section 3.1.1 (alternating directions in scaled form).
     """
-    scale = float(model.matrix[gradients.b0_indices[0], 0]) / _SQRT_4PI
+    scale = _wm_signal(model, gradients)
     matrix = model.matrix.double().numpy() / scale
     variances = _prior_variances(model)
-    width = _best_width(wm, isotropic, voxels / scale, matrix=matrix, variances=variances, gradients=gradients)
+    sample = slice(None, None, max(1, len(voxels) // _SAMPLE))
+    width = _best_width(
+        wm[sample], isotropic[sample], voxels[sample] / scale, matrix=matrix, variances=variances, gradients=gradients
+    )
     if width == 0:
         return wm, isotropic, width
     solver = _Constrained(matrix, variances * width, l_max=model.l_max)
-    for start in range(0, len(voxels), _VOXELS_PER_CHUNK):
-        part = slice(start, start + _VOXELS_PER_CHUNK)
+    for start in range(0, len(voxels), VOXELS_PER_CHUNK):
+        part = slice(start, start + VOXELS_PER_CHUNK)
         prior = np.concatenate([wm[part], isotropic[part]], axis=1)
         moved = solver(voxels[part] / scale, prior)
         wm[part], isotropic[part] = moved[:, : wm.shape[1]], moved[:, wm.shape[1] :].clip(0)
@@ -167,9 +177,8 @@ def correct(
 
 
 def _prior_variances(model: ForwardModel) -> np.ndarray:
-    degree = degrees(model.l_max)
     n_isotropic = len(model.tissues) - 1
-    return np.concatenate([np.exp(-degree * (degree + 1) / (2 * _PRIOR_WIDTH)), np.ones(n_isotropic)]) / (4 * np.pi)
+    return np.concatenate([lobe_power(model.l_max), np.ones(n_isotropic)]) / (4 * np.pi)
 
 
 def _best_width(
@@ -181,10 +190,8 @@ def _best_width(
     variances: np.ndarray,
     gradients: GradientTable,
 ) -> float:
-    """Return the smallest width whose leave-one-out error over a sample of voxels is close to the least."""
-    sample = slice(None, None, max(1, len(signal) // _SAMPLE))
-    prior = np.concatenate([wm[sample], isotropic[sample]], axis=1)
-    residual = signal[sample] - prior @ matrix.T
+    """Return the smallest width whose leave-one-out error is close to the least."""
+    residual = signal - np.concatenate([wm, isotropic], axis=1) @ matrix.T
     covariance = (matrix * variances) @ matrix.T
     weighted = np.setdiff1d(np.arange(len(matrix)), gradients.b0_indices)
     errors = []

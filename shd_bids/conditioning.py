@@ -170,9 +170,8 @@ def condition(
     matrix, n_iso = _with_both_isotropic(matrix, model)
     basis = sh_basis(hemisphere(nside), L_MAX_INPUT)
     relative = max(sigma / scale, 1e-3)
-    degree = degrees(L_MAX_INPUT)
-    prior = np.concatenate([0.35 / (4 * np.pi) * np.exp(-degree * (degree + 1) / (2 * _PRIOR_WIDTH)), n_iso])
-    n_wm = len(degree)
+    prior = np.concatenate([0.35 / (4 * np.pi) * lobe_power(L_MAX_INPUT), n_iso])
+    n_wm = n_coefficients(L_MAX_INPUT)
     solutions = [_wiener(matrix, prior, relative * factor) for factor in (1.0, 3.0, 9.0)]
     first = basis @ solutions[0][:n_wm]  # (V, N)
     kernel = np.concatenate([matrix[:, :n_wm] @ basis.T, matrix[:, n_wm:] / np.sqrt(4 * np.pi)], axis=1)
@@ -187,6 +186,12 @@ def condition(
         "b0": b0,
     }
     return Conditioner(**{k: torch.as_tensor(v, dtype=dtype) for k, v in tensors.items()}, scale=scale, sigma=relative)
+
+
+def lobe_power(l_max: int) -> np.ndarray:
+    r"""Return how the power of expected lobes falls, :math:`e^{-l(l+1)/(2\kappa)}`, for each coefficient, (C,)."""
+    degree = degrees(l_max)
+    return np.exp(-degree * (degree + 1) / (2 * _PRIOR_WIDTH))
 
 
 def shell_channels(bvalues: Iterable[float]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from shd_bids.adaptation import Adapted, adapt
-from shd_bids.calibration import MODEL_ERROR, calibrate, correct
+from shd_bids.calibration import MODEL_ERROR, VOXELS_PER_CHUNK, calibrate, correct
 from shd_bids.conditioning import CHANNELS, Conditioner, ShellInput, condition, estimate_noise
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.gradients import GradientTable
@@ -46,7 +46,6 @@ POOR_FIT = 2.5
 
 _LEAST_TILE_BYTES = 200 * 2**20  # below this a tile is mostly halo
 _SHARE_OF_FREE = 0.8  # of a GPU's memory; the rest is for its libraries and for what others start there
-_VOXELS_PER_CHUNK = 16384  # bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,8 +351,8 @@ def _quality(
     by_shell = np.zeros((len(voxels), len(shells)), dtype=np.float32)
     r_squared = np.zeros(len(voxels), dtype=np.float32)
     by_volume = np.zeros(voxels.shape[1])
-    for start in range(0, len(voxels), _VOXELS_PER_CHUNK):
-        part = slice(start, start + _VOXELS_PER_CHUNK)
+    for start in range(0, len(voxels), VOXELS_PER_CHUNK):
+        part = slice(start, start + VOXELS_PER_CHUNK)
         error = (voxels[part] - wm[part] @ matrix[:, :n_wm].T - isotropic[part] @ matrix[:, n_wm:].T) ** 2
         by_volume += error.sum(axis=0)
         spread = np.maximum(voxels[part].var(axis=1) * voxels.shape[1], 1e-12)

@@ -95,7 +95,6 @@ def test_processes_that_cannot_share_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_two_processes_reach_what_one_does(tmp_path):
     # Biases before a norm have no gradient but rounding, which Adam makes steps of; a frozen norm would show them.
     text = """
@@ -110,7 +109,7 @@ def test_two_processes_reach_what_one_does(tmp_path):
     subprocess.run([*launcher, *command], check=True, timeout=300)
     for one, two in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
         assert one.pop("seconds") >= 0 and two.pop("seconds") >= 0
-        assert two == pytest.approx(one, rel=5e-4)  # other threads round otherwise, and Adam takes that along
+        assert two == pytest.approx(one, rel=1e-4)  # other threads round otherwise, and Adam takes that along
     found, expected = (load_weights(tmp_path / name / "weights.safetensors").state for name in ("two", "one"))
     for name, value in expected.items():
         if not name.endswith(("conv.bias", "running_mean")):

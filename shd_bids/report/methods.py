@@ -126,8 +126,8 @@ def _sentences(run: RunReport, cite: Callable[..., str]) -> Iterable[str]:
             f"Fibre orientation distributions (fODF) and the other tissues' amplitudes {cite('msmt')} were estimated "
             "with SHD-TV, an equivariant network with spatial and hemispherical convolutions and total variation "
             f"regularisation {cite('shd')}, {how + ', ' if how else ''}and stored as spherical harmonics of degree "
-            f"{told(degree)} in the basis of MRtrix3 {cite('mrtrix')}. They were then moved towards the signal, kept from "
-            "being negative, as far as volumes left out were predicted better."
+            f"{told(degree)} in the basis of MRtrix3 {cite('mrtrix')}. Before, they were moved towards the signal, kept "
+            "from being negative, as far as volumes left out were predicted better."
         )
     if peaks:
         values = dig(peaks, "sidecar", "peaks") or {}

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -288,6 +288,8 @@ def backward(
 
     The gradient of a ``spare`` input takes its memory: the kernel has read the planes of an input before it writes them.
     """
+    gradient, inputs, weight_sph = gradient.contiguous(), [x.contiguous() for x in inputs], weight_sph.contiguous()
+    weight_spa = None if weight_spa is None else weight_spa.contiguous()
     basis, _ = _basis(nside, hemisphere, weight_sph.shape[2])
     layer, _channels = _layer(inputs, weight_sph, weight_spa, level)
     results = [
@@ -399,31 +401,10 @@ def spectral_conv_backward(
     needed: Sequence[bool],
 ) -> list[Tensor]:
     """Give the gradients of the needed inputs, then of the weights."""
-    return _gradients(gradient, inputs, weight_sph, weight_spa, nside, hemisphere, needed, spare=[False] * len(inputs))
-
-
-def _gradients(
-    gradient: Tensor,
-    inputs: Sequence[Tensor],
-    weight_sph: Tensor,
-    weight_spa: Tensor | None,
-    nside: int,
-    hemisphere: bool,
-    needed: Sequence[bool],
-    *,
-    spare: Sequence[bool],
-) -> list[Tensor]:
-    results, sph, spa = backward(
-        gradient.contiguous(),
-        [x.contiguous() for x in inputs],
-        weight_sph.contiguous(),
-        None if weight_spa is None else weight_spa.contiguous(),
-        nside=nside,
-        hemisphere=hemisphere,
-        needed=needed,
-        spare=spare,
+    of_inputs, of_sph, of_spa = backward(
+        gradient, inputs, weight_sph, weight_spa, nside=nside, hemisphere=hemisphere, needed=needed
     )
-    return [result for result in (*results, sph, spa) if result is not None]
+    return [result for result in (*of_inputs, of_sph, of_spa) if result is not None]
 
 
 @spectral_conv.register_fake
@@ -453,11 +434,23 @@ def _differentiate(ctx, gradient: Tensor):
     weight_spa = rest.pop() if ctx.spatial else None
     needed = [tensor.requires_grad for tensor in inputs]
     spare = [is_spare(x) for x in inputs]
-    # An operator may not give back the memory that it was given.
-    differentiate = partial(_gradients, spare=spare) if any(spare) else spectral_conv_backward
-    results = iter(differentiate(gradient, inputs, weight_sph, weight_spa, ctx.nside, ctx.hemisphere, needed))
-    of_inputs = [next(results) if need else None for need in needed]
-    of_sph, of_spa = next(results), next(results) if ctx.spatial else None
+    if any(spare):  # an operator may not give back the memory that it was given
+        of_inputs, of_sph, of_spa = backward(
+            gradient,
+            inputs,
+            weight_sph,
+            weight_spa,
+            nside=ctx.nside,
+            hemisphere=ctx.hemisphere,
+            needed=needed,
+            spare=spare,
+        )
+    else:
+        results = iter(
+            spectral_conv_backward(gradient, inputs, weight_sph, weight_spa, ctx.nside, ctx.hemisphere, needed)
+        )
+        of_inputs = [next(results) if need else None for need in needed]
+        of_sph, of_spa = next(results), next(results) if ctx.spatial else None
     return of_inputs, of_sph, of_spa, gradient.flatten(0, -2).sum(0), None, None, None
 
 
