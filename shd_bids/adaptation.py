@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,27 @@ _SCRATCH_CHANNELS = (16, 32, 32, 32)
 _L_MAX_OF_NSIDE = {8: 18, 4: 8, 2: 4}  # about two vertices for each SH coefficient
 
 
+@dataclass(frozen=True)
+class AdaptationOptions:
+    """How to adapt a network to one subject.
+
+    Attributes
+    ----------
+    lambda_tv : float
+        Weight of the smoothness term.
+    tv_penalty : {"squared", "absolute"}
+        Its form, see :func:`shd_bids.losses.smoothness`.
+    max_steps : int or None
+        None takes fewer from given weights than from nothing.
+    seed : int
+    """
+
+    lambda_tv: float = 0.5
+    tv_penalty: str = "squared"
+    max_steps: int | None = None
+    seed: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Adapted:
     """The network to use, whether it predicts held-out directions better than before, and the record of the fit."""
@@ -61,6 +82,24 @@ class _View:
     targets: np.ndarray
 
 
+@dataclass
+class _State:
+    """Where an adaptation stands: its record, and the best network so far by the watched error."""
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float = float("inf")
+    best_net: dict[str, Tensor] = field(default_factory=dict)
+    stale: int = 0
+
+    def watch(self, record: dict[str, float], error: float, net: UNet) -> None:
+        """Note the watched error of the present network."""
+        record["held_out"] = error
+        self.stale += 1
+        if error < self.best:
+            self.best, self.best_net, self.stale = error, _copy(net), 0
+
+
 def adapt(
     voxels: np.ndarray,
     mask: np.ndarray,
@@ -70,10 +109,7 @@ def adapt(
     sigma: float,
     weights: Weights | None,
     device: torch.device,
-    lambda_tv: float,
-    tv_penalty: str,
-    max_steps: int | None,
-    seed: int,
+    options: AdaptationOptions,
     checkpoint: Path | None,
     progress: Callable[[str, float], None],
 ) -> Adapted:
@@ -93,79 +129,79 @@ def adapt(
     TrainingError
         When training from nothing does not stay finite.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     config = weights.config if weights else scratch_network()
     l_max = weights.l_max if weights else _L_MAX_OF_NSIDE[config.nside]
     net = (weights.network() if weights else UNet(config)).to(device)
-    n_steps = max_steps if max_steps is not None else _STEPS_FROM_WEIGHTS if weights else _STEPS_FROM_SCRATCH
-    rate = _RATE_FROM_WEIGHTS if weights else _RATE_FROM_SCRATCH
+    steps, rate = (_STEPS_FROM_WEIGHTS, _RATE_FROM_WEIGHTS) if weights else (_STEPS_FROM_SCRATCH, _RATE_FROM_SCRATCH)
+    n_steps = steps if options.max_steps is None else options.max_steps
     optimiser = torch.optim.Adam(net.parameters(), lr=rate)
     channels = weights.channels if weights else CHANNELS
     problem = _Problem(
-        voxels, mask, gradients, responses, sigma=sigma, nside=config.nside, l_max=l_max, seed=seed, channels=channels
+        voxels,
+        mask,
+        gradients,
+        responses,
+        sigma=sigma,
+        nside=config.nside,
+        l_max=l_max,
+        channels=channels,
+        options=options,
     )
     problem.to(device)
     state = _restore(checkpoint, net, optimiser, device)
-    history, best, best_state, first = state["history"], state["best"], state["best_net"], state["step"]
-    if not history:
-        best, best_state = problem.held_out_error(net), _copy(net)
-        history = [{"step": 0, "held_out": best}]
-    before = history[0]["held_out"] if weights else None
-    stale = 0
-    for step in range(first, n_steps):
+    if not state.history:
+        state.history.append({"step": 0})
+        state.watch(state.history[0], problem.held_out_error(net), net)
+    while state.step < n_steps and state.stale < _PATIENCE:
         net.train(weights is None)
         for group in optimiser.param_groups:
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / n_steps))
-        terms = problem.losses(net, step, tv_penalty=tv_penalty)
-        total = (
-            terms["reconstruction"]
-            + NEGATIVITY * terms["negativity"]
-            + SPARSITY * terms["sparsity"]
-            + lambda_tv * terms["smoothness"]
-        )
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        if not torch.isfinite(norm):
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * state.step / n_steps))
+        record = _step(net, optimiser, problem.losses(net, state.step), options.lambda_tv)
+        if record is None:
             if weights is None:
-                raise TrainingError(f"the loss is not finite in step {step}; check the signal and the responses")
+                raise TrainingError(f"the loss is not finite in step {state.step}; check the signal and the responses")
             break  # what was best so far, at worst the given weights, is kept
-        optimiser.step()
-        record = {"step": step + 1, "loss": float(total.detach())}
-        record |= {name: float(value.detach()) for name, value in terms.items()}
-        if (step + 1) % _CHECK_EVERY == 0 or step + 1 == n_steps:
-            record["held_out"] = problem.held_out_error(net)
-            stale += 1
-            if record["held_out"] < best:
-                best, best_state, stale = record["held_out"], _copy(net), 0
+        state.step += 1
+        state.history.append({"step": state.step} | record)
+        if state.step % _CHECK_EVERY == 0 or state.step == n_steps:
+            state.watch(state.history[-1], problem.held_out_error(net), net)
             if checkpoint is not None:
-                _save(
-                    checkpoint,
-                    net,
-                    optimiser,
-                    step=step + 1,
-                    history=[*history, record],
-                    best=best,
-                    best_net=best_state,
-                )
-        history.append(record)
-        progress("fit", (step + 1) / n_steps)
-        if stale == _PATIENCE:
-            break
-    net.load_state_dict(best_state)
+                _save(checkpoint, net, optimiser, state)
+        progress("fit", state.step / n_steps)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    improved = before is None or best < before
+    net.load_state_dict(state.best_net)
+    before = state.history[0]["held_out"] if weights else None
+    improved = before is None or state.best < before
     facts = {
-        "steps": history[-1]["step"],
+        "steps": state.step,
         "held_out_before": before,
-        "held_out_after": best,
+        "held_out_after": state.best,
         "kept": improved,
-        "lambda_tv": lambda_tv,
-        "tv_penalty": tv_penalty,
-        "history": history,
+        "lambda_tv": options.lambda_tv,
+        "tv_penalty": options.tv_penalty,
+        "history": state.history,
     }
     return Adapted(network=net.eval(), l_max=l_max, improved=improved, facts=facts)
+
+
+def _step(
+    net: UNet, optimiser: torch.optim.Optimizer, terms: dict[str, Tensor], lambda_tv: float
+) -> dict[str, float] | None:
+    """Take one step down the loss and return its terms; None, and no step, where it is not finite."""
+    total = (
+        terms["reconstruction"]
+        + NEGATIVITY * terms["negativity"]
+        + SPARSITY * terms["sparsity"]
+        + lambda_tv * terms["smoothness"]
+    )
+    optimiser.zero_grad(set_to_none=True)
+    total.backward()
+    if not torch.isfinite(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)):
+        return None
+    optimiser.step()
+    return {"loss": float(total.detach())} | {name: float(value.detach()) for name, value in terms.items()}
 
 
 def scratch_network() -> UNetConfig:
@@ -176,9 +212,9 @@ def scratch_network() -> UNetConfig:
 class _Problem:
     """The crops, operators and directions of one subject, ready on a device."""
 
-    def __init__(self, voxels, mask, gradients, responses, *, sigma, nside, l_max, seed, channels):
-        rng = np.random.default_rng(seed)
-        self.voxels, self.seed, self.nside = voxels, seed, nside
+    def __init__(self, voxels, mask, gradients, responses, *, sigma, nside, l_max, channels, options):
+        rng = np.random.default_rng(options.seed)
+        self.voxels, self.options = voxels, options
         self.row = np.full(mask.shape, -1, dtype=np.int64)
         self.row[mask] = np.arange(len(voxels))
         self.places = np.argwhere(mask)
@@ -198,7 +234,7 @@ class _Problem:
         self.b0 = gradients.b0_indices
         self.to_sh = torch.as_tensor(sh_inverse(hemisphere(nside), l_max), dtype=torch.float32)
         self.to_fine = torch.as_tensor(sh_basis(hemisphere(2 * nside), l_max), dtype=torch.float32)
-        places = np.random.default_rng((seed, 1)).choice(self.places, size=_WATCHED_CROPS)
+        places = np.random.default_rng((options.seed, 1)).choice(self.places, size=_WATCHED_CROPS)
         self.watched = [self._box(place) for place in places]
         self.device = torch.device("cpu")
 
@@ -207,9 +243,9 @@ class _Problem:
         self.device = device
         self.matrix, self.to_sh, self.to_fine = (t.to(device) for t in (self.matrix, self.to_sh, self.to_fine))
 
-    def losses(self, net: UNet, step: int, *, tv_penalty: str) -> dict[str, Tensor]:
+    def losses(self, net: UNet, step: int) -> dict[str, Tensor]:
         """Evaluate the terms of the loss on the crop of a step."""
-        rng = np.random.default_rng((self.seed, 2, step))
+        rng = np.random.default_rng((self.options.seed, 2, step))
         view = self.views[step % len(self.views)]
         box = self._box(rng.choice(self.places))
         amplitudes, predicted, measured, inside = self._forward(net, view, box)
@@ -218,7 +254,7 @@ class _Problem:
             "reconstruction": losses.reconstruction(predicted[..., view.targets], measured[..., view.targets], inside),
             "negativity": losses.negativity(fine, inside),
             "sparsity": losses.sparsity(fine, inside),
-            "smoothness": losses.smoothness(fine, inside, squared=tv_penalty == "squared"),
+            "smoothness": losses.smoothness(fine, inside, squared=self.options.tv_penalty == "squared"),
         }
 
     @torch.no_grad()
@@ -275,16 +311,16 @@ def _copy(net: UNet) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in net.state_dict().items()}
 
 
-def _save(path: Path, net: UNet, optimiser: torch.optim.Optimizer, **state: Any) -> None:
+def _save(path: Path, net: UNet, optimiser: torch.optim.Optimizer, state: _State) -> None:
     with atomic_path(path) as scratch:
-        torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), **state}, scratch)
+        torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "state": vars(state)}, scratch)
 
 
-def _restore(path: Path | None, net: UNet, optimiser: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:
+def _restore(path: Path | None, net: UNet, optimiser: torch.optim.Optimizer, device: torch.device) -> _State:
     """Load the state of an interrupted fit, or return that of a new one."""
     if path is None or not path.exists():
-        return {"history": [], "best": float("inf"), "best_net": {}, "step": 0}
-    state = torch.load(path, map_location=device, weights_only=True)
-    net.load_state_dict(state["net"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state
+        return _State()
+    saved = torch.load(path, map_location=device, weights_only=True)
+    net.load_state_dict(saved["net"])
+    optimiser.load_state_dict(saved["optimiser"])
+    return _State(**saved["state"])

@@ -29,7 +29,7 @@ CHANNELS = ("wiener", "wiener_smooth", "wiener_smoother", "nonnegative", "gm", "
 
 _SHELL_TOLERANCE = 100.0  # s/mm2 between a shell and the one that a network of raw shells was trained with
 _PRIOR_WIDTH = 60.0  # angular concentration of the expected lobes: power falls as exp(-l(l+1)/(2*60))
-_FRACTION_RANGE = (-1.0, 3.0)  # real scans stay within; without a response for what lies there the estimate has no bound
+_FRACTION_RANGE = (-1.0, 3.0)  # real scans stay within; a tissue without a response would make others unbounded
 _N_MULTIPLICATIVE = 12  # updates of the non-negative estimate; more fit noise, measured in tests/benchmarks
 
 

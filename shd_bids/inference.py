@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from shd_bids.adaptation import Adapted, adapt
+from shd_bids.adaptation import AdaptationOptions, Adapted, adapt
 from shd_bids.calibration import MODEL_ERROR, VOXELS_PER_CHUNK, calibrate, correct
 from shd_bids.conditioning import CHANNELS, Conditioner, ShellInput, condition, estimate_noise
 from shd_bids.exceptions import DeviceError, WeightsError
@@ -44,6 +44,7 @@ MIN_DIRECTIONS = 12
 POOR_FIT = 2.5
 """Residual of a shell, in units of noise and model error, above which something is wrong; four real scans showed 1.3 to 2."""
 
+_AS_DEFAULT = AdaptationOptions()
 _LEAST_TILE_BYTES = 200 * 2**20  # below this a tile is mostly halo
 _SHARE_OF_FREE = 0.8  # of a GPU's memory; the rest is for its libraries and for what others start there
 
@@ -93,11 +94,8 @@ def fit_fod(
     weights: Weights | None,
     device: str = "auto",
     precision: str = "float32",
-    lambda_tv: float = 0.5,
-    tv_penalty: str = "squared",
-    max_steps: int | None = None,
+    adaptation: AdaptationOptions = _AS_DEFAULT,
     memory_gb: float = 8.0,
-    seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> FodResult:
@@ -121,15 +119,10 @@ def fit_fod(
         ``auto`` takes CUDA where it is; ``cpu``, ``cuda`` or ``cuda:N`` insist.
     precision : {"float32", "tf32", "bf16"}
         Of the network.
-    lambda_tv : float
-        Weight of the smoothness term when adapting.
-    tv_penalty : {"squared", "absolute"}
-        Its form, see :func:`shd_bids.losses.smoothness`.
-    max_steps : int or None
-        Steps of the adaptation; None chooses by the number of voxels.
+    adaptation : AdaptationOptions
+        For ``subject``.
     memory_gb : float
         Host or device memory the network may use.
-    seed : int
     checkpoint : Path or None
         Where an adaptation keeps its state; an interrupted one goes on from there.
     progress : callable, optional
@@ -161,10 +154,7 @@ def fit_fod(
             sigma=sigma,
             weights=weights,
             device=where,
-            lambda_tv=lambda_tv,
-            tv_penalty=tv_penalty,
-            max_steps=max_steps,
-            seed=seed,
+            options=adaptation,
             checkpoint=checkpoint,
             progress=report,
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shd_bids import inference, simulation
-from shd_bids.adaptation import adapt
+from shd_bids.adaptation import AdaptationOptions, adapt
 from shd_bids.conditioning import CHANNELS, estimate_noise
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.inference import choose_device, domain_warnings, fit_fod
@@ -163,15 +163,21 @@ def test_a_signal_that_the_fit_cannot_explain_is_named(scene, weights):
     assert any(warning.startswith("b=1000: the predicted signal misses") for warning in bad.info["warnings"])
 
 
-def run_adaptation(scene, weights, **options):
+def run_adaptation(scene, weights, *, checkpoint=None, progress=lambda stage, share: None, **options):
     signal, mask, gradients, responses = scene
     voxels = signal[mask].astype(np.float32)
-    defaults = {
-        "sigma": estimate_noise(voxels, gradients), "weights": weights, "device": torch.device("cpu"),
-        "lambda_tv": 0.5, "tv_penalty": "squared", "max_steps": 20, "seed": 1, "checkpoint": None,
-        "progress": lambda stage, share: None,
-    }  # fmt: skip
-    return adapt(voxels, mask, gradients, responses, **(defaults | options))
+    return adapt(
+        voxels,
+        mask,
+        gradients,
+        responses,
+        sigma=estimate_noise(voxels, gradients),
+        weights=weights,
+        device=torch.device("cpu"),
+        options=AdaptationOptions(**({"max_steps": 20, "seed": 1} | options)),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
 
 
 def test_adaptation_improves_what_the_network_never_saw(scene, weights):

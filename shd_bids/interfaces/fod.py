@@ -52,8 +52,10 @@ def fit_image(
         4-D image, its mask and the table made by `prepare_gradients`.
     wm_response, gm_response, csf_response : Path
         Responses, MRtrix3's text form; a tissue without one is not fitted.
-    fit, device, precision, lambda_tv, tv_penalty, max_steps, memory_gb, seed
+    fit, device, precision, memory_gb
         As in `shd_bids.inference.fit_fod`.
+    lambda_tv, tv_penalty, max_steps, seed
+        As in `shd_bids.adaptation.AdaptationOptions`.
     weights : str
         ``packaged``, ``none`` or a path.
     fod_lmax : int
@@ -65,6 +67,7 @@ def fit_image(
     """
     import numpy as np
 
+    from shd_bids.adaptation import AdaptationOptions
     from shd_bids.gradients import GradientTable
     from shd_bids.images import load_mask, load_volume, save_volume, scatter
     from shd_bids.inference import fit_fod
@@ -93,11 +96,8 @@ def fit_image(
         weights=None if weights == "none" else load_weights(None if weights == "packaged" else Path(weights)),
         device=device,
         precision=precision,
-        lambda_tv=lambda_tv,
-        tv_penalty=tv_penalty,
-        max_steps=max_steps,
+        adaptation=AdaptationOptions(lambda_tv, tv_penalty, max_steps, seed),
         memory_gb=memory_gb,
-        seed=seed,
         checkpoint=out_dir / "checkpoint.pt",
         progress=log_progress(label),
     )
