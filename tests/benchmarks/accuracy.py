@@ -28,6 +28,8 @@ from peers import Found, Method
 from scenes import ROWS, Scene
 
 from shd_bids.metrics import PeakScore, full_fibre_amplitude, peaks_per_voxel, pooled, score_by_crossing, score_peaks
+from shd_bids.peaks import find_peaks
+from shd_bids.sphere.harmonics import n_coefficients, sh_basis
 from shd_bids.weights import load_weights
 
 EDGES = (0.0, 19.5, 45.5, 70.5, 90.0)
@@ -80,9 +82,9 @@ def main() -> None:
                 )
             )
             group = []
-            for name, method in methods.items():
+            for name, method in {"truth": None, **methods}.items():
                 began = time.monotonic()
-                found = [_find(name, method, scene, options.cache) for scene in volumes]
+                found = [_find(name, method, scene, options.cache) if method else truth(scene) for scene in volumes]
                 record = {"kind": kind, "protocol": protocol, "snr": snr, "method": name, "volumes": len(volumes)}
                 group.append(record | figures(found, volumes) | {"seconds": round(time.monotonic() - began, 1)})
                 print(f"{kind:9s} {protocol:14s} SNR {snr:2d}  {name:10s} {_line(group[-1])}", flush=True)
@@ -93,6 +95,16 @@ def main() -> None:
                 facts |= {"weights_sha256": weights.sha256, "records": records}
                 options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(*tables(records), *overview(records), sep="\n")
+
+
+def truth(scene: Scene, *, l_max: int = 18) -> Found:
+    """Find the peaks of the true fODF cut at the degree that this package fits: no method can be expected to better them."""
+    directions, fractions = scene.phantom.directions[scene.mask], scene.fractions
+    there = fractions > 0
+    lobes = np.zeros((*fractions.shape, n_coefficients(l_max)), dtype=np.float32)
+    lobes[there] = fractions[there][:, None] * sh_basis(directions[there].astype(float), l_max)
+    peaks = find_peaks(lobes.sum(axis=1), max_peaks=peers.MAX_PEAKS, relative_threshold=0.04, min_separation=5.0)
+    return Found(peaks.directions, peaks.amplitudes)
 
 
 def figures(found: Sequence[Found], volumes: Sequence[Scene]) -> dict:
@@ -148,13 +160,17 @@ def compare_narrow(group: list[dict]) -> None:
     """
     scores = [record.pop("narrow", None) for record in group]
     classical = [
-        score for record, score in zip(group, scores, strict=True) if score and not peers.uses_weights(record["method"])
+        score for record, score in zip(group, scores, strict=True) if score and _is_classical(record["method"])
     ]
     if not classical:
         return
     level = max(classical, key=lambda score: score.f1_max).fdr
     for record, score in zip(group, scores, strict=True):
         record |= {"narrow_missed": score.fnr_at(level), "narrow_level": level}
+
+
+def _is_classical(name: str) -> bool:
+    return name != "truth" and not peers.uses_weights(name)
 
 
 def tables(records: Sequence[dict]) -> list[str]:
@@ -181,7 +197,7 @@ def overview(records: Sequence[dict]) -> list[str]:
     lines.append("|---" * 8 + "|")
     for kind, protocol, snr in dict.fromkeys((r["kind"], r["protocol"], r["snr"]) for r in records):
         group = {r["method"]: r for r in records if (r["kind"], r["protocol"], r["snr"]) == (kind, protocol, snr)}
-        classical = {name: record for name, record in group.items() if not peers.uses_weights(name)}
+        classical = {name: record for name, record in group.items() if _is_classical(name)}
         if "amortised" not in group or not classical:
             continue
         cells = []
