@@ -69,6 +69,37 @@ def test_non_negative_estimate_is_non_negative(scene):
     assert seen[CHANNELS.index("nonnegative")].min() >= 0
 
 
+@pytest.mark.parametrize("n_directions", [20, 120])  # fewer and more volumes than half of the vertices
+def test_non_negative_estimate_is_that_of_multiplicative_updates(n_directions):
+    rng = np.random.default_rng(1)
+    phantom = simulation.random_phantom(rng, 9)
+    gradients = simulation.make_gradients(rng, {1000.0: n_directions}, n_b0=2)
+    micro = simulation.draw_microstructure(rng, len(phantom.bundles))
+    voxels = simulation.noiseless_signal(phantom, micro, gradients).reshape(-1, gradients.n_volumes)  # 729: two pieces
+    responses = simulation.true_responses(micro, gradients)
+    maps = condition(gradients, responses, sigma=1e-3, nside=NSIDE, dtype=torch.float64)
+    found = maps(torch.as_tensor(voxels, dtype=torch.float64))[CHANNELS.index("nonnegative")].numpy()
+    h, n = maps.kernel.numpy(), len(hemisphere(NSIDE))
+    for voxel in (0, 511, 512, 728):
+        y = voxels[voxel].astype(float) / maps.scale
+        y = np.sqrt((y**2 - 2 * maps.sigma**2).clip(0))
+        linear = maps.estimate.numpy() @ y
+        f = np.append((linear[n : 2 * n].clip(0) + 0.02) * 4 * np.pi / n, linear[-2:].clip(0.02))
+        for _ in range(12):
+            f *= (h.T @ y) / (h.T @ h @ f).clip(1e-6)
+        np.testing.assert_allclose(found[:, voxel], f[:n] * n / (4 * np.pi), rtol=1e-8, atol=1e-10)
+
+
+def test_a_tissue_without_response_leaves_the_others_bounded(scene):
+    _, _, responses, _ = scene
+    gradients = simulation.make_gradients(np.random.default_rng(2), {1000.0: 30}, n_b0=2)
+    shells = {t.tissue: Response(t.tissue, t.bvalues[:2], t.coefficients[:2]) for t in responses.tissues}
+    maps = condition(gradients, Responses(wm=shells["wm"], gm=shells["gm"], csf=None), sigma=SIGMA, nside=NSIDE)
+    water = np.where(gradients.bvals == 0, 20.0, 1.0)[None] * maps.scale
+    seen = maps(torch.as_tensor(water, dtype=torch.float32))
+    assert seen[CHANNELS.index("gm")].max() == 3.0
+
+
 def test_a_tissue_that_is_not_fitted_has_an_empty_channel(scene):
     _, gradients, responses, voxels = scene
     without = Responses(wm=responses.wm, gm=None, csf=responses.csf)
