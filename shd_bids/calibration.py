@@ -8,6 +8,7 @@ that answer, and lets left-out volumes decide how much the data may move it.
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from shd_bids.conditioning import lobe_power
 from shd_bids.gradients import GradientTable
@@ -31,6 +32,7 @@ _DESCENT_STEPS = 30
 _TOLERANCE = 1.05  # the narrowest prior wins whose error is this close to the least: a wider one costs sharpness
 _SAMPLE = 4000  # voxels that decide on the width
 _ROUNDS = 20  # of the constrained solution; twice as many change the predicted signal by less than the noise
+_VOXELS_IN_CACHE = 512
 _NSIDE = 8  # of the grid on which the fODF is kept from being negative: two vertices for each coefficient of degree 18
 
 
@@ -214,19 +216,24 @@ class _Constrained:
         gram = matrix.T @ matrix
         penalty = np.trace(gram) / np.trace(bounds.T @ bounds)
         inverse = np.linalg.inv(gram + np.diag(1 / variances) + penalty * bounds.T @ bounds)
-        self.to_data = (matrix @ inverse).astype(np.float32)
-        self.to_prior = (inverse / variances[:, None]).astype(np.float32)
-        self.to_bounds = (penalty * bounds @ inverse).astype(np.float32)
-        self.bounds = bounds.T.astype(np.float32)
+        from_bounds = penalty * bounds @ inverse
+        matrices = (matrix @ inverse, inverse / variances[:, None], from_bounds, bounds.T, from_bounds @ bounds.T)
+        self.from_data, self.from_prior, self.from_bounds, self.to_bounds, self.turn = (
+            torch.as_tensor(m, dtype=torch.float32) for m in matrices
+        )
 
     def __call__(self, signal: np.ndarray, prior: np.ndarray) -> np.ndarray:
         """Return the coefficients (n, C) for signals (n, N) and prior coefficients (n, C)."""
-        free = signal.astype(np.float32) @ self.to_data + prior @ self.to_prior
-        positive = (prior @ self.bounds).clip(0)
-        excess = np.zeros_like(positive)  # the scaled multipliers of the constraint
-        for _ in range(_ROUNDS):
-            coefficients = free + (positive - excess) @ self.to_bounds
-            excess += coefficients @ self.bounds
-            positive = excess.clip(0)
-            excess -= positive
-        return coefficients
+        result = np.empty_like(prior)
+        for first in range(0, len(signal), _VOXELS_IN_CACHE):
+            part = slice(first, first + _VOXELS_IN_CACHE)
+            known = torch.as_tensor(prior[part], dtype=torch.float32)
+            free = torch.as_tensor(signal[part], dtype=torch.float32) @ self.from_data + known @ self.from_prior
+            # The positive part of the total is the bounded copy, the negative one the scaled multipliers.
+            fixed, size = free @ self.to_bounds, (known @ self.to_bounds).clamp_min_(0)
+            total = torch.zeros_like(fixed)
+            for _ in range(_ROUNDS - 1):
+                total.clamp_max_(0).add_(fixed).addmm_(size, self.turn)
+                torch.abs(total, out=size)
+            result[part] = torch.addmm(free, size, self.from_bounds).numpy()
+        return result
