@@ -1,9 +1,9 @@
-"""Adapt the network to one subject by the self-supervised loss, watched on directions that it never sees."""
+"""Adapt the network to one subject, or to a cohort, by the self-supervised loss, watched on directions that it never sees."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,51 @@ _VIEWS = 6  # different choices of hidden directions
 _CHECK_EVERY, _PATIENCE = 10, 4
 _RATE_FROM_WEIGHTS, _RATE_FROM_SCRATCH = 3e-4, 3e-3
 _STEPS_FROM_WEIGHTS, _STEPS_FROM_SCRATCH = 60, 400
+_MOST_STEPS = 2000
 _WATCHED_CROPS = 4
 _SCRATCH_CHANNELS = (16, 32, 32, 32)
 _L_MAX_OF_NSIDE = {8: 18, 4: 8, 2: 4}  # about two vertices for each SH coefficient
 
 
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One diffusion series to adapt to.
+
+    Attributes
+    ----------
+    voxels : ndarray, shape (n, N)
+        Signal, in the order of the true entries of the mask.
+    mask : ndarray of bool, shape (X, Y, Z)
+    gradients, responses : GradientTable and Responses
+        Of the series.
+    sigma : float
+        Noise level, in the units of the signal.
+    places : ndarray of int, shape (k, 3), or None
+        Voxels around which crops are taken; None takes any of the mask.
+    """
+
+    voxels: np.ndarray
+    mask: np.ndarray
+    gradients: GradientTable
+    responses: Responses
+    sigma: float
+    places: np.ndarray | None = None
+
+    def thinned(self, n_crops: int, *, seed: int) -> Scan:
+        """Keep no more than the voxels of ``n_crops`` crops at random places, so that many subjects fit the memory."""
+        inside = np.argwhere(self.mask)
+        places = inside[np.random.default_rng(seed).choice(len(inside), size=min(n_crops, len(inside)), replace=False)]
+        near = np.zeros_like(self.mask)
+        for place in places:
+            near[_crop(place, self.mask.shape)] = True
+        kept = near & self.mask
+        voxels = np.ascontiguousarray(self.voxels[kept[self.mask]])
+        return Scan(voxels, kept, self.gradients, self.responses, self.sigma, places)
+
+
 @dataclass(frozen=True)
 class AdaptationOptions:
-    """How to adapt a network to one subject.
+    """How to adapt a network.
 
     Attributes
     ----------
@@ -53,7 +90,7 @@ class AdaptationOptions:
     tv_penalty : {"squared", "absolute"}
         Its form, see :func:`shd_bids.losses.smoothness`.
     max_steps : int or None
-        None takes fewer from given weights than from nothing.
+        None takes fewer from given weights than from nothing, and more for several subjects.
     seed : int
     """
 
@@ -90,30 +127,29 @@ class _State:
     history: list[dict[str, float]] = field(default_factory=list)
     best: float = float("inf")
     best_net: dict[str, Tensor] = field(default_factory=dict)
+    first_by_scan: list[float] = field(default_factory=list)
+    best_by_scan: list[float] = field(default_factory=list)
     stale: int = 0
 
-    def watch(self, record: dict[str, float], error: float, net: UNet) -> None:
-        """Note the watched error of the present network."""
-        record["held_out"] = error
+    def watch(self, record: dict[str, float], errors: list[float], net: UNet) -> None:
+        """Note the watched errors of the present network, one for each scan; their mean decides."""
+        record["held_out"] = float(np.mean(errors))
+        self.first_by_scan = self.first_by_scan or errors
         self.stale += 1
-        if error < self.best:
-            self.best, self.best_net, self.stale = error, _copy(net), 0
+        if record["held_out"] < self.best:
+            self.best, self.best_by_scan, self.best_net, self.stale = record["held_out"], errors, _copy(net), 0
 
 
 def adapt(
-    voxels: np.ndarray,
-    mask: np.ndarray,
-    gradients: GradientTable,
-    responses: Responses,
+    scans: Sequence[Scan],
     *,
-    sigma: float,
     weights: Weights | None,
     device: torch.device,
     options: AdaptationOptions,
     checkpoint: Path | None,
     progress: Callable[[str, float], None],
 ) -> Adapted:
-    r"""Minimise the loss of the paper on crops of one volume.
+    r"""Minimise the loss of the paper on crops of one series, or of several in turn.
 
     .. math:: \langle(\hat S - S)^2\rangle + 0.1\,\langle\min(f,0)^2\rangle
               + 5\cdot10^{-5}\,\langle 2\ln(1 + f^2/2\sigma)\rangle + \lambda_{TV}\,\mathrm{TV}(f)
@@ -122,7 +158,17 @@ def adapt(
     decides when to stop and whether to keep the result. Each step hides some further directions from the input and asks
     for all, so that copying the noise does not pay.
 
-    Parameters are those of :func:`shd_bids.inference.fit_fod`; ``voxels`` is (n, N) in the order of ``mask``.
+    Parameters
+    ----------
+    scans : sequence of Scan
+    weights : Weights or None
+        To start from; None trains a network of the default configuration from nothing.
+    device : torch.device
+    options : AdaptationOptions
+    checkpoint : Path or None
+        Where the state is kept; an interrupted adaptation goes on from there.
+    progress : callable
+        Called with ``"fit"`` and the share done.
 
     Raises
     ------
@@ -134,38 +180,31 @@ def adapt(
     l_max = weights.l_max if weights else _L_MAX_OF_NSIDE[config.nside]
     net = (weights.network() if weights else UNet(config)).to(device)
     steps, rate = (_STEPS_FROM_WEIGHTS, _RATE_FROM_WEIGHTS) if weights else (_STEPS_FROM_SCRATCH, _RATE_FROM_SCRATCH)
-    n_steps = steps if options.max_steps is None else options.max_steps
+    n_steps = min(steps * len(scans), _MOST_STEPS) if options.max_steps is None else options.max_steps
     optimiser = torch.optim.Adam(net.parameters(), lr=rate)
     channels = weights.channels if weights else CHANNELS
-    problem = _Problem(
-        voxels,
-        mask,
-        gradients,
-        responses,
-        sigma=sigma,
-        nside=config.nside,
-        l_max=l_max,
-        channels=channels,
-        options=options,
-    )
-    problem.to(device)
+    cohort = [
+        _Problem(scan, config.nside, l_max, channels=channels, options=options, number=number).to(device)
+        for number, scan in enumerate(scans)
+    ]
     state = _restore(checkpoint, net, optimiser, device)
     if not state.history:
         state.history.append({"step": 0})
-        state.watch(state.history[0], problem.held_out_error(net), net)
+        state.watch(state.history[0], _held_out_errors(cohort, net), net)
     while state.step < n_steps and state.stale < _PATIENCE:
         net.train(weights is None)
         for group in optimiser.param_groups:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * state.step / n_steps))
-        record = _step(net, optimiser, problem.losses(net, state.step), options.lambda_tv)
+        turn, number = divmod(state.step, len(cohort))
+        record = _step(net, optimiser, cohort[number].losses(net, turn), options.lambda_tv)
         if record is None:
             if weights is None:
                 raise TrainingError(f"the loss is not finite in step {state.step}; check the signal and the responses")
             break  # what was best so far, at worst the given weights, is kept
         state.step += 1
         state.history.append({"step": state.step} | record)
-        if state.step % _CHECK_EVERY == 0 or state.step == n_steps:
-            state.watch(state.history[-1], problem.held_out_error(net), net)
+        if state.step % (_CHECK_EVERY * len(cohort)) == 0 or state.step == n_steps:
+            state.watch(state.history[-1], _held_out_errors(cohort, net), net)
             if checkpoint is not None:
                 _save(checkpoint, net, optimiser, state)
         progress("fit", state.step / n_steps)
@@ -178,6 +217,7 @@ def adapt(
         "steps": state.step,
         "held_out_before": before,
         "held_out_after": state.best,
+        "held_out_by_scan": [list(pair) for pair in zip(state.first_by_scan, state.best_by_scan, strict=True)],
         "kept": improved,
         "lambda_tv": options.lambda_tv,
         "tv_penalty": options.tv_penalty,
@@ -209,21 +249,37 @@ def scratch_network() -> UNetConfig:
     return UNetConfig(len(CHANNELS), 3, channels=_SCRATCH_CHANNELS)
 
 
-class _Problem:
-    """The crops, operators and directions of one subject, ready on a device."""
+def _held_out_errors(cohort: Sequence[_Problem], net: UNet) -> list[float]:
+    return [problem.held_out_error(net) for problem in cohort]
 
-    def __init__(self, voxels, mask, gradients, responses, *, sigma, nside, l_max, channels, options):
-        rng = np.random.default_rng(options.seed)
-        self.voxels, self.options = voxels, options
-        self.row = np.full(mask.shape, -1, dtype=np.int64)
-        self.row[mask] = np.arange(len(voxels))
-        self.places = np.argwhere(mask)
+
+class _Problem:
+    """The crops, operators and directions of one series, ready on a device."""
+
+    def __init__(
+        self,
+        scan: Scan,
+        nside: int,
+        l_max: int,
+        *,
+        channels: tuple[str, ...],
+        options: AdaptationOptions,
+        number: int,
+    ):
+        self.seed = (options.seed, number)
+        rng = np.random.default_rng(self.seed)
+        gradients, responses = scan.gradients, scan.responses
+        self.voxels, self.tv_penalty = scan.voxels, options.tv_penalty
+        self.row = np.full(scan.mask.shape, -1, dtype=np.int64)
+        self.row[scan.mask] = np.arange(len(scan.voxels))
+        self.places = np.argwhere(scan.mask) if scan.places is None else scan.places
         held = _draw(rng, gradients, np.arange(gradients.n_volumes), _HELD_OUT)
         seen = np.setdiff1d(np.arange(gradients.n_volumes), held)
 
         def view(visible: np.ndarray, targets: np.ndarray) -> _View:
             table = gradients.select(visible)
-            return _View(condition(table, responses, sigma=sigma, nside=nside, channels=channels), visible, targets)
+            maps = condition(table, responses, sigma=scan.sigma, nside=nside, channels=channels)
+            return _View(maps, visible, targets)
 
         self.watch = view(seen, held if len(held) else seen)
         hidden = [_draw(rng, gradients.select(seen), seen, _LEFT_OUT) for _ in range(_VIEWS)]
@@ -234,27 +290,28 @@ class _Problem:
         self.b0 = gradients.b0_indices
         self.to_sh = torch.as_tensor(sh_inverse(hemisphere(nside), l_max), dtype=torch.float32)
         self.to_fine = torch.as_tensor(sh_basis(hemisphere(2 * nside), l_max), dtype=torch.float32)
-        places = np.random.default_rng((options.seed, 1)).choice(self.places, size=_WATCHED_CROPS)
-        self.watched = [self._box(place) for place in places]
+        places = np.random.default_rng((*self.seed, 1)).choice(self.places, size=_WATCHED_CROPS)
+        self.watched = [_crop(place, self.row.shape) for place in places]
         self.device = torch.device("cpu")
 
-    def to(self, device: torch.device) -> None:
+    def to(self, device: torch.device) -> _Problem:
         """Move the operators to a device."""
         self.device = device
         self.matrix, self.to_sh, self.to_fine = (t.to(device) for t in (self.matrix, self.to_sh, self.to_fine))
+        return self
 
     def losses(self, net: UNet, step: int) -> dict[str, Tensor]:
         """Evaluate the terms of the loss on the crop of a step."""
-        rng = np.random.default_rng((self.options.seed, 2, step))
+        rng = np.random.default_rng((*self.seed, 2, step))
         view = self.views[step % len(self.views)]
-        box = self._box(rng.choice(self.places))
+        box = _crop(rng.choice(self.places), self.row.shape)
         amplitudes, predicted, measured, inside = self._forward(net, view, box)
         fine = amplitudes @ self.to_sh.T @ self.to_fine.T
         return {
             "reconstruction": losses.reconstruction(predicted[..., view.targets], measured[..., view.targets], inside),
             "negativity": losses.negativity(fine, inside),
             "sparsity": losses.sparsity(fine, inside),
-            "smoothness": losses.smoothness(fine, inside, squared=self.options.tv_penalty == "squared"),
+            "smoothness": losses.smoothness(fine, inside, squared=self.tv_penalty == "squared"),
         }
 
     @torch.no_grad()
@@ -291,10 +348,11 @@ class _Problem:
         predicted = predicted * ratio[..., None]  # the b=0 signal is matched, as in the output
         return amplitudes[None], predicted[None], measured[None], mask[None].float()
 
-    def _box(self, place: np.ndarray) -> tuple[slice, ...]:
-        """Return a crop around a voxel, moved inside the volume, with an even side wherever the volume allows."""
-        starts = [int(np.clip(p - CROP // 2, 0, max(n - CROP, 0))) for p, n in zip(place, self.row.shape, strict=True)]
-        return tuple(slice(a, min(a + CROP, n)) for a, n in zip(starts, self.row.shape, strict=True))
+
+def _crop(place: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return a crop around a voxel, moved inside the volume, with an even side wherever the volume allows."""
+    starts = [int(np.clip(p - CROP // 2, 0, max(n - CROP, 0))) for p, n in zip(place, shape, strict=True)]
+    return tuple(slice(a, min(a + CROP, n)) for a, n in zip(starts, shape, strict=True))
 
 
 def _draw(rng: np.random.Generator, gradients: GradientTable, volumes: np.ndarray, share: float) -> np.ndarray:

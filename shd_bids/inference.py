@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from shd_bids.adaptation import AdaptationOptions, Adapted, adapt
+from shd_bids.adaptation import AdaptationOptions, Adapted, Scan, adapt
 from shd_bids.calibration import MODEL_ERROR, VOXELS_PER_CHUNK, calibrate, correct
 from shd_bids.conditioning import CHANNELS, Conditioner, ShellInput, condition, estimate_noise
 from shd_bids.exceptions import DeviceError, WeightsError
@@ -147,11 +147,7 @@ def fit_fod(
     adapted = None
     if fit == "subject":
         adapted = adapt(
-            voxels,
-            mask,
-            gradients,
-            responses,
-            sigma=sigma,
+            [Scan(voxels, mask, gradients, responses, sigma)],
             weights=weights,
             device=where,
             options=adaptation,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shd_bids import inference, simulation
-from shd_bids.adaptation import AdaptationOptions, adapt
+from shd_bids.adaptation import AdaptationOptions, Scan, adapt
 from shd_bids.conditioning import CHANNELS, estimate_noise
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.inference import choose_device, domain_warnings, fit_fod
@@ -167,11 +167,7 @@ def run_adaptation(scene, weights, *, checkpoint=None, progress=lambda stage, sh
     signal, mask, gradients, responses = scene
     voxels = signal[mask].astype(np.float32)
     return adapt(
-        voxels,
-        mask,
-        gradients,
-        responses,
-        sigma=estimate_noise(voxels, gradients),
+        [Scan(voxels, mask, gradients, responses, estimate_noise(voxels, gradients))],
         weights=weights,
         device=torch.device("cpu"),
         options=AdaptationOptions(**({"max_steps": 20, "seed": 1} | options)),
