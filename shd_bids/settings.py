@@ -232,10 +232,8 @@ def _contradictions(settings: Settings) -> list[str]:
     problems = []
     if settings.fod_lmax % 2:
         problems.append(f"--fod-lmax: found {settings.fod_lmax}, expected an even degree")
-    if settings.fit != "subject" and settings.weights == "none":
+    if settings.analysis_level == "participant" and settings.fit != "subject" and settings.weights == "none":
         problems.append(f"--fit {settings.fit} needs weights; use --fit subject with --weights none")
-    if settings.fit == "cohort" and settings.weights == "packaged":
-        problems.append("--fit cohort needs the cohort's weights; give them with --weights PATH")
     if settings.min_length >= settings.max_length:
         problems.append(
             f"--min-length {settings.min_length:g} is not below --max-length {settings.max_length:g}; "

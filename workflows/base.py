@@ -10,7 +10,7 @@ from shd_bids.interfaces.base import StageInterface
 from shd_bids.settings import Settings
 from shd_bids.workflows.dwi import init_dwi_wf
 
-__all__ = ["WORKFLOW_NAME", "init_shd_wf", "run_folder", "run_name"]
+__all__ = ["WORKFLOW_NAME", "init_shd_wf", "name_stages", "run_folder", "run_name"]
 
 WORKFLOW_NAME = "shd_bids_wf"
 
@@ -32,7 +32,7 @@ def init_shd_wf(runs: Sequence[DWIRun], settings: Settings) -> pe.Workflow:
     for run in runs:
         run_wf = init_dwi_wf(run=run, settings=settings, name=run_name(run))
         workflow.add_nodes([run_wf])
-        _name_stages(run_wf, series=run.prefix, run_dir=run_folder(settings.work_dir, run))
+        name_stages(run_wf, series=run.prefix, run_dir=run_folder(settings.work_dir, run))
     return workflow
 
 
@@ -46,7 +46,7 @@ def run_folder(work_dir: Path, run: DWIRun) -> Path:
     return work_dir / WORKFLOW_NAME / run_name(run)
 
 
-def _name_stages(workflow: pe.Workflow, *, series: str, run_dir: Path) -> None:
+def name_stages(workflow: pe.Workflow, *, series: str, run_dir: Path) -> None:
     """Tell every stage whose it is, for its messages and its record of failure."""
     for name in workflow.list_node_names():
         node = workflow.get_node(name)

@@ -21,7 +21,7 @@ from shd_bids.workflows.report import (
 from shd_bids.workflows.response import init_response_wf
 from shd_bids.workflows.tractography import init_tractography_wf
 
-__all__ = ["init_dwi_wf", "memory_of_the_fit"]
+__all__ = ["BASE_GB", "image_gb", "init_dwi_wf", "init_response_only_wf", "may_use_gpu", "memory_of_the_fit"]
 
 TISSUES = ("wm", "gm", "csf")
 BASE_GB = 0.7  # torch and what it loads
@@ -58,17 +58,31 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
     return workflow
 
 
+def init_response_only_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
+    """Build the graph of one series that keeps nothing in the data set but the figures of its gradients.
+
+    Workflow Graph
+        gradients -> gradient_figures_wf -> orientation -> response_wf
+
+    Parameters are those of `init_dwi_wf`.
+    """
+    workflow = pe.Workflow(name=name)
+    _add_gradients(workflow, run=run, settings=settings, facts=[])
+    _estimate_response(workflow, run=run, settings=settings)
+    return workflow
+
+
 def memory_of_the_fit(run: DWIRun, settings: Settings, *, use_gpu: bool) -> tuple[float, float]:
     """Return the GB that the network may take, and those that the fit needs beside it."""
     # as many fits run at once as fit into the processors, and share the memory
     share = settings.mem * min(1.0, settings.omp_nthreads / settings.nprocs)
-    beside = BASE_GB + 3 * _image_gb(run)  # the image, its voxels in the mask, and the coefficients
+    beside = BASE_GB + 3 * image_gb(run)  # the image, its voxels in the mask, and the coefficients
     return max(LEAST_GB, share - beside if use_gpu else min(share - beside, NETWORK_GB)), beside
 
 
 def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Node, str]:
     """Add the gradients, their figures, and the gate that wrong directions do not pass; return as `_add_response`."""
-    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * _image_gb(run))
+    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * image_gb(run))
     gradient_figures_wf = init_gradient_figures_wf(run=run, output_dir=settings.output_dir)
     orientation = pe.Node(RequireOrientation(), name="orientation")
     drawn = ("gradients_file", "facts_file", "b0_file", "mask_file", "orientation_file")
@@ -80,11 +94,22 @@ def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, fa
     return gradients, "facts_file"
 
 
+def _estimate_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings) -> pe.Workflow:
+    """Add the responses alone and return their workflow."""
+    gradients, orientation = workflow.get_node("gradients"), workflow.get_node("orientation")
+    response_wf = init_response_wf(responses=settings.responses, n_procs=1, mem_gb=0.5 + 2 * image_gb(run))
+    workflow.connect([(orientation, response_wf, _same("gradients_file"))])
+    if not settings.responses:
+        response_wf.inputs.inputnode.dwi_file = str(run.dwi)
+        workflow.connect([(gradients, response_wf, _same("mask_file"))])
+    return response_wf
+
+
 def _add_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
     """Add responses, their figures and their sink; return where the facts of the stage come from."""
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
-    gradients, orientation = workflow.get_node("gradients"), workflow.get_node("orientation")
-    response_wf = init_response_wf(responses=settings.responses, n_procs=1, mem_gb=0.5 + 2 * _image_gb(run))
+    gradients = workflow.get_node("gradients")
+    response_wf = _estimate_response(workflow, run=run, settings=settings)
     response_figures_wf = init_response_figures_wf(**keep, is_estimated=not settings.responses)
     keys = ("mask", *(f"{tissue}_response" for tissue in TISSUES))
     response_derivatives_wf = init_derivatives_wf(
@@ -92,11 +117,8 @@ def _add_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, fac
     )
     drawn = [("outputnode.facts_file", "inputnode.facts_file")]
     if not settings.responses:
-        response_wf.inputs.inputnode.dwi_file = str(run.dwi)
-        workflow.connect([(gradients, response_wf, _same("mask_file"))])
         drawn.append(("outputnode.voxels_file", "inputnode.voxels_file"))
     workflow.connect([
-        (orientation, response_wf, _same("gradients_file")),
         (gradients, response_figures_wf, _same("gradients_file", "b0_file", "mask_file")),
         (response_wf, response_figures_wf, drawn),
         (gradients, response_derivatives_wf, [("mask_file", "inputnode.mask"), ("facts_file", "inputnode.facts_1")]),
@@ -112,7 +134,7 @@ def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: l
     """Add the fit, its figures and its sink."""
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, response_wf = workflow.get_node("gradients"), workflow.get_node("response_wf")
-    use_gpu = _may_use_gpu(settings.device)
+    use_gpu = may_use_gpu(settings.device)
     network_gb, beside = memory_of_the_fit(run, settings, use_gpu=use_gpu)
     fod_wf = init_fod_wf(
         fit=settings.fit,
@@ -157,7 +179,7 @@ def _add_peaks(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts:
         absolute_threshold=settings.peak_absolute_threshold,
         min_separation=settings.peak_separation,
         device=settings.device,
-        use_gpu=_may_use_gpu(settings.device),
+        use_gpu=may_use_gpu(settings.device),
         n_procs=settings.omp_nthreads,
         mem_gb=min(2.0, settings.mem),
     )
@@ -259,11 +281,11 @@ def _maps(keys: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(f"outputnode.{key}_file", f"inputnode.{key}") for key in keys]
 
 
-def _image_gb(run: DWIRun) -> float:
+def image_gb(run: DWIRun) -> float:
     """Return the size of the image in memory, as float32."""
     return math.prod(run.shape) * 4e-9
 
 
-def _may_use_gpu(device: str) -> bool:
+def may_use_gpu(device: str) -> bool:
     """Say whether the scheduler must count a stage as one for the GPU, without asking torch."""
     return device.startswith("cuda") or (device == "auto" and Path("/dev/nvidiactl").exists())

@@ -30,12 +30,15 @@ sub-*/figures
 *_tractogram.*
 *_response.txt
 *_qc.*
+*_weights.*
+log
 """
 """Files that the released BIDS schema does not know yet (BEP016, BEP046) or never will."""
 
 DESCRIPTIONS = {
     "brain": "brain mask",
     "shdtv": "quality control of the SHD-TV fit",
+    "cohort": "network weights adapted to the data set",
 }
 
 README = f"""\

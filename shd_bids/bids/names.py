@@ -102,6 +102,16 @@ def log_dir(output_dir: Path, subject: str, run_uuid: str) -> Path:
     return output_dir / f"sub-{subject}" / "log" / run_uuid
 
 
+def cohort_path(output_dir: Path) -> Path:
+    """Return the path of the weights that the group level adapts."""
+    return output_dir / "group_desc-cohort_weights.safetensors"
+
+
+def group_log_dir(output_dir: Path, run_uuid: str) -> Path:
+    """Return the folder that keeps the record of one execution of the group level."""
+    return output_dir / "log" / run_uuid
+
+
 def expected_outputs(
     output_dir: Path,
     run: DWIRun,

@@ -77,6 +77,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     # imported here so that --help and --version answer at once
     from shd_bids.bids import provenance
     from shd_bids.bids.collect import collect_runs
+    from shd_bids.cli.group import run_group
     from shd_bids.cli.plan import format_plan, make_plan
     from shd_bids.cli.preflight import describe_device, require_writable
     from shd_bids.cli.record import Record
@@ -84,6 +85,8 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     require_writable(settings, create=False)
     device = describe_device(settings.device)
     runs = collect_runs(settings)
+    if settings.analysis_level == "group":
+        return run_group(runs, settings, argv=argv, device=device)
     inputs = {run.key: provenance.hash_inputs(run, settings) for run in runs}
     digests = {key: provenance.digest(settings, hashes) for key, hashes in inputs.items()}
     done = {

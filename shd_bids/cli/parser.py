@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def parse_args(argv: Sequence[str], environment: Mapping[str, str] = os.environ)
         settings = Settings(**_machine_values(chosen, environment), **{**sloppy, **chosen})
     except ValueError as error:
         parser.error(str(error))
+    settings = _with_cohort_weights(parser, settings)
     _check_paths(parser, settings)
     return settings
 
@@ -82,7 +83,9 @@ def build_parser(*, with_positionals: bool = True) -> argparse.ArgumentParser:
         )
         add("output_dir", metavar="OUTPUT_DIR", type=_path, help="derivative data set to create or complete")
         parser.add_argument(
-            "analysis_level", choices=CHOICES["analysis_level"], help="participant (group comes in a later version)"
+            "analysis_level",
+            choices=CHOICES["analysis_level"],
+            help="participant: every series on its own; group: adapt the weights to all of them, for --fit cohort",
         )
     parser.add_argument("--version", action="version", version=f"shd_bids {__version__}")
     _add_input_options(parser.add_argument_group("what to process"))
@@ -234,8 +237,8 @@ def _add_fit_options(group: Any) -> None:
     add(
         "--fit",
         choices=CHOICES["fit"],
-        help="amortised: the weights as they are; subject: adapted to each image; cohort: adapted weights given by "
-        "--weights (default: amortised)",
+        help="amortised: the weights as they are; subject: adapted to each image; cohort: those that the group "
+        "level adapted (default: amortised)",
     )
     add("--weights", type=_weights, metavar="{packaged,none,PATH}", help=_default("network weights", "weights"))
     add(
@@ -253,7 +256,12 @@ def _add_fit_options(group: Any) -> None:
         help="of the change between neighbours: squared as published, or absolute, which keeps the edges of bundles "
         "(and weighs small changes more: lower --lambda-tv) (default: squared)",
     )
-    add("--max-steps", type=_auto(int), metavar="{auto,N}", help="training steps of --fit subject (default: auto)")
+    add(
+        "--max-steps",
+        type=_auto(int),
+        metavar="{auto,N}",
+        help="training steps of --fit subject and group (default: auto)",
+    )
 
 
 def _add_peak_options(group: Any) -> None:
@@ -397,10 +405,20 @@ def _machine_values(chosen: Mapping[str, Any], environment: Mapping[str, str]) -
     return {name: value for name, value in values.items() if name not in chosen}
 
 
+def _with_cohort_weights(parser: argparse.ArgumentParser, settings: Settings) -> Settings:
+    """Take the weights of the group level for ``--fit cohort`` unless others were given."""
+    if settings.analysis_level == "group" or settings.fit != "cohort" or settings.weights != "packaged":
+        return settings
+    from shd_bids.bids.names import cohort_path  # slow, and seldom needed
+
+    path = cohort_path(settings.output_dir)
+    if not path.is_file():
+        parser.error(f"--fit cohort: no weights at {path}; run the group level first, or give --weights PATH")
+    return replace(settings, weights=str(path.absolute()))
+
+
 def _check_paths(parser: argparse.ArgumentParser, settings: Settings) -> None:
     """Stop the call where a path cannot be what it is said to be."""
-    if settings.analysis_level == "group":
-        parser.error("the group level is not available in this version; run the participant level")
     folders = {"BIDS_DIR": settings.bids_dir, **{f"--derivatives {k}": v for k, v in settings.derivatives.items()}}
     for name, folder in folders.items():
         if not folder.is_dir():

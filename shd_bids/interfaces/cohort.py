@@ -1,0 +1,135 @@
+"""Weights adapted to a cohort: many series in, one file of weights out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nipype.interfaces.base import File, traits
+
+from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, log_progress, read_json
+
+if TYPE_CHECKING:
+    from shd_bids.adaptation import Scan
+
+__all__ = ["AdaptToCohort"]
+
+CROPS = 8
+"""Crops taken of each series: 8 of 12^3 voxels and 100 volumes hold 5 MB."""
+
+
+def adapt_to_images(
+    *,
+    names: list[str],
+    dwi_files: list[Path],
+    mask_files: list[Path],
+    gradients_files: list[Path],
+    wm_responses: list[Path],
+    weights: str,
+    device: str,
+    lambda_tv: float,
+    tv_penalty: str,
+    max_steps: int | None,
+    seed: int,
+    label: str,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Adapt the weights to all series together and write them.
+
+    Parameters
+    ----------
+    names : list of str
+        Of the series, for the record.
+    dwi_files, mask_files, gradients_files, wm_responses : list of Path
+        One of each for every series; the responses of GM and CSF lie beside that of WM.
+    weights : str
+        To start from: ``packaged``, ``none`` or a path.
+    device : str
+    lambda_tv, tv_penalty, max_steps, seed
+        As in `shd_bids.adaptation.AdaptationOptions`.
+    label : str
+        Names the stage in progress lines.
+    out_dir : Path
+        Gets ``weights.safetensors``, and while the fit runs a checkpoint from which an interrupted one goes on.
+    """
+    from shd_bids.adaptation import AdaptationOptions, adapt
+    from shd_bids.conditioning import CHANNELS
+    from shd_bids.inference import choose_device
+    from shd_bids.nn.native import keep_freed_memory
+    from shd_bids.weights import load_weights, save_weights
+
+    start = None if weights == "none" else load_weights(None if weights == "packaged" else Path(weights))
+    keep_freed_memory()
+    files = zip(dwi_files, mask_files, gradients_files, wm_responses, strict=True)
+    scans = [_read(*own).thinned(CROPS, seed=seed + number) for number, own in enumerate(files)]
+    adapted = adapt(
+        scans,
+        weights=start,
+        device=choose_device(device),
+        options=AdaptationOptions(lambda_tv, tv_penalty, max_steps, seed),
+        checkpoint=out_dir / "checkpoint.pt",
+        progress=log_progress(label),
+    )
+    facts = adapted.facts | {
+        "series": names,
+        "start": start.name if start else "none",
+        "start_sha256": start.sha256 if start else None,
+    }
+    told = {name: facts[name] for name in ("series", "start", "start_sha256", "steps", "kept")}
+    path = save_weights(
+        out_dir / "weights.safetensors",
+        adapted.network,
+        l_max=adapted.l_max,
+        training=(start.training if start else {}) | {"cohort": told},
+        channels=start.channels if start else CHANNELS,
+    )
+    return {"weights_file": str(path), "facts": facts}
+
+
+def _read(dwi_file: Path, mask_file: Path, gradients_file: Path, wm_response: Path) -> "Scan":
+    """Read one series."""
+    import numpy as np
+
+    from shd_bids.adaptation import Scan
+    from shd_bids.conditioning import estimate_noise
+    from shd_bids.gradients import GradientTable
+    from shd_bids.images import load_mask, load_volume
+    from shd_bids.response import Responses, parse_response
+
+    table = GradientTable.from_dict(read_json(gradients_file))
+    mask = load_mask(mask_file, load_volume(mask_file))
+    voxels = np.ascontiguousarray(table.take(load_volume(dwi_file).data)[mask], dtype=np.float32)
+    files = {tissue: wm_response.with_name(f"{tissue}.txt") for tissue in ("wm", "gm", "csf")}
+    responses = {
+        tissue: parse_response(path.read_text(encoding="utf-8"), tissue, table.shell_bvalues)
+        for tissue, path in files.items()
+        if path.exists()
+    }
+    full = Responses(wm=responses["wm"], gm=responses.get("gm"), csf=responses.get("csf"))
+    return Scan(voxels, mask, table, full, estimate_noise(voxels, table))
+
+
+class _AdaptToCohortInputSpec(StageInputSpec):
+    names = traits.List(traits.Str, mandatory=True, desc="of the series")
+    dwi_files = traits.List(File(exists=True), mandatory=True, desc="4-D images")
+    mask_files = traits.List(File(exists=True), mandatory=True, desc="masks on their grids")
+    gradients_files = traits.List(File(exists=True), mandatory=True, desc="tables made by PrepareGradients")
+    wm_responses = traits.List(File(exists=True), mandatory=True, desc="those of other tissues lie beside them")
+    weights = traits.Str(mandatory=True, desc="packaged, none, or a path")
+    device = traits.Str(mandatory=True, desc="auto, cpu, cuda, cuda:N")
+    lambda_tv = traits.Float(mandatory=True)
+    tv_penalty = traits.Enum("squared", "absolute", mandatory=True)
+    max_steps = traits.Int(desc="chosen by the number of series where absent")
+    seed = traits.Int(mandatory=True)
+
+
+class _AdaptToCohortOutputSpec(StageOutputSpec):
+    weights_file = File(exists=True)
+
+
+class AdaptToCohort(StageInterface):
+    """Weights for ``--fit cohort``."""
+
+    input_spec = _AdaptToCohortInputSpec
+    output_spec = _AdaptToCohortOutputSpec
+    function = staticmethod(adapt_to_images)
+    wants = ("label",)
+    _can_resume = True  # a killed adaptation keeps its folder, and goes on from the checkpoint there
