@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shd_bids import inference, simulation
-from shd_bids.adaptation import AdaptationOptions, Scan, adapt
+from shd_bids.adaptation import AdaptationOptions, Scan, _crop, adapt
 from shd_bids.conditioning import CHANNELS, estimate_noise
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.inference import choose_device, domain_warnings, fit_fod
@@ -213,6 +213,42 @@ def test_an_interrupted_adaptation_goes_on_to_the_same_network(scene, weights, t
     for name, value in whole.network.state_dict().items():
         torch.testing.assert_close(parts.network.state_dict()[name], value, rtol=0, atol=0)
     assert not checkpoint.exists()
+
+
+def scans_of(scene):
+    """Two series of one head: as it is, and eight times brighter with half of the directions."""
+    signal, mask, gradients, responses = scene
+    half = gradients.select(np.arange(0, gradients.n_volumes, 2))
+    bright = Responses(*(Response(t.tissue, t.bvalues, 8 * t.coefficients) for t in responses.tissues))
+    for part, table, own in ((signal, gradients, responses), (8 * signal[..., ::2], half, bright)):
+        voxels = part[mask].astype(np.float32)
+        yield Scan(voxels, mask, table, own, estimate_noise(voxels, table))
+
+
+def test_a_cohort_is_adapted_to_all_of_its_series_together(scene, weights):
+    adapted = adapt(
+        list(scans_of(scene)),
+        weights=weights,
+        device=torch.device("cpu"),
+        options=AdaptationOptions(max_steps=40, seed=1),
+        checkpoint=None,
+        progress=lambda stage, share: None,
+    )
+    errors = adapted.facts["held_out_by_scan"]
+    assert adapted.improved and all(after < before for before, after in errors)
+    assert np.mean([before for before, _ in errors]) == pytest.approx(adapted.facts["held_out_before"])
+    assert errors[0][0] == pytest.approx(errors[1][0], rel=0.5), "errors are relative to the signal of each series"
+
+
+def test_a_thinned_scan_holds_the_same_crops(scene):
+    scan = next(scans_of(scene))
+    thin = scan.thinned(3, seed=5)
+    assert len(thin.places) == 3 and scan.mask[tuple(thin.places.T)].all()
+    whole, kept = (np.zeros((*scan.mask.shape, scan.voxels.shape[1])) for _ in range(2))
+    whole[scan.mask], kept[thin.mask] = scan.voxels, thin.voxels
+    for place in thin.places:
+        box = _crop(place, scan.mask.shape)
+        np.testing.assert_array_equal(kept[box], whole[box])
 
 
 def test_adaptation_from_nothing_learns_the_fibre_directions(scene, monkeypatch):

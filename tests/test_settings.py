@@ -72,7 +72,7 @@ def test_numbers_outside_their_bounds_are_refused(name, end):
     [
         ({"fod_lmax": 7}, "even degree"),
         ({"fit": "amortised", "weights": "none"}, "needs weights"),
-        ({"fit": "cohort"}, "--weights PATH"),
+        ({"fit": "cohort", "weights": "none"}, "--fit cohort needs weights"),
         ({"min_length": 100.0, "max_length": 50.0}, "no streamline could pass"),
         ({"tractogram_format": ()}, "at least one"),
         ({"device": "gpu"}, "cuda:N"),

@@ -132,9 +132,21 @@ def test_folders_must_make_sense(capsys, dirs, tmp_path):
     assert "no such folder" in refused(capsys, [str(tmp_path / "none"), out, level])
     assert "OUTPUT_DIR is BIDS_DIR" in refused(capsys, [data, data, level])
     assert "inside BIDS_DIR" in refused(capsys, dirs, "-w", f"{data}/inside")
-    assert "group level is not available" in refused(capsys, [data, out, "group"])
     inside = parse([data, f"{data}/derivatives/shd_bids", level])
     assert inside.work_dir == Path(data) / "derivatives" / "shd_bids" / ".work"
+
+
+def test_fit_cohort_takes_the_weights_of_the_group_level(capsys, dirs, tmp_path):
+    data, out, _ = dirs
+    path = Path(out) / "group_desc-cohort_weights.safetensors"
+    assert f"no weights at {path}; run the group level first" in refused(capsys, dirs, "--fit", "cohort")
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    assert parse(dirs, "--fit", "cohort").weights == str(path)
+    other = tmp_path / "own.safetensors"
+    other.touch()
+    assert parse(dirs, "--fit", "cohort", "--weights", str(other)).weights == str(other)
+    assert parse([data, out, "group"], "--fit", "cohort").weights == "packaged"
 
 
 class TestConfigFile:

@@ -17,6 +17,24 @@ def call(raw: Path, out: Path, *options: str, level: str = "peaks") -> int:
     return main([*words, *resources, *options])
 
 
+def call_group(raw: Path, out: Path, *options: str) -> int:
+    """Run the group level likewise."""
+    words = [
+        str(raw),
+        str(out),
+        "group",
+        "--nprocs",
+        "1",
+        "--mem",
+        "4GB",
+        "--device",
+        "cpu",
+        "-w",
+        str(out.parent / "work"),
+    ]
+    return main([*words, *options])
+
+
 def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the angles between axes, shape (..., 3), in degrees, 90 where there is none."""
     length = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)

@@ -7,6 +7,7 @@ import pytest
 
 from shd_bids.settings import Settings
 from shd_bids.workflows.base import init_shd_wf, run_folder, run_name
+from shd_bids.workflows.group import init_group_wf
 from tests.bids_trees import dwi_run
 from tests.helpers import assert_well_connected
 
@@ -63,6 +64,27 @@ def test_series_do_not_depend_on_one_another(dataset):
                 node = workflow.get_node(name)
                 assert node.inputs.run_dir == str(run_folder(dataset.parent / "work", run))
                 assert (node.inputs.series, node.inputs.stage) == (run.prefix, "fod")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_group_graph_joins_all_series_in_one_adaptation(dataset, given):
+    responses = (dataset / "sub-01" / "dwi" / "wm.txt",) if given else ()
+    runs = [dwi_run(dataset), dwi_run(dataset, entities={"sub": "01", "acq": "b"})]
+    workflow = init_group_wf(runs, settings_for(dataset, responses=responses))
+    parts = {part.name: part for part in workflow._graph.nodes()}
+    assert sorted(parts) == ["cohort_wf", "sub_01_acq_b_wf", "sub_01_wf"]
+    assert {(a.name, b.name) for a, b in workflow._graph.edges()} == {(run_name(run), "cohort_wf") for run in runs}
+    assert not nodes(workflow, "fod") and not nodes(workflow, "ds_qc")
+    names = workflow.get_node("cohort_wf.cohort").inputs.names
+    flat = workflow._create_flat_graph()
+    for number, run in enumerate(runs, start=1):  # images and what was made of them stand at equal places
+        assert names[number - 1] == run.prefix
+        sources = [
+            str(node.fullname)
+            for node, joined, data in flat.edges(data=True)
+            if joined.name.startswith("all_") and any(to == f"in{number}" for _, to in data["connect"])
+        ]
+        assert len(sources) == 3 and all(f".{run_name(run)}." in source for source in sources)
 
 
 def test_resources_of_the_fit(dataset):
