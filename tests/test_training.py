@@ -109,7 +109,8 @@ def test_two_processes_reach_what_one_does(tmp_path):
     subprocess.run([*launcher, *command], check=True, timeout=300)
     for one, two in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
         assert one.pop("seconds") >= 0 and two.pop("seconds") >= 0
-        assert two == pytest.approx(one, rel=1e-4)  # other threads round otherwise, and Adam takes that along
+        # Equal weights give equal losses; then other threads round otherwise, and each step of Adam makes more of it.
+        assert two == pytest.approx(one, rel=1e-5 if one["step"] == 0 else 1e-3)
     found, expected = (load_weights(tmp_path / name / "weights.safetensors").state for name in ("two", "one"))
     for name, value in expected.items():
         if not name.endswith(("conv.bias", "running_mean")):
