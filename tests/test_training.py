@@ -69,12 +69,12 @@ def test_given_weights_are_the_start_and_must_fit(tmp_path, monkeypatch):
 
 
 def test_mixed_precision_trains_nearly_as_full_precision_does(tmp_path):
-    for precision, steps in (("float32", 1), ("bf16", 25)):
-        config = replace(CONFIG, precision=precision, steps=steps, learning_rate=1e-2)
+    for precision, steps in (("float32", 1), ("bf16", 20)):
+        config = replace(CONFIG, precision=precision, steps=steps, reuse=12, learning_rate=1e-2)
         training.train(config, tmp_path / precision, device="cpu", n_workers=0)
     full, mixed = ([r["loss"] for r in log(tmp_path / name)] for name in ("float32", "bf16"))
     assert mixed[0] != full[0] and mixed[0] == pytest.approx(full[0], rel=0.02)
-    assert np.mean(mixed[-8:]) < 0.8 * np.mean(mixed[:8])
+    assert np.mean(mixed[-6:]) < 0.8 * np.mean(mixed[:6])
 
 
 def test_processes_share_the_crops_of_every_step(monkeypatch):
