@@ -1,6 +1,6 @@
 """Draw the README's picture: fODFs of MRtrix3 and of this package from all directions of a scan and from few of them.
 
-    python tests/benchmarks/tutorial_figure.py [docs/fodfs.png] [--scan FOLDER] [--weights FILE] [--directions 15 12]
+    python tests/benchmarks/tutorial_figure.py [.github/fodfs.png] [--scan FOLDER] [--weights FILE] [--directions 15 12]
 
 The upper row is a simulated volume, with its truth on the left: three shells of 90 directions, and 15 of those at
 b = 1000 s/mm2. The lower row is a coronal slab of the scan in FOLDER (a BIDS data set with one series and a mask): all its
@@ -45,7 +45,7 @@ Box = tuple[float, float, float, float]
 def main() -> None:
     """Fit both volumes twice with both methods and draw them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", nargs="?", type=Path, default=Path("docs/fodfs.png"))
+    parser.add_argument("figure", nargs="?", type=Path, default=Path(".github/fodfs.png"))
     parser.add_argument("--scan", type=Path, metavar="FOLDER")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--directions", nargs=2, type=int, default=[15, 12], metavar=("SIMULATED", "REAL"))
