@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from shd_bids.nn import native, triton
 from shd_bids.nn.cheb import SphereBasis
+from shd_bids.nn.pool import Unpooled
 
 N_SHELLS = 4  # distances 0, 1, sqrt 2, sqrt 3 in the 3 x 3 x 3 kernel, with 1, 6, 12, 8 taps
 
@@ -57,8 +58,13 @@ class SpatioSphericalConv(nn.Module):
             self.register_parameter("weightSpa", None)
         self.bias = nn.Parameter(torch.full((out_channels,), 0.01))
 
-    def forward(self, *inputs: Tensor, relu: bool = False) -> Tensor:
-        """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), rectified where asked."""
+    def forward(self, *inputs: Tensor | Unpooled, relu: bool = False) -> Tensor:
+        """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), rectified where asked.
+
+        Without gradients the last input may be :class:`Unpooled`.
+        """
+        if isinstance(inputs[-1], Unpooled):
+            return self.on_planes(*inputs, relu=relu)
         device = inputs[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
         inputs = tuple(x.to(dtype) for x in inputs)
@@ -73,24 +79,44 @@ class SpatioSphericalConv(nn.Module):
         y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
         return y.relu() if relu else y
 
-    def on_planes(self, *inputs: Tensor, planes: slice, wanted: np.ndarray, relu: bool = False) -> Tensor:
-        """Give some planes of x of what :meth:`forward` gives for one sample (V, 1, X, Y, Z, I_j), without gradients.
+    def on_planes(
+        self,
+        *inputs: Tensor | Unpooled,
+        planes: slice | None = None,
+        wanted: np.ndarray | None = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """Give what :meth:`forward` gives, without gradients; of one sample (V, 1, X, Y, Z, I_j) some planes of x if asked.
 
         Only the voxels marked in ``wanted``, an array of bool on those planes, are sure to be computed.
         """
-        if native.suits(*inputs, self.bias):
+        *others, last = inputs
+        parents = None
+        if isinstance(last, Unpooled) and self._reads_cells(last):
+            last, parents = last.source, last.pool.parent_index
+        elif isinstance(last, Unpooled):
+            last = last.formed()
+        values = (*others, last)
+        if native.suits(*values, self.bias):
             return native.forward(
-                [x.contiguous() for x in inputs],
+                [x.contiguous() for x in values],
                 self.weightSph,
                 self.weightSpa,
                 self.bias,
                 nside=self.basis.nside,
                 hemisphere=self.basis.hemisphere,
                 relu=relu,
+                parents=parents,
                 planes=planes,
                 wanted=wanted,
             )
-        return self(*inputs, relu=relu)[:, :, planes]
+        y = self(*values, relu=relu)
+        return y if planes is None else y[:, :, planes]
+
+    def _reads_cells(self, last: Unpooled) -> bool:
+        """Whether a map copied to the voxels of cells can be left unformed: by the compiled kernel alone, at its precision."""
+        plain = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+        return plain and native.suits(last.source) and last.pool.stride == 2 and self.weightSpa is not None
 
 
 def mode_weights(weight_sph: Tensor, weight_spa: Tensor | None, terms: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ Where the input is zero, the finest encoder puts out what it would in an empty v
 the border alone: a small empty volume gives it once for all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -23,6 +23,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from shd_bids.nn.native import cells_of
+from shd_bids.nn.pool import Pooling, Unpooled
 from shd_bids.nn.unet import ConvNormReLU, UNet, UNetConfig
 
 Box = tuple[slice, slice, slice]
@@ -167,7 +169,7 @@ def _areas(sides: list[slice], edges: tuple[int, ...], halo: int, shape: tuple[i
 
 def _coarse(config: UNetConfig, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mark the cells where the finest decoder needs the coarser levels, and those that they need of the finest encoder."""
-    cells = _cells(_dilated(mask, _reach(config, 0)))
+    cells = cells_of(_dilated(mask, _reach(config, 0)))
     return cells, _reads(config, 1, cells)
 
 
@@ -242,6 +244,31 @@ class _Feature:
         self._slabs = kept
 
 
+class _Unpooled:
+    """A feature map copied from a coarser one, in whose place its readers are given that.
+
+    Parameters
+    ----------
+    coarse : _Feature
+    pool : Pooling
+    """
+
+    def __init__(self, coarse: _Feature, pool: Pooling):
+        self._coarse, self._pool = coarse, pool
+
+    def prepare(self, last: int) -> None:
+        """Make all planes before ``last``."""
+        self._coarse.prepare(-(-last // 2))
+
+    def read(self, box: Box) -> Unpooled:
+        """Give the map in a box of whole cells."""
+        return Unpooled(self._pool, self._coarse.read(_halved(box)))
+
+    def forget(self, before: int) -> None:
+        """Let go of the planes before ``before``."""
+        self._coarse.forget(before // 2)
+
+
 class _Stream:
     """The network over a volume as a chain of feature maps, each made from those before it.
 
@@ -259,7 +286,7 @@ class _Stream:
     def __init__(self, net: UNet, source: Callable[[Box], Tensor], near: np.ndarray, thickness: int):
         self._net, self._source, self._thickness = net, source, thickness
         self._near = (
-            _doubled(_cells(_dilated(near, net.config.convs_per_block))) if net.config.spatial_stride > 1 else near
+            _doubled(cells_of(_dilated(near, net.config.convs_per_block))) if net.config.spatial_stride > 1 else near
         )
 
     def run(self, mask: np.ndarray, edges: tuple[int, int], write: Callable[[Box, Tensor], None]) -> Iterator[float]:
@@ -304,13 +331,13 @@ class _Stream:
         around = _dilated(needed, reach)
         if net.config.pool_strides[level] == 0:
             skip = self._block(level, net.encoder[level], [source(_dilated(around, reach))], around)
-            deeper = self._feature(level, around, partial(self._below, level, skip))
+            deeper: _Feature | _Unpooled = self._feature(level, around, partial(self._below, level, skip))
         else:
-            cells = _cells(around)
+            cells = cells_of(around)
             made = around | self._worth(level, _reads(net.config, level + 1, cells))
             skip = self._block(level, net.encoder[level], [source(_dilated(made, reach))], made)
             coarse = self._level(level + 1, cells, lambda pooled: self._pooled(level, skip, pooled))
-            deeper = self._feature(level, around, partial(self._unpooled, level, coarse))
+            deeper = _Unpooled(coarse, net.pools[level])
         return self._block(level, net.decoder[len(net.decoder) - 1 - level], [skip, deeper], needed)
 
     def _encoded(self, cells: np.ndarray) -> _Feature:
@@ -324,9 +351,8 @@ class _Stream:
         reach = _reach(self._net.config, 0)
         around = _dilated(needed, reach)
         skip = self._block(0, self._net.encoder[0], [self._input(_dilated(around, reach))], around)
-        coarse = self._kept(1, deeper, _cells(around))
-        unpooled = self._feature(0, around, partial(self._unpooled, 0, coarse))
-        return self._block(0, self._net.decoder[-1], [skip, unpooled], needed)
+        coarse = self._kept(1, deeper, cells_of(around))
+        return self._block(0, self._net.decoder[-1], [skip, _Unpooled(coarse, self._net.pools[0])], needed)
 
     def _input(self, needed: np.ndarray) -> _Feature:
         return self._feature(0, needed, lambda box: _Slab(box, self._source(box)))
@@ -341,17 +367,24 @@ class _Stream:
     def _feature(self, level: int, needed: np.ndarray, make: Callable[[Box], _Slab]) -> _Feature:
         return _Feature(needed, max(1, self._thickness >> level), make)
 
-    def _block(self, level: int, units: nn.ModuleList, inputs: list[_Feature], needed: np.ndarray) -> _Feature:
+    def _block(
+        self, level: int, units: nn.ModuleList, inputs: Sequence[_Feature | _Unpooled], needed: np.ndarray
+    ) -> _Feature:
         """Chain the convolutions of a block."""
         reach = int(self._net.config.spatial[level])
         for left, unit in zip(reversed(range(len(units))), units, strict=True):
             wanted = _dilated(needed, reach * left)
-            inputs = [self._feature(level, wanted, partial(self._convolved, unit, inputs, reach, wanted))]
-        return inputs[0]
+            result = self._feature(level, wanted, partial(self._convolved, unit, inputs, reach, wanted))
+            inputs = [result]
+        return result
 
-    def _convolved(self, unit: ConvNormReLU, inputs: list[_Feature], reach: int, wanted: np.ndarray, box: Box) -> _Slab:
+    def _convolved(
+        self, unit: ConvNormReLU, inputs: Sequence[_Feature | _Unpooled], reach: int, wanted: np.ndarray, box: Box
+    ) -> _Slab:
         """Run one convolution at the wanted voxels; the others of its rectangle hold values that nobody asked for."""
         wide = _grown(box, reach, wanted.shape)
+        if isinstance(inputs[-1], _Unpooled):
+            wide = _twice(_halved(wide))
         for feature in inputs:
             feature.prepare(wide[0].stop)
         values = [feature.read(wide) for feature in inputs]
@@ -362,7 +395,7 @@ class _Stream:
 
     def _pooled(self, level: int, skip: _Feature, needed: np.ndarray, *, keep: bool = True) -> _Feature:
         """Pool the encoder's output and keep it for others; where it was not computed it is as in an empty volume."""
-        computed = needed & _cells(skip.needed)
+        computed = needed & cells_of(skip.needed)
         empty = None if computed[needed].all() else _EmptyVolume(self._net, needed.shape)
 
         def make(box: Box) -> _Slab:
@@ -381,14 +414,6 @@ class _Stream:
             return _Slab(box, values)
 
         return self._feature(level + 1, needed, make)
-
-    def _unpooled(self, level: int, coarse: _Feature, box: Box) -> _Slab:
-        cells = _halved(box)
-        values = self._net.pools[level].unpool(coarse.read(cells))
-        coarse.forget(box[0].stop // 2)
-        voxels = _twice(cells)
-        planes = (box[0], *voxels[1:])
-        return _Slab(planes, values[_within(planes, voxels)])
 
     def _below(self, level: int, skip: _Feature, box: Box) -> _Slab:
         """Run the levels below, which treat each voxel alone."""
@@ -470,7 +495,7 @@ def _reads(config: UNetConfig, level: int, needed: np.ndarray) -> np.ndarray:
     if level == len(config.channels) - 1:
         return around
     if config.pool_strides[level]:
-        around = around | _doubled(_reads(config, level + 1, _cells(around)))
+        around = around | _doubled(_reads(config, level + 1, cells_of(around)))
     return _dilated(around, reach)
 
 
@@ -558,12 +583,6 @@ def _dilated(mask: np.ndarray, by: int) -> np.ndarray:
 def _padded(mask: np.ndarray, stride: int) -> np.ndarray:
     """Append unmarked voxels up to multiples of the stride, as :meth:`UNet.pad` appends zeros."""
     return np.pad(np.asarray(mask, dtype=bool), [(0, -n % stride) for n in mask.shape])
-
-
-def _cells(mask: np.ndarray) -> np.ndarray:
-    """Mark the cells of 2 x 2 x 2 voxels that hold a marked voxel."""
-    x, y, z = (n // 2 for n in mask.shape)
-    return mask.reshape(x, 2, y, 2, z, 2).any(axis=(1, 3, 5))
 
 
 def _doubled(cells: np.ndarray) -> np.ndarray:

@@ -73,6 +73,8 @@ class _Layer(ctypes.Structure):
         ("cache_bytes", ctypes.c_int64),
         ("wanted", ctypes.c_void_p),
         ("read", ctypes.c_void_p),
+        ("parent", ctypes.c_void_p),
+        ("read_cells", ctypes.c_void_p),
     ]
 
 
@@ -241,11 +243,15 @@ def forward(
     nside: int,
     hemisphere: bool,
     relu: bool,
+    parents: Tensor | None = None,
     planes: slice | None = None,
     wanted: np.ndarray | None = None,
     level: int | None = None,
 ) -> Tensor:
     """Evaluate one layer: inputs (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), all float32 and contiguous on the CPU.
+
+    With ``parents``, (V,) of int64, the last input is (V / 4, B, X / 2, Y / 2, Z / 2, I) and stands for its copy to all children
+    of its vertices and all voxels of its cells, which is not formed.
 
     Of a single sample, ``planes`` (from a start to a stop along x) may be asked for alone, and of these the voxels that are
     marked in ``wanted``, (X, Y, Z) of bool; the values of others may be anything.
@@ -260,6 +266,11 @@ def forward(
         marks[layer.first : layer.last] = wanted
         read = marks if weight_spa is None else ndimage.maximum_filter(marks, 3, mode="constant")
         layer.wanted, layer.read = marks[layer.first :].ctypes.data, read.ctypes.data
+    if parents is not None:
+        layer.parent = parents.data_ptr()
+        if wanted is not None:
+            cells = cells_of(read)
+            layer.read_cells = cells.ctypes.data
     output = inputs[0].new_empty(vertices, batch, x, *plane, len(weight_sph))
     library().shd_forward(
         ctypes.byref(basis),
@@ -270,6 +281,12 @@ def forward(
         output.data_ptr(),
     )
     return output
+
+
+def cells_of(marks: np.ndarray) -> np.ndarray:
+    """Mark the cells of 2 x 2 x 2 voxels that hold a marked voxel."""
+    x, y, z = (n // 2 for n in marks.shape)
+    return marks.reshape(x, 2, y, 2, z, 2).max(axis=(1, 3, 5))
 
 
 def backward(

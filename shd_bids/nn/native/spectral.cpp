@@ -58,6 +58,10 @@ struct ShdLayer {
   // Marks, forward only: voxels of the computed planes whose result matters, [last - first][y z], and all voxels they depend
   // on, [planes][y z]. The others are left as they are. Null: all matter.
   const uint8_t *wanted, *read;
+  // Forward only: the last input lies on cells of 2 x 2 x 2 voxels and on a coarser grid, of which each vertex copies one, and
+  // is read as if it were copied to all of them. With the marks of the cells. Null: it is like the others.
+  const int64_t *parent;
+  const uint8_t *read_cells;
 };
 }
 
@@ -86,6 +90,13 @@ public:
 private:
   const int members_;
   std::atomic<int> arrived_{0}, round_{0};
+};
+
+// Input on cells that its voxels copy, and the ring of those of its planes that are worked on.
+struct Cells {
+  int channels;
+  int64_t ring, planes, y, z;
+  float *expansion, *products; // of analysed planes; of their products with the weights, [mode][plane][4][cell][out]
 };
 
 // Scratch memory of one call, cut into arrays aligned to cache lines. It stays with the calling thread: fresh pages cost more
@@ -132,6 +143,8 @@ struct Job {
   int64_t group, ring, halo;       // planes worked on at once; planes held; planes needed on each side
   int64_t lines;                   // lines along z of each of those planes that shells and product take at once
   int channels;                    // of all inputs together
+  int fine, fine_channels;         // inputs that lie on voxels, and their channels
+  Cells cells;                     // the other, if any
   const float *const *inputs;      // forward: x; backward: x
   float *const *input_gradients;   // backward; entries may be null
   const float *output_gradient;    // backward
@@ -140,6 +153,7 @@ struct Job {
   bool relu;
   const float *analyse_panels, *synthesise_panels; // block matrices in panels of rows
   const float *sph, *spa;                          // weights with the vectorised channel innermost, padded
+  const float *spa_cells;                          // forward: see combined_shells
   float *expansion;                                // ring of analysed planes (forward: inputs; backward: output gradient)
   float *input_expansion;                          // backward: inputs of the group
   float *gradient_sph, *gradient_spa;              // backward: per thread
@@ -166,10 +180,26 @@ inline int64_t neighbours_size(const Job &job, int channels) {
 inline int64_t gradient_size(const Job &job) {
   return int64_t(job.channels) * job.layer->out_channels * (job.halo ? kShells : 1) + kSlack;
 }
-inline int widest(const Job &job) { return *std::max_element(job.layer->in_channels, job.layer->in_channels + job.layer->inputs); }
+inline int widest(const Job &job) { return *std::max_element(job.layer->in_channels, job.layer->in_channels + job.fine); }
 inline int64_t weights_size(const Job &job, int rows, int columns) {
   return int64_t(rows) * (job.halo ? kShells : 1) * round_up(columns, kSlack);
 }
+
+// Weights of a mode for the input on cells: four matrices, each in panels of its own.
+inline int64_t cell_matrix(const Job &job) { return job.cells.channels * round_up(job.layer->out_channels, kSlack); }
+inline int64_t cell_line(const Job &job) { return plane_stride((job.cells.z + 2) * job.layer->out_channels); }
+inline int64_t cell_lines_size(const Job &job) {
+  return job.cells.channels ? 3 * cell_line(job) + 6 * plane_stride(job.layer->shape.z * job.layer->out_channels) : 0;
+}
+
+// One input: rows of `channels` for each vertex, plane and voxel of the plane, with the marks of those that are read.
+struct Source {
+  const float *data;
+  int channels;
+  int64_t planes, plane_voxels;
+  const uint8_t *read;
+  const int64_t *parent; // row of each vertex, or null where it is its own
+};
 
 // Rows of `length` values, one after another.
 struct Segment {
@@ -331,6 +361,9 @@ static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int
   job.halo = layer.weight_spa ? 1 : 0;
   job.channels = 0;
   for (int j = 0; j < layer.inputs; ++j) job.channels += layer.in_channels[j];
+  job.cells.channels = layer.parent ? layer.in_channels[layer.inputs - 1] : 0;
+  job.fine = layer.inputs - (layer.parent ? 1 : 0);
+  job.fine_channels = job.channels - job.cells.channels;
   const int64_t plane_bytes = std::max<int64_t>(basis.vertices * job.plane_voxels * cached_channels * 4, 1);
   const int64_t fitting = std::max<int64_t>(layer.cache_bytes / plane_bytes - 2 * job.halo, 1);
   const int64_t wanted = job.last - job.first, groups = (wanted + fitting - 1) / fitting;
@@ -338,7 +371,22 @@ static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int
   job.ring = std::min(job.group + 2 * job.halo, job.planes);
   // A block is a rectangle of one plane, or whole planes.
   const int64_t lines = std::max<int64_t>(kBlock / std::max<int64_t>(shape.z, 1), 1);
-  job.lines = job.group > 1 || !job.halo ? shape.y : std::min(shape.y, lines);
+  job.lines = job.group > 1 || !job.halo ? shape.y : std::min(shape.y, layer.parent ? round_up(lines, 2) : lines);
+  if (!layer.parent) return;
+  job.cells.planes = job.planes / 2;
+  job.cells.ring = std::min(job.group / 2 + 2, job.cells.planes);
+  job.cells.y = shape.y / 2;
+  job.cells.z = shape.z / 2;
+}
+
+// The neighbour of a voxel along an axis is of its own cell on one side and of the cell beside it on the other. So its four
+// shell sums are sums of its cell and of those one step away along n axes: 1, 3, 3, 1 times its own; 0, 1, 2, 1 times those
+// with n = 1; 0, 0, 1, 1 and 0, 0, 0, 1 times those with n = 2 and 3. Weights [out][in][shell] to [out][in][n].
+std::vector<float> combined_shells(const float *spa, int64_t pairs) {
+  std::vector<float> combined;
+  for (const float *w = spa; w < spa + kShells * pairs; w += kShells)
+    combined.insert(combined.end(), {w[0] + 3 * w[1] + 3 * w[2] + w[3], w[1] + 2 * w[2] + w[3], w[2] + w[3], w[3]});
+  return combined;
 }
 
 // out[V][planes][voxels][O] = layer(inputs) + bias, rectified where asked.
@@ -348,18 +396,27 @@ void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *cons
   int channels = 0;
   for (int j = 0; j < layer->inputs; ++j) channels += layer->in_channels[j];
   Job job{};
-  describe(job, *basis, *layer, channels);
+  const int out = layer->out_channels, on_cells = layer->parent ? layer->in_channels[layer->inputs - 1] : 0;
+  // A plane of cells is a quarter of one of voxels, and they are half as many.
+  describe(job, *basis, *layer, channels - on_cells + (on_cells ? (on_cells + kShells * out) / 8 : 0));
   if (job.group * job.plane_voxels == 0) return;
   const auto analyse = pack_panels(*basis, basis->analyse_matrix, level.rows);
   const auto synthesise = pack_panels(*basis, basis->synthesise_matrix, level.rows);
   const auto sph = pack_weights(layer->weight_sph, layer->out_channels, channels, basis->order, true, level.width);
   const auto spa = pack_weights(layer->weight_spa, layer->out_channels, channels, kShells, true, level.width);
-  const int64_t expansion = round_up(basis->vertices * job.ring * job.plane_voxels * channels, 16);
-  job.scratch_size = tile_size(job) + neighbours_size(job, widest(job)) + weights_size(job, channels, layer->out_channels);
-  for (int j = 0; j < layer->inputs; ++j) job.scratch_size += (kShells - 1) * (sum_size(job, layer->in_channels[j]) + 16);
-  job.scratch_size = round_up(job.scratch_size + 4 * 16, 16);
-  float *free = workspace.reserve(expansion + layer->threads * job.scratch_size);
+  const auto combined = combined_shells(layer->weight_spa, on_cells ? int64_t(out) * channels : 0);
+  const auto spa_cells = pack_weights(on_cells ? combined.data() : nullptr, out, channels, kShells, true, level.width);
+  const int64_t expansion = round_up(basis->vertices * job.ring * job.plane_voxels * job.fine_channels, 16);
+  const int64_t cells = basis->vertices * job.cells.ring * job.cells.y * job.cells.z;
+  job.scratch_size = tile_size(job) + neighbours_size(job, widest(job)) + weights_size(job, job.fine_channels, out) +
+                     kShells * cell_matrix(job) + cell_lines_size(job);
+  for (int j = 0; j < job.fine; ++j) job.scratch_size += (kShells - 1) * (sum_size(job, layer->in_channels[j]) + 16);
+  job.scratch_size = round_up(job.scratch_size + 6 * 16, 16);
+  float *free = workspace.reserve(expansion + round_up(cells * on_cells, 16) + round_up(cells * kShells * out, 16) +
+                                  layer->threads * job.scratch_size);
   job.expansion = take(free, expansion);
+  job.cells.expansion = take(free, cells * on_cells);
+  job.cells.products = take(free, cells * kShells * out);
   job.scratch = free;
   const int64_t phases = 3 * ((job.last - job.first + job.group - 1) / job.group);
   const std::unique_ptr<std::atomic<int64_t>[]> counters(new std::atomic<int64_t>[phases]());
@@ -372,6 +429,7 @@ void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *cons
   job.synthesise_panels = synthesise.data();
   job.sph = sph.data();
   job.spa = spa.data();
+  job.spa_cells = spa_cells.data();
   job.counters = counters.get();
   job.barrier = &barrier;
   run(job, level.forward, layer->threads);
@@ -701,8 +759,10 @@ SHD_TARGET void blocks(const ShdBasis &basis, const float *panels, const float *
   }
 }
 
-SHD_TARGET void gather(int rows, const float *x, int64_t stride, int columns, float *tile) {
-  for (int row = 0; row < rows; ++row, x += stride, tile += kTile) {
+// Rows of x, or where `parent` names others those.
+SHD_TARGET void gather(int rows, const float *first, const int64_t *parent, int64_t stride, int columns, float *tile) {
+  for (int row = 0; row < rows; ++row, tile += kTile) {
+    const float *x = first + (parent ? parent[row] : row) * stride;
     if (columns == kTile) {
       for (int q = 0; q < kTile; q += kWidth) SHD_STORE(tile + q, SHD_LOAD(x + q));
     } else {
@@ -711,11 +771,11 @@ SHD_TARGET void gather(int rows, const float *x, int64_t stride, int columns, fl
   }
 }
 
-SHD_TARGET void to_modes(const Job &job, const float *x, int64_t x_stride, float *y, int64_t y_stride, int columns,
-                         float *scratch) {
+SHD_TARGET void to_modes(const Job &job, const float *x, const int64_t *parent, int64_t x_stride, float *y, int64_t y_stride,
+                         int columns, float *scratch) {
   const ShdBasis &basis = *job.basis;
   float *adapted = scratch + int64_t(basis.vertices) * kTile;
-  gather(basis.vertices, x, x_stride, columns, scratch);
+  gather(basis.vertices, x, parent, x_stride, columns, scratch);
   butterflies(basis.vertices, basis.analyse_start, basis.analyse_index, basis.analyse_sign, scratch, adapted);
   blocks(basis, job.analyse_panels, adapted, y, y_stride, columns);
 }
@@ -726,7 +786,7 @@ SHD_TARGET void to_vertices(const Job &job, float *x, int64_t stride, int column
   const ShdBasis &basis = *job.basis;
   const int vertices = basis.vertices;
   float *adapted = scratch + int64_t(vertices) * kTile;
-  gather(vertices, x, stride, columns, scratch);
+  gather(vertices, x, nullptr, stride, columns, scratch);
   blocks(basis, job.synthesise_panels, scratch, adapted, kTile, kTile);
   butterflies(vertices, basis.synthesise_start, basis.synthesise_index, basis.synthesise_sign, adapted, scratch);
   float shift[kTile];
@@ -760,6 +820,13 @@ SHD_TARGET void add(int64_t n, const float *a, const float *b, float *r) {
     for (; i + kWidth <= n; i += kWidth) SHD_STORE(r + i, SHD_LOAD(a + i) + SHD_LOAD(b + i));
     for (; i < n; ++i) r[i] = a[i] + b[i];
   }
+}
+
+// r += a + b.
+SHD_TARGET void accumulate(int64_t n, const float *a, const float *b, float *r) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) SHD_STORE(r + i, SHD_LOAD(r + i) + (SHD_LOAD(a + i) + SHD_LOAD(b + i)));
+  for (; i < n; ++i) r[i] += a[i] + b[i];
 }
 
 // Sum of the two neighbours along z of each voxel of a line.
@@ -841,9 +908,10 @@ SHD_TARGET int segments(const Job &job, const float *ring, int F, const Block &b
 
 // Weights of one mode for one input, in panels of columns [panel][shell, row][column]: sum_k T_k sph_k times spa_d.
 // `sph`, `spa` are [term][rows of all][padded]; rows [row, row + rows) and columns [column, column + columns) are used.
+// With `apart`, each shell has panels of its own, which lie so far apart.
 SHD_TARGET void mode_weights(const Job &job, const float *terms, const float *sph, const float *spa, int64_t all_rows,
                              int64_t padded, int row, int rows, int column, int columns, float *out, int64_t row_offset,
-                             int64_t depth) {
+                             int64_t depth, int64_t apart = 0) {
   const int order = job.basis->order;
   for (int q = 0; q < columns; q += kWidth) {
     const int panel = q / kPanel, width = columns - panel * kPanel > kWidth ? kPanel : kWidth;
@@ -856,8 +924,8 @@ SHD_TARGET void mode_weights(const Job &job, const float *terms, const float *sp
         SHD_STORE(target + int64_t(i) * width, filter);
         continue;
       }
-      for (int d = 0; d < kShells; ++d)
-        SHD_STORE(target + (int64_t(d) * rows + i) * width, filter * SHD_LOAD(spa + d * step + at));
+      const int64_t shell = apart ? apart : int64_t(rows) * width;
+      for (int d = 0; d < kShells; ++d) SHD_STORE(target + d * shell + i * width, filter * SHD_LOAD(spa + d * step + at));
     }
   }
 }
@@ -911,19 +979,19 @@ inline bool any(const Job &job, const Block &block) {
   return false;
 }
 
-// Analyse planes [begin, end) of x (channels F) into a ring of planes, together with the other threads: takes tiles number
+// Analyse planes [begin, end) of x into a ring of planes, together with the other threads: takes tiles number
 // `base`, `base + 1`, ... of the phase and returns the number after its last.
-SHD_TARGET int64_t analyse_planes(const Job &job, const float *x, int F, int64_t begin, int64_t end, float *out, int64_t ring,
+SHD_TARGET int64_t analyse_planes(const Job &job, const Source &x, int64_t begin, int64_t end, float *out, int64_t ring,
                                   int64_t base, int64_t &ticket, std::atomic<int64_t> &counter, float *scratch) {
-  const int64_t plane = job.plane_voxels * F, x_stride = job.planes * plane, out_stride = ring * plane;
+  const int64_t plane = x.plane_voxels * x.channels, x_stride = x.planes * plane, out_stride = ring * plane;
   while (begin < end) {
     const int64_t run_end = std::min(end, (begin / ring + 1) * ring); // the ring wraps there
     const int64_t columns = (run_end - begin) * plane, tiles = (columns + kTile - 1) / kTile;
     for (; ticket < base + tiles; ticket = counter.fetch_add(1)) {
       const int64_t column = (ticket - base) * kTile, width = std::min<int64_t>(kTile, columns - column);
-      if (any(job.layer->read, begin * plane + column, width, F))
-        to_modes(job, x + begin * plane + column, x_stride, out + (begin % ring) * plane + column, out_stride, int(width),
-                 scratch);
+      if (any(x.read, begin * plane + column, width, x.channels))
+        to_modes(job, x.data + begin * plane + column, x.parent, x_stride, out + (begin % ring) * plane + column, out_stride,
+                 int(width), scratch);
     }
     base += tiles;
     begin = run_end;
@@ -955,18 +1023,92 @@ inline int mode_row(const ShdBasis &basis, int64_t mode, int &copies) {
   }
 }
 
+// Products of the input on cells with the four combined weights of one mode, for planes [begin, end) of cells.
+SHD_TARGET void multiply_cells(const Job &job, const float *expansion, int64_t begin, int64_t end, const float *weights,
+                               float *products) {
+  const Cells &cells = job.cells;
+  const int out = job.layer->out_channels;
+  const int64_t plane = cells.y * cells.z;
+  for (int64_t p = begin; p < end; ++p) {
+    const Segment values{expansion + p % cells.ring * plane * cells.channels, cells.channels};
+    const uint8_t *const read = job.layer->read_cells ? job.layer->read_cells + p * plane : nullptr;
+    for (int64_t start = skip(read, 0, plane, 0), stop; start < plane; start = skip(read, stop, plane, 0)) {
+      stop = skip(read, start, plane, 1);
+      for (int n = 0; n < kShells; ++n)
+        multiply(start, stop, &values, 1, cells.channels, weights + n * cell_matrix(job), out,
+                 products + (p % cells.ring * kShells + n) * plane * out);
+    }
+  }
+}
+
+// r[2 z], r[2 z + 1] = own[z] + beside[z - 1], own[z] + beside[z + 1].
+SHD_TARGET void widen(int64_t n, int F, const float *own, const float *beside, float *r) {
+  for (int64_t z = 0; z < n; ++z, own += F, beside += F, r += 2 * F) {
+    add(F, own, beside - F, r);
+    add(F, own, beside + F, r + F);
+  }
+}
+
+// Add to a block of one mode what the cells give: at each voxel the products of its own cell, and of those beside it along
+// one, two and three axes. One axis after another: each adds the next product of the cell beside to that of the own cell.
+SHD_TARGET void add_cells(const Job &job, const float *products, const Block &block, float *result, float *scratch) {
+  const Cells &cells = job.cells;
+  const ShdShape &shape = job.layer->shape;
+  const int out = job.layer->out_channels;
+  const int64_t plane = cells.y * cells.z * out, short_line = cells.z * out, line = shape.z * out;
+  float *along_x[3], *own[3], *beside[3];
+  for (float *&row : along_x) {
+    row = take(scratch, cell_line(job)) + out; // with a cell of zeros at each end
+    add(out, nullptr, nullptr, row - out);
+    add(out, nullptr, nullptr, row + short_line);
+  }
+  for (float *&row : own) row = take(scratch, plane_stride(line));
+  for (float *&row : beside) row = take(scratch, plane_stride(line));
+  for (int64_t p = block.begin; p < block.end; ++p) {
+    const int64_t next_to = p % 2 ? p / 2 + 1 : p / 2 - 1, edge = p % 2 ? job.x - 1 : 0;
+    const float *here = products + p / 2 % cells.ring * kShells * plane;
+    const float *there = p % job.x == edge ? nullptr : products + next_to % cells.ring * kShells * plane;
+    for (int64_t y = block.low / 2 - 1; y <= (block.high + 1) / 2; ++y) {
+      const int slot = int((y + 1) % 3), before = int((y + 3) % 3), last = int((y + 2) % 3);
+      if (y < 0 || y == cells.y) {
+        add(line, nullptr, nullptr, beside[slot]);
+      } else {
+        for (int n = 0; n < 3; ++n) {
+          const int64_t from = n * plane + y * short_line;
+          add(short_line, here + from, there ? there + plane + from : nullptr, along_x[n]);
+        }
+        widen(cells.z, out, along_x[0], along_x[1], own[slot]);
+        widen(cells.z, out, along_x[1], along_x[2], beside[slot]);
+      }
+      // Both lines of the cells before these; what lies beside the first of them came two turns ago.
+      for (int64_t fine = std::max(2 * y - 2, block.low); fine < std::min(2 * y, block.high); ++fine) {
+        const int64_t at = (p - job.first) * job.plane_voxels + fine * shape.z;
+        const uint8_t *const wanted = job.layer->wanted ? job.layer->wanted + at : nullptr;
+        const float *const other = beside[fine % 2 ? slot : last], *const same = own[before];
+        for (int64_t start = skip(wanted, 0, shape.z, 0), stop; start < shape.z; start = skip(wanted, stop, shape.z, 0)) {
+          stop = skip(wanted, start, shape.z, 1);
+          accumulate((stop - start) * out, same + start * out, other + start * out, result + (at + start) * out);
+        }
+      }
+    }
+  }
+}
+
 SHD_TARGET void forward(const Job &job, int thread) {
   const ShdBasis &basis = *job.basis;
   const ShdLayer &layer = *job.layer;
+  const Cells &cells = job.cells;
   const int out = layer.out_channels, shells_used = job.halo ? kShells : 1;
-  const int64_t depth = int64_t(shells_used) * job.channels, ring_voxels = job.ring * job.plane_voxels;
+  const int64_t depth = int64_t(shells_used) * job.fine_channels, ring_voxels = job.ring * job.plane_voxels;
+  const int64_t cells_voxels = cells.ring * cells.y * cells.z;
   const int64_t planes = job.last - job.first;
   float *free = job.scratch + thread * job.scratch_size;
   float *const tiles = take(free, tile_size(job)), *const neighbours = take(free, neighbours_size(job, widest(job)));
-  float *const weights = take(free, weights_size(job, job.channels, out));
-  std::vector<Segment> rows(kShells * layer.inputs);
+  float *const weights = take(free, weights_size(job, job.fine_channels, out));
+  float *const cell_weights = take(free, kShells * cell_matrix(job)), *const cell_lines = take(free, cell_lines_size(job));
+  std::vector<Segment> rows(kShells * job.fine);
   std::vector<float *> sums;
-  for (int j = 0; j < layer.inputs; ++j)
+  for (int j = 0; j < job.fine; ++j)
     for (int d = 1; d < kShells; ++d) sums.push_back(take(free, sum_size(job, layer.in_channels[j])));
   std::atomic<int64_t> *counter = job.counters;
   for (int64_t begin = job.first, done = std::max<int64_t>(begin - job.halo, 0); begin < job.last;
@@ -974,10 +1116,15 @@ SHD_TARGET void forward(const Job &job, int thread) {
     const int64_t end = std::min(begin + job.group, job.last), want = std::min(end + job.halo, job.planes);
     int64_t ticket = counter[0].fetch_add(1), base = 0;
     float *expansion = job.expansion;
-    for (int j = 0; j < layer.inputs; ++j) {
-      const int F = layer.in_channels[j];
-      base = analyse_planes(job, job.inputs[j], F, done, want, expansion, job.ring, base, ticket, counter[0], tiles);
-      expansion += int64_t(basis.vertices) * ring_voxels * F;
+    for (int j = 0; j < job.fine; ++j) {
+      const Source x{job.inputs[j], layer.in_channels[j], job.planes, job.plane_voxels, layer.read, nullptr};
+      base = analyse_planes(job, x, done, want, expansion, job.ring, base, ticket, counter[0], tiles);
+      expansion += int64_t(basis.vertices) * ring_voxels * x.channels;
+    }
+    const int64_t cells_done = begin == job.first ? done / 2 : (done + 1) / 2, cells_want = (want + 1) / 2;
+    if (cells.channels) { // half a plane of voxels is a plane of cells
+      const Source x{job.inputs[job.fine], cells.channels, cells.planes, cells.y * cells.z, layer.read_cells, layer.parent};
+      analyse_planes(job, x, cells_done, cells_want, cells.expansion, cells.ring, base, ticket, counter[0], tiles);
     }
     done = want;
     job.barrier->wait();
@@ -985,15 +1132,22 @@ SHD_TARGET void forward(const Job &job, int thread) {
       int copies;
       const int row = mode_row(basis, mode, copies);
       const float *terms = basis.terms + mode * basis.order;
-      for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++])
+      for (int j = 0, first = 0; j < job.fine; first += layer.in_channels[j++])
         mode_weights(job, terms, job.sph, job.spa, job.channels, round_up(out, kWidth), first, layer.in_channels[j], 0, out,
                      weights, int64_t(shells_used) * first, depth);
-      for (int copy = 0; copy < copies; ++copy)
+      if (cells.channels && cells_done < cells_want)
+        mode_weights(job, terms, job.sph, job.spa_cells, job.channels, round_up(out, kWidth), job.fine_channels, cells.channels,
+                     0, out, cell_weights, 0, cells.channels, cell_matrix(job));
+      for (int copy = 0; copy < copies; ++copy) {
+        float *const products = cells.products + (row + copy) * cells_voxels * kShells * out;
+        if (cells.channels)
+          multiply_cells(job, cells.expansion + (row + copy) * cells_voxels * cells.channels, cells_done, cells_want,
+                         cell_weights, products);
         for (int64_t low = 0; low < layer.shape.y; low += job.lines) {
           const Block block{begin, end, low, std::min(low + job.lines, layer.shape.y)};
           if (!any(job, block)) continue;
           const float *ring = job.expansion;
-          for (int j = 0; j < layer.inputs; ++j) {
+          for (int j = 0; j < job.fine; ++j) {
             const int64_t stride = ring_voxels * layer.in_channels[j];
             if (job.halo)
               shells(job, ring + (row + copy) * stride, layer.in_channels[j], block, &sums[(kShells - 1) * j], neighbours);
@@ -1003,7 +1157,7 @@ SHD_TARGET void forward(const Job &job, int thread) {
             to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
             int count = 0;
             ring = job.expansion;
-            for (int j = 0; j < layer.inputs; ++j) {
+            for (int j = 0; j < job.fine; ++j) {
               const int64_t stride = ring_voxels * layer.in_channels[j];
               count += segments(job, ring + (row + copy) * stride, layer.in_channels[j], block, from, &sums[(kShells - 1) * j],
                                 &rows[count]);
@@ -1018,7 +1172,10 @@ SHD_TARGET void forward(const Job &job, int thread) {
               multiply(start, stop, rows.data(), count, depth, weights, out, result);
             }
           }
+          if (cells.channels)
+            add_cells(job, products, block, job.output + (row + copy) * planes * job.plane_voxels * out, cell_lines);
         }
+      }
     }
     job.barrier->wait();
     ticket = counter[2].fetch_add(1);
@@ -1048,14 +1205,14 @@ SHD_TARGET void backward(const Job &job, int thread) {
   for (int64_t begin = 0, done = 0; begin < job.planes; begin += job.group, counter += 3) {
     const int64_t end = std::min(begin + job.group, job.planes), want = std::min(end + job.halo, job.planes);
     int64_t ticket = counter[0].fetch_add(1);
-    int64_t base = analyse_planes(job, job.output_gradient, out, done, want, job.expansion, job.ring, 0, ticket, counter[0],
-                                  tiles);
+    const Source gradients{job.output_gradient, out, job.planes, job.plane_voxels, nullptr, nullptr};
+    int64_t base = analyse_planes(job, gradients, done, want, job.expansion, job.ring, 0, ticket, counter[0], tiles);
     float *expansion = job.input_expansion;
     for (int j = 0; j < layer.inputs; ++j) {
-      const int F = layer.in_channels[j];
+      const Source x{job.inputs[j], layer.in_channels[j], job.planes, job.plane_voxels, nullptr, nullptr};
       // Planes [begin, end) lie at the start of their buffer: it is a ring that never wraps within the group.
-      base = analyse_planes(job, job.inputs[j], F, begin, end, expansion, job.group, base, ticket, counter[0], tiles);
-      expansion += int64_t(basis.vertices) * voxels * F;
+      base = analyse_planes(job, x, begin, end, expansion, job.group, base, ticket, counter[0], tiles);
+      expansion += int64_t(basis.vertices) * voxels * x.channels;
     }
     done = want;
     job.barrier->wait();
