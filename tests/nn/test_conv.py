@@ -10,6 +10,7 @@ from scipy import ndimage
 from shd_bids.nn import native
 from shd_bids.nn.cheb import SphereBasis, chebyshev
 from shd_bids.nn.conv import SpatioSphericalConv, shell_sums
+from shd_bids.nn.pool import Pooling, Unpooled
 from shd_bids.sphere import healpix, symmetry
 from tests.helpers import assert_equivariant
 from tests.nn.oracle import layer
@@ -146,6 +147,71 @@ def test_some_planes_are_those_of_the_whole(generator, monkeypatch, dtype, start
     assert found.shape == (24, 1, stop - start, 4, 5, 4)
     found, whole = (y[:, :, torch.from_numpy(wanted[planes])] for y in (found, whole[:, :, planes]))
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("nside", "hemisphere", "ins", "out", "cells"),
+    [
+        (2, True, (3, 2), 4, (2, 1, 2, 3)),
+        (4, True, (16, 17), 40, (1, 5, 2, 3)),
+        (4, False, (5, 16), 16, (2, 2, 1, 1)),
+        (2, True, (2, 3), 9, (1, 3, 13, 21)),  # planes so large that they are cut into blocks of lines
+    ],
+)
+@pytest.mark.parametrize("cache_bytes", [1 << 10, 1 << 17, 24 << 20])  # from one plane at a time to all
+def test_unpooled_input_need_not_be_formed(
+    generator, monkeypatch, level, nside, hemisphere, ins, out, cells, cache_bytes
+):
+    if level > native.library().shd_best_level():
+        pytest.skip("the processor has no such instructions")
+    monkeypatch.setattr(native, "_CACHE_BYTES", cache_bytes)
+    pool = Pooling(nside, hemisphere=hemisphere, stride=2)
+    vertices = len(pool.parent_index)
+    batch, *size = cells
+    skip = torch.randn(vertices, batch, *(2 * n for n in size), ins[0], generator=generator)
+    source = torch.randn(vertices // 4, *cells, ins[1], generator=generator)
+    exact = make(ins, out, nside=nside, hemisphere=hemisphere)
+    conv = make(ins, out, nside=nside, hemisphere=hemisphere, dtype=torch.float32)
+    weights = [conv.weightSph.detach(), conv.weightSpa.detach(), conv.bias.detach()]
+    found = native.forward(
+        [skip, source],
+        *weights,
+        nside=nside,
+        hemisphere=hemisphere,
+        relu=False,
+        parents=pool.parent_index,
+        level=level,
+    )
+    with torch.no_grad():
+        expected = exact(skip.double(), pool.unpool(source.double()))
+        assert_close_by_norm(found, expected)
+        assert_close_by_norm(conv(skip, Unpooled(pool, source)), expected)
+        plain = exact(skip.double(), Unpooled(pool, source.double()))
+    torch.testing.assert_close(plain, expected, rtol=0, atol=0)
+
+
+@needs_kernel
+@pytest.mark.parametrize("cache_bytes", [1 << 10, 1 << 16, 24 << 20])
+@pytest.mark.parametrize(("start", "stop"), [(0, 10), (0, 1), (3, 4), (4, 7), (3, 10), (9, 10)])
+def test_some_planes_of_an_unpooled_input_are_those_of_the_whole(generator, monkeypatch, start, stop, cache_bytes):
+    monkeypatch.setattr(native, "_CACHE_BYTES", cache_bytes)
+    conv, pool = make((3, 2), 4, dtype=torch.float32), Pooling(2, hemisphere=True, stride=2)
+    skip = torch.randn(24, 1, 10, 4, 6, 3, generator=generator)
+    source = torch.randn(6, 1, 5, 2, 3, 2, generator=generator)
+    wanted = np.random.default_rng(0).random((10, 4, 6)) < 0.05
+    wanted[:start] = wanted[stop:] = False
+    wanted[start, 1, 2] = True
+    with torch.no_grad():
+        whole = conv(skip, pool.unpool(source), relu=True)
+        read = ndimage.maximum_filter(wanted, 3)
+        skip[:, :, ~read] = torch.nan  # must not matter
+        source[:, :, ~read.reshape(5, 2, 2, 2, 3, 2).any(axis=(1, 3, 5))] = torch.nan
+        planes = slice(start, stop)
+        found = conv.on_planes(skip, Unpooled(pool, source), planes=planes, wanted=wanted[planes], relu=True)
+    there = torch.from_numpy(wanted[planes])
+    torch.testing.assert_close(found[:, :, there], whole[:, :, planes][:, :, there], rtol=0, atol=1e-5)
 
 
 def test_without_a_kernel_the_result_is_the_same(generator, monkeypatch):

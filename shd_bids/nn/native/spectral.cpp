@@ -175,7 +175,7 @@ inline int64_t sum_size(const Job &job, int channels) {
   return job.halo ? plane_stride(job.group * job.lines * job.layer->shape.z * channels) + kSlack : 0;
 }
 inline int64_t neighbours_size(const Job &job, int channels) {
-  return job.halo ? plane_stride(job.layer->shape.z * channels) * 10 : 0;
+  return job.halo ? plane_stride(job.layer->shape.z * channels) * 4 : 0;
 }
 inline int64_t gradient_size(const Job &job) {
   return int64_t(job.channels) * job.layer->out_channels * (job.halo ? kShells : 1) + kSlack;
@@ -829,69 +829,84 @@ SHD_TARGET void accumulate(int64_t n, const float *a, const float *b, float *r) 
   for (; i < n; ++i) r[i] += a[i] + b[i];
 }
 
-// Sum of the two neighbours along z of each voxel of a line.
-SHD_TARGET void add_along(int64_t line, int F, const float *v, float *r) {
-  if (line == F) return add(F, nullptr, nullptr, r);
-  add(F, v + F, nullptr, r);
-  add(line - 2 * F, v, v + 2 * F, r + F);
-  add(F, v + line - 2 * F, nullptr, r + line - F);
-}
-
 // Lines [low, high) along z of planes [begin, end): a block, of which at most one of the two is a part of all there is.
 struct Block {
   int64_t begin, end, low, high;
 };
 
+// Lines along z that the shell sums of one line are made of: the line itself and those beside it in its plane, and of all
+// three the sums Ax of the planes before and after.
+struct Lines {
+  const float *here, *above, *below, *across, *across_above, *across_below;
+};
+
+// One channel or as many as a vector holds. A vector as a template argument would lose that it need not be aligned.
+struct One {
+  typedef float Value;
+};
+struct Many {
+  typedef Vec Value;
+};
+
+// Shell sums of one line, of the channels from f on. With T = Ax + Ay they are S1 = T + Az, S2 = AxAy + AzT and
+// S3 = AzAxAy, so going along z takes what lies across from registers.
+template <class Channels>
+SHD_TARGET void shells_along(const Lines &x, int64_t line, int F, int f, float *s1, float *s2, float *s3) {
+  typedef typename Channels::Value Value;
+#define SHD_AT(p) (*reinterpret_cast<const Value *>(p))
+#define SHD_PUT(p) (*reinterpret_cast<Value *>(p))
+  Value here = SHD_AT(x.here + f), before{}, t_before{}, both_before{};
+  Value t = SHD_AT(x.across + f) + (SHD_AT(x.above + f) + SHD_AT(x.below + f));
+  Value both = SHD_AT(x.across_above + f) + SHD_AT(x.across_below + f);
+  for (int64_t i = f; i < line; i += F) {
+    Value after{}, t_after{}, both_after{};
+    if (i + F < line) {
+      const int64_t next = i + F;
+      after = SHD_AT(x.here + next);
+      t_after = SHD_AT(x.across + next) + (SHD_AT(x.above + next) + SHD_AT(x.below + next));
+      both_after = SHD_AT(x.across_above + next) + SHD_AT(x.across_below + next);
+    }
+    SHD_PUT(s1 + i) = t + (before + after);
+    SHD_PUT(s2 + i) = both + (t_before + t_after);
+    SHD_PUT(s3 + i) = both_before + both_after;
+    before = here;
+    t_before = t;
+    both_before = both;
+    here = after;
+    t = t_after;
+    both = both_after;
+  }
+}
+#undef SHD_AT
+#undef SHD_PUT
+
 // Shell sums 1 to 3 of a block of one mode, each into an array [voxel][F]; shell 0 is the ring itself. With A the sum of two
-// neighbours along an axis: S1 = Ax + Ay + Az, S2 = Ax(Ay + Az) + AyAz, S3 = AxAyAz. Line after line of the centre and of
-// Ax, with three lines of each in cache.
+// neighbours along an axis: S1 = Ax + Ay + Az, S2 = Ax(Ay + Az) + AyAz, S3 = AxAyAz. Line after line, with three of Ax in cache.
 SHD_TARGET void shells(const Job &job, const float *x, int F, const Block &block, float *const *sums, float *scratch) {
   const int64_t Y = job.layer->shape.y, X = job.x, plane = job.plane_voxels * F, line = job.layer->shape.z * F;
-  float *across[3], *along[3], *both[3], *zeros; // of lines y - 1, y, y + 1: Ax, Az, AxAz
-  const int64_t stride = plane_stride(line);
-  for (int slot = 0; slot < 3; ++slot) {
-    across[slot] = scratch + 3 * slot * stride;
-    along[slot] = across[slot] + stride;
-    both[slot] = along[slot] + stride;
-  }
-  zeros = scratch + 9 * stride;
+  float *across[3]; // of lines y - 1, y, y + 1
+  for (float *&row : across) row = take(scratch, plane_stride(line));
+  float *const zeros = take(scratch, plane_stride(line));
   add(line, nullptr, nullptr, zeros);
-  int64_t at = 0;
+  int64_t done = 0;
   for (int64_t p = block.begin; p < block.end; ++p) {
     const float *centre = x + (p % job.ring) * plane;
     const float *left = p % X > 0 ? x + ((p - 1) % job.ring) * plane : nullptr;
     const float *right = p % X + 1 < X ? x + ((p + 1) % job.ring) * plane : nullptr;
     for (int64_t next = block.low - 1; next <= block.high; ++next) {
-      const int after = int((next + 1) % 3);
-      if (next < 0 || next == Y) {
-        for (float *sum : {across[after], along[after], both[after]}) add(line, nullptr, nullptr, sum);
-      } else {
-        const int64_t from = next * line;
-        add(line, left ? left + from : nullptr, right ? right + from : nullptr, across[after]);
-        add_along(line, F, centre + from, along[after]);
-        add_along(line, F, across[after], both[after]);
-      }
+      const bool inside = next >= 0 && next < Y;
+      add(line, inside && left ? left + next * line : nullptr, inside && right ? right + next * line : nullptr,
+          across[(next + 1) % 3]);
       const int64_t y = next - 1;
       if (y < block.low) continue;
-      const int before = int(y % 3), here = int((y + 1) % 3);
-      const float *above = y > 0 ? centre + (y - 1) * line : zeros, *below = y + 1 < Y ? centre + (y + 1) * line : zeros;
-      const float *ax = across[here], *ax_before = across[before], *ax_after = across[after], *az = along[here];
-      const float *az_before = along[before], *az_after = along[after], *axz = both[here];
-      const float *axz_before = both[before], *axz_after = both[after];
-      float *s1 = sums[0] + at, *s2 = sums[1] + at, *s3 = sums[2] + at;
-      int64_t i = 0;
-      for (; i + kWidth <= line; i += kWidth) {
-        SHD_STORE(s1 + i, SHD_LOAD(ax + i) + SHD_LOAD(az + i) + (SHD_LOAD(above + i) + SHD_LOAD(below + i)));
-        SHD_STORE(s2 + i, SHD_LOAD(axz + i) + (SHD_LOAD(ax_before + i) + SHD_LOAD(ax_after + i)) +
-                              (SHD_LOAD(az_before + i) + SHD_LOAD(az_after + i)));
-        SHD_STORE(s3 + i, SHD_LOAD(axz_before + i) + SHD_LOAD(axz_after + i));
-      }
-      for (; i < line; ++i) {
-        s1[i] = ax[i] + az[i] + (above[i] + below[i]);
-        s2[i] = axz[i] + (ax_before[i] + ax_after[i]) + (az_before[i] + az_after[i]);
-        s3[i] = axz_before[i] + axz_after[i];
-      }
-      at += line;
+      const float *const above = y > 0 ? centre + (y - 1) * line : zeros;
+      const float *const below = y + 1 < Y ? centre + (y + 1) * line : zeros;
+      const Lines lines{centre + y * line, above, below, across[(y + 1) % 3], across[y % 3], across[(y + 2) % 3]};
+      int f = 0;
+      for (; f + kWidth <= F; f += kWidth)
+        shells_along<Many>(lines, line, F, f, sums[0] + done, sums[1] + done, sums[2] + done);
+      for (; f < F; ++f) shells_along<One>(lines, line, F, f, sums[0] + done, sums[1] + done, sums[2] + done);
+      done += line;
     }
   }
 }
