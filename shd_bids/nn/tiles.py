@@ -23,6 +23,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from shd_bids.nn import native
 from shd_bids.nn.native import cells_of
 from shd_bids.nn.pool import Pooling, Unpooled
 from shd_bids.nn.unet import ConvNormReLU, UNet, UNetConfig
@@ -31,7 +32,8 @@ Box = tuple[slice, slice, slice]
 
 _THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
 _MOST_CUTS = 16  # of one side of the cross-section
-_ENCODED_AGAIN = 1.4  # work of the three stages, which run the finest encoder twice
+_ENCODED_AGAIN = 1.2  # work of the three stages, which run the finest encoder twice
+_FULL = 0.8  # share of the memory from which on freed memory is handed back; the next layer has to fit into the rest
 
 
 def apply_in_tiles(
@@ -78,7 +80,8 @@ def apply_in_tiles(
     mask = _padded(mask, stride)
     near = np.ones_like(mask) if support is None else _padded(support, stride)
     chosen = plan(net, mask, memory_bytes=memory_bytes)
-    stream = _Stream(net, _source(net, read, size), near, chosen.thickness)
+    most = native.resident_bytes() + int(_FULL * memory_bytes)
+    stream = _Stream(net, _source(net, read, size), near, chosen.thickness, most)
     run = stream.run_in_stages if chosen.staged else stream.run
     with torch.inference_mode():
         for done in run(mask, chosen.edges, write):
@@ -192,10 +195,13 @@ class _Feature:
         Planes of a slab.
     make : callable
         Makes the slab of a box; it may be larger in y and z.
+    tight : bool
+        Make each slab as small as what is needed of it, and not all in one rectangle.
     """
 
-    def __init__(self, needed: np.ndarray, thickness: int, make: Callable[[Box], _Slab]):
+    def __init__(self, needed: np.ndarray, thickness: int, make: Callable[[Box], _Slab], *, tight: bool):
         self.needed, self.thickness, self._make = needed, thickness, make
+        self._sides = None if tight else _box(needed)[1:]
         self._slabs: list[_Slab] = []
         self._end = int(needed.any(axis=(1, 2)).argmax())
 
@@ -205,7 +211,7 @@ class _Feature:
             first, self._end = self._end, min(self._end + self.thickness, last)
             part = self.needed[first : self._end]
             if part.any():
-                self._slabs.append(self._make((slice(first, self._end), *_box(part)[1:])))
+                self._slabs.append(self._make((slice(first, self._end), *(self._sides or _box(part)[1:]))))
 
     def read(self, box: Box) -> Tensor:
         """Give the values in a box, none of whose planes was forgotten; zero where nothing was needed."""
@@ -227,7 +233,7 @@ class _Feature:
         for first in range(x.start, x.stop, self.thickness):
             part = self.needed[first : min(first + self.thickness, x.stop)]
             if part.any():
-                box = (slice(first, first + len(part)), *_box(part)[1:])
+                box = (slice(first, first + len(part)), *(self._sides or _box(part)[1:]))
                 yield box, self.read(box)
                 self.forget(box[0].stop)
 
@@ -281,10 +287,14 @@ class _Stream:
         Voxels whose input may differ from zero.
     thickness : int
         Planes of a slab at the finest level.
+    most : int
+        Bytes of the process beyond which it hands back freed memory.
     """
 
-    def __init__(self, net: UNet, source: Callable[[Box], Tensor], near: np.ndarray, thickness: int):
-        self._net, self._source, self._thickness = net, source, thickness
+    def __init__(self, net: UNet, source: Callable[[Box], Tensor], near: np.ndarray, thickness: int, most: int):
+        self._net, self._source, self._thickness, self._most = net, source, thickness, most
+        # The kernel computes what is marked, and slabs of one size fit where others were. PyTorch computes all.
+        self._tight = not native.suits(net.head.bias)
         self._near = (
             _doubled(cells_of(_dilated(near, net.config.convs_per_block))) if net.config.spatial_stride > 1 else near
         )
@@ -365,7 +375,7 @@ class _Stream:
         return _doubled(cells) & self._near if level == 0 else _doubled(cells)
 
     def _feature(self, level: int, needed: np.ndarray, make: Callable[[Box], _Slab]) -> _Feature:
-        return _Feature(needed, max(1, self._thickness >> level), make)
+        return _Feature(needed, max(1, self._thickness >> level), make, tight=self._tight)
 
     def _block(
         self, level: int, units: nn.ModuleList, inputs: Sequence[_Feature | _Unpooled], needed: np.ndarray
@@ -391,6 +401,7 @@ class _Stream:
         for feature in inputs:
             feature.forget(box[0].stop - reach)
         made = (box[0], *wide[1:])
+        native.hand_back_freed_memory(self._most)
         return _Slab(made, unit.on_planes(*values, planes=_within(box, wide)[2], wanted=wanted[made]))
 
     def _pooled(self, level: int, skip: _Feature, needed: np.ndarray, *, keep: bool = True) -> _Feature:

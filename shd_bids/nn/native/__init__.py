@@ -5,11 +5,13 @@ else the source is compiled at first use, once per user, if a C++ compiler is fo
 layer runs in plain PyTorch, computing the same at a fraction of the speed.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -81,6 +83,7 @@ class _Layer(ctypes.Structure):
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "shd_forward": (_P, _P, _P, _P, _I, _P),
+    "shd_release": (),
     "shd_backward": (_P, _P, _P, _P, _P, _P, _P),
     "shd_moments": (_L, _I, _P, _P, _P, _I, _I),
     "shd_rectify": (_L, _I, _P, _P, _P, _P, _I, _I),
@@ -113,6 +116,23 @@ def keep_freed_memory() -> None:
         return
     for parameter, value in ((-4, 0), (-1, -1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
         tune(parameter, value)
+
+
+def hand_back_freed_memory(above: int) -> None:
+    """Hand back freed memory to the system, where the C library is glibc, if this process takes more than so many bytes.
+
+    Blocks that are freed and taken in other sizes leave gaps between them, which :func:`keep_freed_memory` would keep.
+    """
+    if 0 < above < resident_bytes():
+        with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to hand back
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Give the memory that this process takes; 0 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return 0
 
 
 @lru_cache(maxsize=1)

@@ -100,7 +100,7 @@ struct Cells {
 };
 
 // Scratch memory of one call, cut into arrays aligned to cache lines. It stays with the calling thread: fresh pages cost more
-// than the work done in them. Unusually large ones are given back.
+// than the work done in them. Unusually large ones are given back, but not between the slabs of a volume.
 class Workspace {
 public:
   ~Workspace() { release(); }
@@ -116,12 +116,13 @@ public:
     if (size_ > (int64_t(64) << 20)) release();
   }
 
-private:
   void release() {
     ::operator delete[](data_, std::align_val_t(64));
     data_ = nullptr;
     size_ = 0;
   }
+
+private:
   float *data_ = nullptr;
   int64_t size_ = 0;
 };
@@ -433,8 +434,11 @@ void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *cons
   job.counters = counters.get();
   job.barrier = &barrier;
   run(job, level.forward, layer->threads);
-  workspace.trim();
+  if (!layer->wanted) workspace.trim();
 }
+
+// Give back the scratch memory of the calling thread.
+void shd_release() { workspace.release(); }
 
 // Gradients with respect to the inputs (null entries are skipped) and to the weights, from that of the output.
 void shd_backward(const ShdBasis *basis, const ShdLayer *layer, const float *const *inputs, const float *output_gradient,
