@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from shd_bids.nn import native, triton
 from shd_bids.nn.cheb import SphereBasis
-from shd_bids.nn.pool import Unpooled
+from shd_bids.nn.pool import Pooling, Unpooled
 
 N_SHELLS = 4  # distances 0, 1, sqrt 2, sqrt 3 in the 3 x 3 x 3 kernel, with 1, 6, 12, 8 taps
 
@@ -63,8 +63,20 @@ class SpatioSphericalConv(nn.Module):
 
         Without gradients the last input may be :class:`Unpooled`.
         """
-        if isinstance(inputs[-1], Unpooled):
-            return self.on_planes(*inputs, relu=relu)
+        *others, last = inputs
+        if isinstance(last, Unpooled):
+            if not self._reads_cells(last):
+                return self(*others, last.formed(), relu=relu)
+            return native.forward(
+                [x.contiguous() for x in (*others, last.source)],
+                self.weightSph,
+                self.weightSpa,
+                self.bias,
+                nside=self.basis.nside,
+                hemisphere=self.basis.hemisphere,
+                relu=relu,
+                parents=last.pool.parent_index,
+            )
         device = inputs[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
         inputs = tuple(x.to(dtype) for x in inputs)
@@ -79,39 +91,25 @@ class SpatioSphericalConv(nn.Module):
         y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
         return y.relu() if relu else y
 
-    def on_planes(
-        self,
-        *inputs: Tensor | Unpooled,
-        planes: slice | None = None,
-        wanted: np.ndarray | None = None,
-        relu: bool = False,
-    ) -> Tensor:
-        """Give what :meth:`forward` gives, without gradients; of one sample (V, 1, X, Y, Z, I_j) some planes of x if asked.
+    def slabwise(
+        self, *, wanted: np.ndarray, thickness: int, relu: bool = False, pool: Pooling | None = None
+    ) -> native.Slabwise:
+        """Give what evaluates one sample a few planes at a time without gradients, by the compiled kernel.
 
-        Only the voxels marked in ``wanted``, an array of bool on those planes, are sure to be computed.
+        With ``pool`` the last input is given as what it was unpooled from; else see :class:`native.Slabwise`.
         """
-        *others, last = inputs
-        parents = None
-        if isinstance(last, Unpooled) and self._reads_cells(last):
-            last, parents = last.source, last.pool.parent_index
-        elif isinstance(last, Unpooled):
-            last = last.formed()
-        values = (*others, last)
-        if native.suits(*values, self.bias):
-            return native.forward(
-                [x.contiguous() for x in values],
-                self.weightSph,
-                self.weightSpa,
-                self.bias,
-                nside=self.basis.nside,
-                hemisphere=self.basis.hemisphere,
-                relu=relu,
-                parents=parents,
-                planes=planes,
-                wanted=wanted,
-            )
-        y = self(*values, relu=relu)
-        return y if planes is None else y[:, :, planes]
+        return native.Slabwise(
+            self.in_channels,
+            self.weightSph,
+            self.weightSpa,
+            self.bias,
+            nside=self.basis.nside,
+            hemisphere=self.basis.hemisphere,
+            relu=relu,
+            wanted=wanted,
+            thickness=thickness,
+            parents=None if pool is None else pool.parent_index,
+        )
 
     def _reads_cells(self, last: Unpooled) -> bool:
         """Whether a map copied to the voxels of cells can be left unformed: by the compiled kernel alone, at its precision."""

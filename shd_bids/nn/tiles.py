@@ -15,7 +15,7 @@ the border alone: a small empty volume gives it once for all.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 
 import numpy as np
@@ -201,7 +201,7 @@ class _Feature:
 
     def __init__(self, needed: np.ndarray, thickness: int, make: Callable[[Box], _Slab], *, tight: bool):
         self.needed, self.thickness, self._make = needed, thickness, make
-        self._sides = None if tight else _box(needed)[1:]
+        self._sides = None if tight else native.rectangle(needed)
         self._slabs: list[_Slab] = []
         self._end = int(needed.any(axis=(1, 2)).argmax())
 
@@ -217,8 +217,8 @@ class _Feature:
         """Give the values in a box, none of whose planes was forgotten; zero where nothing was needed."""
         self.prepare(box[0].stop)
         parts = [(slab, common) for slab in self._slabs if (common := _common(slab.box, box))]
-        if len(parts) == 1 and parts[0][0].box == box:
-            return parts[0][0].values
+        if len(parts) == 1 and parts[0][1] == box:
+            return parts[0][0].values[_within(box, parts[0][0].box)]
         like = self._slabs[-1].values
         shape = (len(like), 1, *(side.stop - side.start for side in box), like.shape[-1])
         whole = sum(_size(common) for _, common in parts) == _size(box)
@@ -233,21 +233,21 @@ class _Feature:
         for first in range(x.start, x.stop, self.thickness):
             part = self.needed[first : min(first + self.thickness, x.stop)]
             if part.any():
-                box = (slice(first, first + len(part)), *(self._sides or _box(part)[1:]))
+                box = (slice(first, first + len(part)), *_box(part)[1:])
                 yield box, self.read(box)
                 self.forget(box[0].stop)
 
-    def forget(self, before: int) -> None:
-        """Let go of the planes before ``before``."""
-        kept = []
+    def between(self, begin: int, end: int) -> Iterator[tuple[_Slab, slice]]:
+        """Yield the slabs with planes from ``begin`` to ``end``, and which of those planes they hold."""
+        self.prepare(end)
         for slab in self._slabs:
-            x, y, z = slab.box
-            if x.start >= before:
-                kept.append(slab)
-            elif x.stop > before:
-                rest = (slice(before, x.stop), y, z)
-                kept.append(_Slab(rest, slab.values[_within(rest, slab.box)].clone()))
-        self._slabs = kept
+            planes = slice(max(slab.box[0].start, begin), min(slab.box[0].stop, end))
+            if planes.start < planes.stop:
+                yield slab, planes
+
+    def forget(self, before: int) -> None:
+        """Let go of the slabs that end before ``before``."""
+        self._slabs = [slab for slab in self._slabs if slab.box[0].stop > before]
 
 
 class _Unpooled:
@@ -260,7 +260,8 @@ class _Unpooled:
     """
 
     def __init__(self, coarse: _Feature, pool: Pooling):
-        self._coarse, self._pool = coarse, pool
+        self._coarse, self.pool = coarse, pool
+        self._done = 0
 
     def prepare(self, last: int) -> None:
         """Make all planes before ``last``."""
@@ -268,11 +269,69 @@ class _Unpooled:
 
     def read(self, box: Box) -> Unpooled:
         """Give the map in a box of whole cells."""
-        return Unpooled(self._pool, self._coarse.read(_halved(box)))
+        return Unpooled(self.pool, self._coarse.read(_halved(box)))
+
+    def between(self, begin: int, end: int) -> Iterator[tuple[_Slab, slice]]:
+        """Yield the slabs of cells, and their planes, of which the planes from ``begin`` to ``end`` are made, each once."""
+        begin, self._done = max(begin // 2, self._done), -(-end // 2)
+        yield from self._coarse.between(begin, self._done)
 
     def forget(self, before: int) -> None:
         """Let go of the planes before ``before``."""
         self._coarse.forget(before // 2)
+
+
+class _Convolution:
+    """One convolution by the compiled kernel, which takes each plane of its inputs once.
+
+    Parameters
+    ----------
+    unit : ConvNormReLU
+    inputs : sequence of _Feature or _Unpooled
+    reach : int
+        Planes on each side that a result depends on.
+    wanted : array of bool, shape (x, y, z)
+    thickness : int
+        Planes asked for at once, at most.
+    most : int
+        Bytes of the process beyond which it hands back freed memory.
+    """
+
+    def __init__(
+        self,
+        unit: ConvNormReLU,
+        inputs: Sequence[_Feature | _Unpooled],
+        *,
+        reach: int,
+        wanted: np.ndarray,
+        thickness: int,
+        most: int,
+    ):
+        self._unit, self._inputs, self._reach, self._most = unit, inputs, reach, most
+        self._planes, self._done = len(wanted), 0
+        pool = inputs[-1].pool if isinstance(inputs[-1], _Unpooled) else None
+        self._start = partial(unit.slabwise, wanted=wanted, thickness=thickness, pool=pool)
+
+    @cached_property
+    def _layer(self) -> native.Slabwise:
+        return self._start()
+
+    def __call__(self, box: Box) -> _Slab:
+        """Make a slab, at the wanted voxels of its planes."""
+        begin, end = max(self._done, box[0].start - self._reach), min(box[0].stop + self._reach, self._planes)
+        for feature in self._inputs:
+            feature.prepare(end)
+        for index, feature in enumerate(self._inputs):
+            self._analyse(index, feature, begin, end)
+            feature.forget(end)
+        self._done = end
+        native.hand_back_freed_memory(self._most)
+        y = self._layer.combine(box[0])
+        return _Slab((box[0], *self._layer.sides), self._unit.normalise(y))
+
+    def _analyse(self, index: int, feature: _Feature | _Unpooled, begin: int, end: int) -> None:
+        for slab, planes in feature.between(begin, end):
+            self._layer.analyse(index, slab.values, slab.box, planes)
 
 
 class _Stream:
@@ -384,14 +443,22 @@ class _Stream:
         reach = int(self._net.config.spatial[level])
         for left, unit in zip(reversed(range(len(units))), units, strict=True):
             wanted = _dilated(needed, reach * left)
-            result = self._feature(level, wanted, partial(self._convolved, unit, inputs, reach, wanted))
+            result = self._feature(level, wanted, self._convolution(level, unit, inputs, reach, wanted))
             inputs = [result]
         return result
+
+    def _convolution(
+        self, level: int, unit: ConvNormReLU, inputs: Sequence[_Feature | _Unpooled], reach: int, wanted: np.ndarray
+    ) -> Callable[[Box], _Slab]:
+        if self._tight:
+            return partial(self._convolved, unit, inputs, reach, wanted)
+        thickness = max(1, self._thickness >> level)
+        return _Convolution(unit, inputs, reach=reach, wanted=wanted, thickness=thickness, most=self._most)
 
     def _convolved(
         self, unit: ConvNormReLU, inputs: Sequence[_Feature | _Unpooled], reach: int, wanted: np.ndarray, box: Box
     ) -> _Slab:
-        """Run one convolution at the wanted voxels; the others of its rectangle hold values that nobody asked for."""
+        """Run one convolution in plain PyTorch, on all voxels of a rectangle."""
         wide = _grown(box, reach, wanted.shape)
         if isinstance(inputs[-1], _Unpooled):
             wide = _twice(_halved(wide))
@@ -401,8 +468,7 @@ class _Stream:
         for feature in inputs:
             feature.forget(box[0].stop - reach)
         made = (box[0], *wide[1:])
-        native.hand_back_freed_memory(self._most)
-        return _Slab(made, unit.on_planes(*values, planes=_within(box, wide)[2], wanted=wanted[made]))
+        return _Slab(made, unit(*values)[_within(made, wide)])
 
     def _pooled(self, level: int, skip: _Feature, needed: np.ndarray, *, keep: bool = True) -> _Feature:
         """Pool the encoder's output and keep it for others; where it was not computed it is as in an empty volume."""
@@ -413,7 +479,7 @@ class _Stream:
             part = computed[box]
             if not part.any():
                 return _Slab(box, empty.read(box))
-            inner = _moved(_box(part), by=box)
+            inner = _moved(_box(part), by=box) if self._tight else box
             pooled = self._net.pools[level](skip.read(_twice(inner)))
             if not keep:
                 skip.forget(2 * box[0].stop)

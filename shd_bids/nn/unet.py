@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from shd_bids.nn.cheb import SphereBasis
 from shd_bids.nn.conv import SpatioSphericalConv
+from shd_bids.nn.native import Slabwise
 from shd_bids.nn.norm import NormReLU
 from shd_bids.nn.pool import Pooling, Unpooled
 from shd_bids.nn.recompute import recipe_of, recomputed, remember
@@ -159,10 +160,9 @@ class ConvNormReLU(nn.Module):
         """Take the second step, after which ``y`` is of no use to others."""
         return y if self.norm is None else self.norm(y, own=True)
 
-    def on_planes(self, *inputs: Tensor | Unpooled, planes: slice, wanted: np.ndarray) -> Tensor:
-        """Give some planes of x of what :meth:`forward` gives, without gradients; see :meth:`SpatioSphericalConv.on_planes`."""
-        y = self.conv.on_planes(*inputs, planes=planes, wanted=wanted, relu=self.norm is None)
-        return y if self.norm is None else self.norm(y)
+    def slabwise(self, *, wanted: np.ndarray, thickness: int, pool: Pooling | None = None) -> Slabwise:
+        """Give what takes the first step a few planes at a time, see :meth:`SpatioSphericalConv.slabwise`."""
+        return self.conv.slabwise(wanted=wanted, thickness=thickness, pool=pool, relu=self.norm is None)
 
 
 class UNet(nn.Module):

@@ -48,20 +48,29 @@ struct ShdShape {
 // One layer. Inputs act as concatenated along channels. A null `weight_spa` means no spatial kernel.
 struct ShdLayer {
   ShdShape shape;
-  int64_t first, last; // planes of the result that are computed (forward)
   int32_t inputs, out_channels;
   const int32_t *in_channels; // [inputs]
   const float *weight_sph;    // [out][in][order]
   const float *weight_spa;    // [out][in][4]
   int32_t threads, level;     // level: instruction set, see shd_best_level
   int64_t cache_bytes;        // size of the expansion held at once
-  // Marks, forward only: voxels of the computed planes whose result matters, [last - first][y z], and all voxels they depend
-  // on, [planes][y z]. The others are left as they are. Null: all matter.
+  // Marks, [planes][y z], of a volume whose planes come a few at a time: voxels whose result matters, and all voxels they depend
+  // on. The others are left as they are. Null: all matter.
   const uint8_t *wanted, *read;
   // Forward only: the last input lies on cells of 2 x 2 x 2 voxels and on a coarser grid, of which each vertex copies one, and
   // is read as if it were copied to all of them. With the marks of the cells. Null: it is like the others.
   const int64_t *parent;
   const uint8_t *read_cells;
+  // Of a volume whose planes come a few at a time, what stays from call to call: rings of so many analysed planes of each input,
+  // [vertex][ring][y z][channel], and in that of cells also of products, [vertex][ring][4][y z][out].
+  float *held;
+  int64_t ring, cells_ring;
+};
+
+// Planes of an input that came, in a rectangle of so many lines and voxels of a line, of which the layer's begins at (low, left).
+struct ShdSlab {
+  const float *data; // [vertex][planes][lines][line][channel]
+  int64_t first, planes, lines, line, low, left;
 };
 }
 
@@ -95,12 +104,12 @@ private:
 // Input on cells that its voxels copy, and the ring of those of its planes that are worked on.
 struct Cells {
   int channels;
-  int64_t ring, planes, y, z;
+  int64_t ring, planes, y, z, begin, end; // from begin to end: planes analysed since the last products
   float *expansion, *products; // of analysed planes; of their products with the weights, [mode][plane][4][cell][out]
 };
 
 // Scratch memory of one call, cut into arrays aligned to cache lines. It stays with the calling thread: fresh pages cost more
-// than the work done in them. Unusually large ones are given back, but not between the slabs of a volume.
+// than the work done in them. Unusually large ones are given back.
 class Workspace {
 public:
   ~Workspace() { release(); }
@@ -116,13 +125,13 @@ public:
     if (size_ > (int64_t(64) << 20)) release();
   }
 
+
+private:
   void release() {
     ::operator delete[](data_, std::align_val_t(64));
     data_ = nullptr;
     size_ = 0;
   }
-
-private:
   float *data_ = nullptr;
   int64_t size_ = 0;
 };
@@ -142,11 +151,13 @@ struct Job {
   int64_t planes, plane_voxels, x; // planes of the whole call; voxels of one; planes of one batch element
   int64_t first, last;             // planes that are computed
   int64_t group, ring, halo;       // planes worked on at once; planes held; planes needed on each side
-  int64_t lines;                   // lines along z of each of those planes that shells and product take at once
+  int64_t span, lines;             // planes, and lines along z of each, that shells and product take at once
   int channels;                    // of all inputs together
   int fine, fine_channels;         // inputs that lie on voxels, and their channels
   Cells cells;                     // the other, if any
-  const float *const *inputs;      // forward: x; backward: x
+  const float *const *inputs;      // forward: x, or null if all is analysed; backward: x
+  const ShdSlab *slab;             // analyse: what came, and of which input
+  int input;
   float *const *input_gradients;   // backward; entries may be null
   const float *output_gradient;    // backward
   float *output;                   // forward
@@ -173,7 +184,7 @@ inline int64_t tile_size(const Job &job) { return 2 * int64_t(job.basis->vertice
 // store before it.
 inline int64_t plane_stride(int64_t plane) { return round_up(plane, 16) + 5 * 16; }
 inline int64_t sum_size(const Job &job, int channels) {
-  return job.halo ? plane_stride(job.group * job.lines * job.layer->shape.z * channels) + kSlack : 0;
+  return job.halo ? plane_stride(job.span * job.lines * job.layer->shape.z * channels) + kSlack : 0;
 }
 inline int64_t neighbours_size(const Job &job, int channels) {
   return job.halo ? plane_stride(job.layer->shape.z * channels) * 4 : 0;
@@ -197,7 +208,7 @@ inline int64_t cell_lines_size(const Job &job) {
 struct Source {
   const float *data;
   int channels;
-  int64_t planes, plane_voxels;
+  int64_t stride, plane_voxels; // numbers of one vertex
   const uint8_t *read;
   const int64_t *parent; // row of each vertex, or null where it is its own
 };
@@ -269,7 +280,7 @@ namespace {
 
 struct Level {
   int width, rows;
-  void (*forward)(const Job &, int), (*backward)(const Job &, int);
+  void (*analyse)(const Job &, int), (*forward)(const Job &, int), (*backward)(const Job &, int);
   void (*moments)(const RowJob &, int64_t, int64_t, double *, double *);
   void (*gradient_sums)(const RowJob &, int64_t, int64_t, double *, double *);
   void (*rectify)(const RowJob &, int64_t, int64_t), (*rectify_gradient)(const RowJob &, int64_t, int64_t);
@@ -277,8 +288,8 @@ struct Level {
 };
 
 #define SHD_ENTRY(name)                                                                                                        \
-  {name::kWidth,        name::kRows,   name::forward,          name::backward, name::moments,                                  \
-   name::gradient_sums, name::rectify, name::rectify_gradient, name::box_sum}
+  {name::kWidth,  name::kRows,         name::analyse, name::forward,          name::backward,                                  \
+   name::moments, name::gradient_sums, name::rectify, name::rectify_gradient, name::box_sum}
 const Level kLevels[] = {
     SHD_ENTRY(generic),
 #if SHD_LEVELS == 3
@@ -350,6 +361,14 @@ int shd_best_level() {
 #endif
 const char *shd_source() { return SHD_SOURCE; }
 
+// Choose the blocks of shells and product: a rectangle of one plane, or whole planes.
+static void cut(Job &job) {
+  const ShdShape &shape = job.layer->shape;
+  const int64_t voxels = std::max<int64_t>(job.plane_voxels, 1), lines = std::max<int64_t>(kBlock / std::max<int64_t>(shape.z, 1), 1);
+  job.span = job.halo ? std::min(job.group, std::max<int64_t>(kBlock / voxels, 1)) : job.group;
+  job.lines = job.span > 1 || !job.halo ? shape.y : std::min(shape.y, job.layer->parent ? round_up(lines, 2) : lines);
+}
+
 static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int cached_channels) {
   const ShdShape &shape = layer.shape;
   job.basis = &basis;
@@ -357,8 +376,7 @@ static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int
   job.planes = shape.batch * shape.x;
   job.plane_voxels = shape.y * shape.z;
   job.x = shape.x;
-  job.first = layer.first;
-  job.last = layer.last;
+  job.last = job.planes;
   job.halo = layer.weight_spa ? 1 : 0;
   job.channels = 0;
   for (int j = 0; j < layer.inputs; ++j) job.channels += layer.in_channels[j];
@@ -367,17 +385,41 @@ static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int
   job.fine_channels = job.channels - job.cells.channels;
   const int64_t plane_bytes = std::max<int64_t>(basis.vertices * job.plane_voxels * cached_channels * 4, 1);
   const int64_t fitting = std::max<int64_t>(layer.cache_bytes / plane_bytes - 2 * job.halo, 1);
-  const int64_t wanted = job.last - job.first, groups = (wanted + fitting - 1) / fitting;
-  job.group = groups ? (wanted + groups - 1) / groups : 0;
+  const int64_t groups = (job.planes + fitting - 1) / fitting;
+  job.group = groups ? (job.planes + groups - 1) / groups : 0;
   job.ring = std::min(job.group + 2 * job.halo, job.planes);
-  // A block is a rectangle of one plane, or whole planes.
-  const int64_t lines = std::max<int64_t>(kBlock / std::max<int64_t>(shape.z, 1), 1);
-  job.lines = job.group > 1 || !job.halo ? shape.y : std::min(shape.y, layer.parent ? round_up(lines, 2) : lines);
-  if (!layer.parent) return;
-  job.cells.planes = job.planes / 2;
-  job.cells.ring = std::min(job.group / 2 + 2, job.cells.planes);
-  job.cells.y = shape.y / 2;
-  job.cells.z = shape.z / 2;
+  if (layer.parent) {
+    job.cells.planes = job.planes / 2;
+    job.cells.ring = std::min(job.group / 2 + 2, job.cells.planes);
+    job.cells.y = shape.y / 2;
+    job.cells.z = shape.z / 2;
+  }
+  cut(job);
+}
+
+// The same for planes [first, last) of a volume whose planes come a few at a time.
+static void describe_slabs(Job &job, const ShdBasis &basis, const ShdLayer &layer, int64_t first, int64_t last) {
+  describe(job, basis, layer, 1);
+  job.first = first;
+  job.last = last;
+  job.group = last - first;
+  job.ring = layer.ring;
+  job.cells.ring = layer.cells_ring;
+  cut(job);
+}
+
+// Numbers that stay from one group of planes to the next, and where they lie.
+static int64_t held_size(const Job &job) {
+  const int64_t cells = job.cells.ring * job.cells.y * job.cells.z;
+  return job.basis->vertices * (job.ring * job.plane_voxels * job.fine_channels +
+                                cells * (job.cells.channels + kShells * job.layer->out_channels));
+}
+
+static void divide(Job &job, float *held) {
+  job.expansion = held;
+  job.cells.expansion = held + job.basis->vertices * job.ring * job.plane_voxels * job.fine_channels;
+  job.cells.products =
+      job.cells.expansion + job.basis->vertices * job.cells.ring * job.cells.y * job.cells.z * job.cells.channels;
 }
 
 // The neighbour of a voxel along an axis is of its own cell on one side and of the cell beside it on the other. So its four
@@ -390,39 +432,29 @@ std::vector<float> combined_shells(const float *spa, int64_t pairs) {
   return combined;
 }
 
-// out[V][planes][voxels][O] = layer(inputs) + bias, rectified where asked.
-void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *const *inputs, const float *bias, int relu,
-                 float *output) {
+// Make the result of what is analysed, or of job.inputs, from job.first to job.last.
+static void evaluate(Job &job, const float *bias, int relu, float *output) {
+  const ShdBasis *basis = job.basis;
+  const ShdLayer *layer = job.layer;
   const Level &level = kLevels[layer->level];
-  int channels = 0;
-  for (int j = 0; j < layer->inputs; ++j) channels += layer->in_channels[j];
-  Job job{};
-  const int out = layer->out_channels, on_cells = layer->parent ? layer->in_channels[layer->inputs - 1] : 0;
-  // A plane of cells is a quarter of one of voxels, and they are half as many.
-  describe(job, *basis, *layer, channels - on_cells + (on_cells ? (on_cells + kShells * out) / 8 : 0));
-  if (job.group * job.plane_voxels == 0) return;
+  const int out = layer->out_channels, on_cells = job.cells.channels;
   const auto analyse = pack_panels(*basis, basis->analyse_matrix, level.rows);
   const auto synthesise = pack_panels(*basis, basis->synthesise_matrix, level.rows);
-  const auto sph = pack_weights(layer->weight_sph, layer->out_channels, channels, basis->order, true, level.width);
-  const auto spa = pack_weights(layer->weight_spa, layer->out_channels, channels, kShells, true, level.width);
-  const auto combined = combined_shells(layer->weight_spa, on_cells ? int64_t(out) * channels : 0);
-  const auto spa_cells = pack_weights(on_cells ? combined.data() : nullptr, out, channels, kShells, true, level.width);
-  const int64_t expansion = round_up(basis->vertices * job.ring * job.plane_voxels * job.fine_channels, 16);
-  const int64_t cells = basis->vertices * job.cells.ring * job.cells.y * job.cells.z;
+  const auto sph = pack_weights(layer->weight_sph, out, job.channels, basis->order, true, level.width);
+  const auto spa = pack_weights(layer->weight_spa, out, job.channels, kShells, true, level.width);
+  const auto combined = combined_shells(layer->weight_spa, on_cells ? int64_t(out) * job.channels : 0);
+  const auto spa_cells = pack_weights(on_cells ? combined.data() : nullptr, out, job.channels, kShells, true, level.width);
   job.scratch_size = tile_size(job) + neighbours_size(job, widest(job)) + weights_size(job, job.fine_channels, out) +
                      kShells * cell_matrix(job) + cell_lines_size(job);
   for (int j = 0; j < job.fine; ++j) job.scratch_size += (kShells - 1) * (sum_size(job, layer->in_channels[j]) + 16);
   job.scratch_size = round_up(job.scratch_size + 6 * 16, 16);
-  float *free = workspace.reserve(expansion + round_up(cells * on_cells, 16) + round_up(cells * kShells * out, 16) +
-                                  layer->threads * job.scratch_size);
-  job.expansion = take(free, expansion);
-  job.cells.expansion = take(free, cells * on_cells);
-  job.cells.products = take(free, cells * kShells * out);
-  job.scratch = free;
+  const int64_t held = layer->held ? 0 : round_up(held_size(job), 16);
+  float *free = workspace.reserve(held + layer->threads * job.scratch_size);
+  divide(job, layer->held ? layer->held : free);
+  job.scratch = free + held;
   const int64_t phases = 3 * ((job.last - job.first + job.group - 1) / job.group);
   const std::unique_ptr<std::atomic<int64_t>[]> counters(new std::atomic<int64_t>[phases]());
   Barrier barrier(layer->threads);
-  job.inputs = inputs;
   job.output = output;
   job.bias = bias;
   job.relu = relu;
@@ -434,11 +466,48 @@ void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *cons
   job.counters = counters.get();
   job.barrier = &barrier;
   run(job, level.forward, layer->threads);
-  if (!layer->wanted) workspace.trim();
+  workspace.trim();
 }
 
-// Give back the scratch memory of the calling thread.
-void shd_release() { workspace.release(); }
+// out[V][planes][voxels][O] = layer(inputs) + bias, rectified where asked.
+void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *const *inputs, const float *bias, int relu,
+                 float *output) {
+  int channels = 0;
+  for (int j = 0; j < layer->inputs; ++j) channels += layer->in_channels[j];
+  const int out = layer->out_channels, on_cells = layer->parent ? layer->in_channels[layer->inputs - 1] : 0;
+  Job job{};
+  // A plane of cells is a quarter of one of voxels, and they are half as many.
+  describe(job, *basis, *layer, channels - on_cells + (on_cells ? (on_cells + kShells * out) / 8 : 0));
+  job.inputs = inputs;
+  if (job.group * job.plane_voxels > 0) evaluate(job, bias, relu, output);
+}
+
+// The same a few planes at a time. First analyse planes [begin, end) of one input, of a slab that came ...
+void shd_analyse(const ShdBasis *basis, const ShdLayer *layer, int input, const ShdSlab *slab, int64_t begin, int64_t end) {
+  const Level &level = kLevels[layer->level];
+  Job job{};
+  describe_slabs(job, *basis, *layer, begin, end);
+  const auto analyse = pack_panels(*basis, basis->analyse_matrix, level.rows);
+  job.scratch_size = tile_size(job);
+  job.scratch = workspace.reserve(layer->threads * job.scratch_size);
+  divide(job, layer->held);
+  std::atomic<int64_t> counter(0);
+  job.analyse_panels = analyse.data();
+  job.slab = slab;
+  job.input = input;
+  job.counters = &counter;
+  run(job, level.analyse, layer->threads);
+}
+
+// ... then make planes [begin, end) of the result, after the products of the planes of cells that were analysed since.
+void shd_combine(const ShdBasis *basis, const ShdLayer *layer, int64_t begin, int64_t end, int64_t cells_begin,
+                 int64_t cells_end, const float *bias, int relu, float *output) {
+  Job job{};
+  describe_slabs(job, *basis, *layer, begin, end);
+  job.cells.begin = cells_begin;
+  job.cells.end = cells_end;
+  evaluate(job, bias, relu, output);
+}
 
 // Gradients with respect to the inputs (null entries are skipped) and to the weights, from that of the output.
 void shd_backward(const ShdBasis *basis, const ShdLayer *layer, const float *const *inputs, const float *output_gradient,
@@ -988,10 +1057,20 @@ inline bool any(const uint8_t *marks, int64_t column, int64_t columns, int F) {
   return skip(marks, column / F, end, 0) < end;
 }
 
+// Blocks of so many planes, and each of them in turn.
+inline int64_t blocks_of(const Job &job, int64_t planes) {
+  return (planes + job.span - 1) / job.span * ((job.layer->shape.y + job.lines - 1) / job.lines);
+}
+inline Block block_of(const Job &job, int64_t begin, int64_t end, int64_t at) {
+  const int64_t high = job.layer->shape.y, parts = (high + job.lines - 1) / job.lines;
+  const int64_t p = begin + at / parts * job.span, low = at % parts * job.lines;
+  return {p, std::min(p + job.span, end), low, std::min(low + job.lines, high)};
+}
+
 // Whether a block holds a voxel whose result matters.
 inline bool any(const Job &job, const Block &block) {
   const int64_t z = job.layer->shape.z;
-  for (int64_t p = block.begin - job.first; p < block.end - job.first; ++p) {
+  for (int64_t p = block.begin; p < block.end; ++p) {
     const int64_t end = p * job.plane_voxels + block.high * z;
     if (skip(job.layer->wanted, p * job.plane_voxels + block.low * z, end, 0) < end) return true;
   }
@@ -1002,14 +1081,14 @@ inline bool any(const Job &job, const Block &block) {
 // `base`, `base + 1`, ... of the phase and returns the number after its last.
 SHD_TARGET int64_t analyse_planes(const Job &job, const Source &x, int64_t begin, int64_t end, float *out, int64_t ring,
                                   int64_t base, int64_t &ticket, std::atomic<int64_t> &counter, float *scratch) {
-  const int64_t plane = x.plane_voxels * x.channels, x_stride = x.planes * plane, out_stride = ring * plane;
+  const int64_t plane = x.plane_voxels * x.channels, out_stride = ring * plane;
   while (begin < end) {
     const int64_t run_end = std::min(end, (begin / ring + 1) * ring); // the ring wraps there
     const int64_t columns = (run_end - begin) * plane, tiles = (columns + kTile - 1) / kTile;
     for (; ticket < base + tiles; ticket = counter.fetch_add(1)) {
       const int64_t column = (ticket - base) * kTile, width = std::min<int64_t>(kTile, columns - column);
       if (any(x.read, begin * plane + column, width, x.channels))
-        to_modes(job, x.data + begin * plane + column, x.parent, x_stride, out + (begin % ring) * plane + column, out_stride,
+        to_modes(job, x.data + begin * plane + column, x.parent, x.stride, out + (begin % ring) * plane + column, out_stride,
                  int(width), scratch);
     }
     base += tiles;
@@ -1025,7 +1104,7 @@ SHD_TARGET int64_t synthesise_planes(const Job &job, float *x, int F, int64_t pl
   const int64_t plane = job.plane_voxels * F, columns = (end - begin) * plane, tiles = (columns + kTile - 1) / kTile;
   for (; ticket < base + tiles; ticket = counter.fetch_add(1)) {
     const int64_t column = (ticket - base) * kTile, width = std::min<int64_t>(kTile, columns - column);
-    if (any(job.layer->wanted, begin * plane + column, width, F))
+    if (any(job.layer->wanted, (job.first + begin) * plane + column, width, F))
       to_vertices(job, x + begin * plane + column, planes * plane, int(width), bias, int(column % F), F, relu, scratch);
   }
   return base + tiles;
@@ -1101,8 +1180,8 @@ SHD_TARGET void add_cells(const Job &job, const float *products, const Block &bl
       }
       // Both lines of the cells before these; what lies beside the first of them came two turns ago.
       for (int64_t fine = std::max(2 * y - 2, block.low); fine < std::min(2 * y, block.high); ++fine) {
-        const int64_t at = (p - job.first) * job.plane_voxels + fine * shape.z;
-        const uint8_t *const wanted = job.layer->wanted ? job.layer->wanted + at : nullptr;
+        const int64_t line_at = fine * shape.z, at = (p - job.first) * job.plane_voxels + line_at;
+        const uint8_t *const wanted = job.layer->wanted ? job.layer->wanted + p * job.plane_voxels + line_at : nullptr;
         const float *const other = beside[fine % 2 ? slot : last], *const same = own[before];
         for (int64_t start = skip(wanted, 0, shape.z, 0), stop; start < shape.z; start = skip(wanted, stop, shape.z, 0)) {
           stop = skip(wanted, start, shape.z, 1);
@@ -1110,6 +1189,34 @@ SHD_TARGET void add_cells(const Job &job, const float *products, const Block &bl
         }
       }
     }
+  }
+}
+
+// Analyse the planes of a slab that came.
+SHD_TARGET void analyse(const Job &job, int thread) {
+  const ShdLayer &layer = *job.layer;
+  const ShdSlab &slab = *job.slab;
+  const bool on_cells = job.input == job.fine;
+  const int F = layer.in_channels[job.input];
+  const int64_t ring = on_cells ? job.cells.ring : job.ring, Y = on_cells ? job.cells.y : layer.shape.y;
+  const int64_t Z = on_cells ? job.cells.z : layer.shape.z;
+  float *out = on_cells ? job.cells.expansion : job.expansion;
+  for (int j = 0; !on_cells && j < job.input; ++j)
+    out += int64_t(job.basis->vertices) * ring * job.plane_voxels * layer.in_channels[j];
+  const uint8_t *const read = on_cells ? layer.read_cells : layer.read;
+  float *const tiles = job.scratch + thread * job.scratch_size;
+  // What lies on end in the slab as in the ring: lines, or all lines of a plane.
+  const int64_t lines = slab.line == Z ? Y : 1, run = lines * Z * F, columns = (run + kTile - 1) / kTile;
+  const int64_t slab_plane = slab.lines * slab.line * F, slab_stride = slab.planes * slab_plane, out_stride = ring * Y * Z * F;
+  const int64_t count = (job.last - job.first) * (Y / lines) * columns;
+  for (int64_t ticket; (ticket = job.counters[0].fetch_add(1)) < count;) {
+    const int64_t column = ticket % columns * kTile, width = std::min<int64_t>(kTile, run - column);
+    const int64_t y = ticket / columns % (Y / lines) * lines, p = job.first + ticket / columns / (Y / lines);
+    const int64_t at = (p * Y + y) * Z * F + column;
+    if (!any(read, at, width, F)) continue;
+    const float *const x = slab.data + (p - slab.first) * slab_plane + ((slab.low + y) * slab.line + slab.left) * F + column;
+    to_modes(job, x, on_cells ? layer.parent : nullptr, slab_stride, out + (p % ring * Y + y) * Z * F + column, out_stride,
+             int(width), tiles);
   }
 }
 
@@ -1135,15 +1242,20 @@ SHD_TARGET void forward(const Job &job, int thread) {
     const int64_t end = std::min(begin + job.group, job.last), want = std::min(end + job.halo, job.planes);
     int64_t ticket = counter[0].fetch_add(1), base = 0;
     float *expansion = job.expansion;
-    for (int j = 0; j < job.fine; ++j) {
-      const Source x{job.inputs[j], layer.in_channels[j], job.planes, job.plane_voxels, layer.read, nullptr};
+    const int64_t plane = job.plane_voxels, cells_plane = cells.y * cells.z;
+    for (int j = 0; job.inputs && j < job.fine; ++j) {
+      const int F = layer.in_channels[j];
+      const Source x{job.inputs[j], F, job.planes * plane * F, plane, nullptr, nullptr};
       base = analyse_planes(job, x, done, want, expansion, job.ring, base, ticket, counter[0], tiles);
-      expansion += int64_t(basis.vertices) * ring_voxels * x.channels;
+      expansion += int64_t(basis.vertices) * ring_voxels * F;
     }
-    const int64_t cells_done = begin == job.first ? done / 2 : (done + 1) / 2, cells_want = (want + 1) / 2;
-    if (cells.channels) { // half a plane of voxels is a plane of cells
-      const Source x{job.inputs[job.fine], cells.channels, cells.planes, cells.y * cells.z, layer.read_cells, layer.parent};
-      analyse_planes(job, x, cells_done, cells_want, cells.expansion, cells.ring, base, ticket, counter[0], tiles);
+    int64_t cells_begin = cells.begin, cells_end = cells.end;
+    if (job.inputs && cells.channels) {
+      cells_begin = begin == job.first ? done / 2 : (done + 1) / 2;
+      cells_end = (want + 1) / 2;
+      const int F = cells.channels;
+      const Source x{job.inputs[job.fine], F, cells.planes * cells_plane * F, cells_plane, nullptr, layer.parent};
+      analyse_planes(job, x, cells_begin, cells_end, cells.expansion, cells.ring, base, ticket, counter[0], tiles);
     }
     done = want;
     job.barrier->wait();
@@ -1154,16 +1266,15 @@ SHD_TARGET void forward(const Job &job, int thread) {
       for (int j = 0, first = 0; j < job.fine; first += layer.in_channels[j++])
         mode_weights(job, terms, job.sph, job.spa, job.channels, round_up(out, kWidth), first, layer.in_channels[j], 0, out,
                      weights, int64_t(shells_used) * first, depth);
-      if (cells.channels && cells_done < cells_want)
+      if (cells_begin < cells_end)
         mode_weights(job, terms, job.sph, job.spa_cells, job.channels, round_up(out, kWidth), job.fine_channels, cells.channels,
                      0, out, cell_weights, 0, cells.channels, cell_matrix(job));
       for (int copy = 0; copy < copies; ++copy) {
         float *const products = cells.products + (row + copy) * cells_voxels * kShells * out;
-        if (cells.channels)
-          multiply_cells(job, cells.expansion + (row + copy) * cells_voxels * cells.channels, cells_done, cells_want,
-                         cell_weights, products);
-        for (int64_t low = 0; low < layer.shape.y; low += job.lines) {
-          const Block block{begin, end, low, std::min(low + job.lines, layer.shape.y)};
+        multiply_cells(job, cells.expansion + (row + copy) * cells_voxels * cells.channels, cells_begin, cells_end,
+                       cell_weights, products);
+        for (int64_t at = 0, blocks = blocks_of(job, end - begin); at < blocks; ++at) {
+          const Block block = block_of(job, begin, end, at);
           if (!any(job, block)) continue;
           const float *ring = job.expansion;
           for (int j = 0; j < job.fine; ++j) {
@@ -1172,8 +1283,8 @@ SHD_TARGET void forward(const Job &job, int thread) {
               shells(job, ring + (row + copy) * stride, layer.in_channels[j], block, &sums[(kShells - 1) * j], neighbours);
             ring += basis.vertices * stride;
           }
-          for (int64_t from = begin, to; from < end; from = to) {
-            to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
+          for (int64_t from = block.begin, to; from < block.end; from = to) {
+            to = std::min(block.end, (from / job.ring + 1) * job.ring); // the ring wraps there
             int count = 0;
             ring = job.expansion;
             for (int j = 0; j < job.fine; ++j) {
@@ -1182,9 +1293,9 @@ SHD_TARGET void forward(const Job &job, int thread) {
                                 &rows[count]);
               ring += basis.vertices * stride;
             }
-            const int64_t first = (from - job.first) * job.plane_voxels + low * layer.shape.z;
-            const int64_t voxels = (to - from) * (block.high - low) * layer.shape.z;
-            const uint8_t *const wanted = layer.wanted ? layer.wanted + first : nullptr;
+            const int64_t first = (from - job.first) * job.plane_voxels + block.low * layer.shape.z;
+            const int64_t voxels = (to - from) * (block.high - block.low) * layer.shape.z;
+            const uint8_t *const wanted = layer.wanted ? layer.wanted + first + job.first * job.plane_voxels : nullptr;
             float *const result = job.output + ((row + copy) * planes * job.plane_voxels + first) * out;
             for (int64_t start = skip(wanted, 0, voxels, 0), stop; start < voxels; start = skip(wanted, stop, voxels, 0)) {
               stop = skip(wanted, start, voxels, 1);
@@ -1224,14 +1335,16 @@ SHD_TARGET void backward(const Job &job, int thread) {
   for (int64_t begin = 0, done = 0; begin < job.planes; begin += job.group, counter += 3) {
     const int64_t end = std::min(begin + job.group, job.planes), want = std::min(end + job.halo, job.planes);
     int64_t ticket = counter[0].fetch_add(1);
-    const Source gradients{job.output_gradient, out, job.planes, job.plane_voxels, nullptr, nullptr};
+    const int64_t plane = job.plane_voxels;
+    const Source gradients{job.output_gradient, out, job.planes * plane * out, plane, nullptr, nullptr};
     int64_t base = analyse_planes(job, gradients, done, want, job.expansion, job.ring, 0, ticket, counter[0], tiles);
     float *expansion = job.input_expansion;
     for (int j = 0; j < layer.inputs; ++j) {
-      const Source x{job.inputs[j], layer.in_channels[j], job.planes, job.plane_voxels, nullptr, nullptr};
+      const int F = layer.in_channels[j];
+      const Source x{job.inputs[j], F, job.planes * plane * F, plane, nullptr, nullptr};
       // Planes [begin, end) lie at the start of their buffer: it is a ring that never wraps within the group.
       base = analyse_planes(job, x, begin, end, expansion, job.group, base, ticket, counter[0], tiles);
-      expansion += int64_t(basis.vertices) * voxels * x.channels;
+      expansion += int64_t(basis.vertices) * voxels * F;
     }
     done = want;
     job.barrier->wait();
@@ -1241,12 +1354,12 @@ SHD_TARGET void backward(const Job &job, int thread) {
       const float *terms = basis.terms + mode * order;
       for (int copy = 0; copy < copies; ++copy) {
         const float *ring = job.expansion + (row + copy) * ring_voxels * out;
-        for (int64_t low = 0; low < layer.shape.y; low += job.lines) {
-          const Block block{begin, end, low, std::min(low + job.lines, layer.shape.y)};
+        for (int64_t at = 0, blocks = blocks_of(job, end - begin); at < blocks; ++at) {
+          const Block block = block_of(job, begin, end, at);
           if (job.halo) shells(job, ring, out, block, sums, neighbours);
-          for (int64_t from = begin, to; from < end; from = to) {
-            to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
-            const int64_t rows = (to - from) * (block.high - low) * layer.shape.z, skipped = low * layer.shape.z;
+          for (int64_t from = block.begin, to; from < block.end; from = to) {
+            to = std::min(block.end, (from / job.ring + 1) * job.ring); // the ring wraps there
+            const int64_t rows = (to - from) * (block.high - block.low) * layer.shape.z, skipped = block.low * layer.shape.z;
             const int count = segments(job, ring, out, block, from, sums, parts);
             const float *input = job.input_expansion;
             for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
@@ -1260,7 +1373,7 @@ SHD_TARGET void backward(const Job &job, int thread) {
               for (int d = 0; d < count; ++d)
                 for (int q = 0; q < out; q += kPanel)
                   side_product(F, expanded, F, parts[d].data + q, out, rows, gradient + first * depth + d * out + q, depth,
-                               std::min(kPanel, out - q), copy > 0 || from > begin || low > 0);
+                               std::min(kPanel, out - q), copy > 0 || from > begin || block.low > 0);
               input += int64_t(basis.vertices) * voxels * F;
             }
           }
