@@ -63,12 +63,10 @@ class SpatioSphericalConv(nn.Module):
 
         Without gradients the last input may be :class:`Unpooled`.
         """
-        *others, last = inputs
-        if isinstance(last, Unpooled):
-            if not self._reads_cells(last):
-                return self(*others, last.formed(), relu=relu)
+        last = inputs[-1]
+        if isinstance(last, Unpooled) and self._reads_cells(last):
             return native.forward(
-                [x.contiguous() for x in (*others, last.source)],
+                [(x.source if isinstance(x, Unpooled) else x).contiguous() for x in inputs],
                 self.weightSph,
                 self.weightSpa,
                 self.bias,
@@ -77,16 +75,17 @@ class SpatioSphericalConv(nn.Module):
                 relu=relu,
                 parents=last.pool.parent_index,
             )
-        device = inputs[0].device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
-        inputs = tuple(x.to(dtype) for x in inputs)
-        if native.suits(*inputs, self.bias):
+        values = [x.formed() if isinstance(x, Unpooled) else x for x in inputs]
+        device = values[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values[0].dtype
+        values = [x.to(dtype) for x in values]
+        if native.suits(*values, self.bias):
             parameters = (self.weightSph, self.weightSpa, self.bias)
-            return native.spectral_conv(inputs, *parameters, self.basis.nside, self.basis.hemisphere, relu)
+            return native.spectral_conv(values, *parameters, self.basis.nside, self.basis.hemisphere, relu)
         weight = mode_weights(self.weightSph, self.weightSpa, self.basis.terms)  # (U, D, I, O)
-        if triton.suits(inputs):
-            return triton.mode_conv(inputs, weight, self.bias, self.basis.nside, self.basis.hemisphere, relu)
-        pairs = zip(inputs, weight.to(dtype).split(self.in_channels, dim=2), strict=True)
+        if triton.suits(values):
+            return triton.mode_conv(values, weight, self.bias, self.basis.nside, self.basis.hemisphere, relu)
+        pairs = zip(values, weight.to(dtype).split(self.in_channels, dim=2), strict=True)
         arguments = [tensor for pair in pairs for tensor in pair]
         y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
         return y.relu() if relu else y

@@ -76,9 +76,13 @@ def apply_in_tiles(
     mask = np.asarray(mask, dtype=bool)
     if not mask.any():
         return
+    near = np.ones_like(mask) if support is None else np.asarray(support, dtype=bool)
+    # Planes are cut across the longest axis, as memory goes by their area.
+    axes = np.argsort([side.start - side.stop for side in _box(mask)], kind="stable")
+    read, write = _turned(read, write, axes)
+    mask, near = mask.transpose(axes), near.transpose(axes)
     size, stride = mask.shape, net.config.spatial_stride
-    mask = _padded(mask, stride)
-    near = np.ones_like(mask) if support is None else _padded(support, stride)
+    mask, near = _padded(mask, stride), _padded(near, stride)
     chosen = plan(net, mask, memory_bytes=memory_bytes)
     most = native.resident_bytes() + int(_FULL * memory_bytes)
     stream = _Stream(net, _source(net, read, size), near, chosen.thickness, most)
@@ -125,18 +129,18 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
         stored = sum(int(cells.sum()) for cells in _coarse(config, mask))
         held = float(stored) * net.bases[1].n_vertices * config.channels[0] * net.head.bias.element_size()
         ways.append(_Way(True, _ENCODED_AGAIN, held, ((range(1), reach), (range(1, depth), 2 * reach))))
-    best: tuple[float, Plan] | None = None
+    best: tuple[tuple[float, float], Plan] | None = None
     least = np.inf
     for edges in product(*(_edges(side, config.spatial_stride) for side in sides)):
         for way, thickness in product(ways, _THICKNESS):
             areas = [_areas(sides, edges, halo, shape) for _, halo in way.chains]
             columns = (column_bytes(net, thickness, levels=levels) for levels, _ in way.chains)
             needed = way.held + max(largest * each for (_, largest), each in zip(areas, columns, strict=True))
-            # A slab expands two planes again in each layer, which is about half of the work on them.
-            work = way.cost * areas[0][0] * (1 + 1 / thickness)
+            # In plain PyTorch a slab expands two planes again in each layer, which is about half of the work on them.
+            work = way.cost * areas[0][0] * (1 if native.suits(net.head.bias) else 1 + 1 / thickness)
             least = min(least, needed)
-            if needed <= memory_bytes and (best is None or work < best[0]):
-                best = work, Plan((edges[0], edges[1]), thickness, way.staged)
+            if needed <= memory_bytes and (best is None or (work, needed) < best[0]):
+                best = (work, needed), Plan((edges[0], edges[1]), thickness, way.staged)
     if best is None:
         raise ValueError(
             f"{memory_bytes / 2**20:.0f} MB are not enough for the smallest tile, which needs {least / 2**20:.0f} MB; "
@@ -148,9 +152,8 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
 def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
     """Estimate the memory for each voxel of a cross-section when slabs of ``thickness`` planes stream through some levels.
 
-    Each layer keeps the last planes of its input. While the first layer of a decoder works on a slab there are its two inputs,
-    what they are copied from, its output, and three planes of both inputs that the kernel expands. A skip waits until the
-    next level answers.
+    Each layer keeps the planes of its input that the next slab needs again. Beside them there are the slabs on their way from
+    one layer to the next. A skip waits until the next level answers.
     """
     config, numbers = net.config, 0.0
     for level in levels:
@@ -158,7 +161,7 @@ def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
             break
         waiting = config.receptive_radius >> level if level + 1 in levels and config.spatial[level + 1] else 0
         planes = max(1, thickness >> level)
-        held = waiting + 3 * config.convs_per_block + 4 * (planes + 2) + 6
+        held = waiting + (2 * config.convs_per_block - 1) * (planes + 2) + 2 * planes + 1
         enters = config.channels[level - 1] if level else config.in_channels + config.out_channels
         numbers += net.bases[level].n_vertices * (config.channels[level] * held + enters * (planes + 4)) / 4**level
     return 1.1 * numbers * net.head.bias.element_size()
@@ -542,6 +545,25 @@ def _alike(length: int, border: int) -> Tensor:
     if length <= 2 * border + 1:
         return cell
     return torch.minimum(cell, torch.full_like(cell, border)) + (cell - (length - 1 - border)).clamp(0, border)
+
+
+def _turned(
+    read: Callable[[Box], Tensor], write: Callable[[Box, Tensor], None], axes: np.ndarray
+) -> tuple[Callable[[Box], Tensor], Callable[[Box, Tensor], None]]:
+    """Give ``read`` and ``write`` for the volume with its axes in another order."""
+    back = np.argsort(axes)
+
+    def original(box: Box) -> Box:
+        x, y, z = (box[axis] for axis in back)
+        return x, y, z
+
+    def read_turned(box: Box) -> Tensor:
+        return read(original(box)).permute(0, 1, *(2 + axes).tolist(), 5)
+
+    def write_turned(box: Box, values: Tensor) -> None:
+        write(original(box), values.permute(0, 1, *(2 + back).tolist(), 5))
+
+    return read_turned, write_turned
 
 
 def _source(net: UNet, read: Callable[[Box], Tensor], size: tuple[int, ...]) -> Callable[[Box], Tensor]:

@@ -240,19 +240,19 @@ def _compressed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def _layer(
     shape: Sequence[int], channels: Sequence[int], weight_sph: Tensor, weight_spa: Tensor | None, level: int | None
 ) -> tuple[_Layer, object]:
-    channels = (ctypes.c_int32 * len(channels))(*channels)
+    widths = (ctypes.c_int32 * len(channels))(*channels)
     layer = _Layer(
         (ctypes.c_int64 * 4)(*shape),
         len(channels),
         len(weight_sph),
-        ctypes.cast(channels, ctypes.c_void_p),
+        ctypes.cast(widths, ctypes.c_void_p),
         weight_sph.data_ptr(),
         None if weight_spa is None else weight_spa.data_ptr(),
         torch.get_num_threads(),
         library().shd_best_level() if level is None else level,
         _CACHE_BYTES,
     )
-    return layer, channels
+    return layer, widths
 
 
 def _widths(inputs: Sequence[Tensor]) -> list[int]:
