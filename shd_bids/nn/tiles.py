@@ -2,7 +2,8 @@
 
 Planes of x stream through all layers together. A feature map is made in slabs of a few planes when a layer asks for them and
 forgotten when no layer will ask again, so that each plane of each layer is computed once. Only voxels are computed on which
-those of the mask depend, and in plain PyTorch the rectangle around them.
+those of the mask depend, and in plain PyTorch the rectangle around them. The compiled kernel keeps what it analysed of a
+layer's input for the next slab; PyTorch reads and analyses the planes at the slab's borders again.
 
 If a whole cross-section does not fit the memory it is cut into tiles, which run one after another and each compute the
 voxels around themselves again. The coarser levels reach far. So then it can cost less to run in three stages, of which each
