@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from shd_bids.nn import native, triton
 from shd_bids.nn.cheb import SphereBasis
+from shd_bids.nn.pool import Pooling, Unpooled
 
 N_SHELLS = 4  # distances 0, 1, sqrt 2, sqrt 3 in the 3 x 3 x 3 kernel, with 1, 6, 12, 8 taps
 
@@ -57,40 +58,62 @@ class SpatioSphericalConv(nn.Module):
             self.register_parameter("weightSpa", None)
         self.bias = nn.Parameter(torch.full((out_channels,), 0.01))
 
-    def forward(self, *inputs: Tensor, relu: bool = False) -> Tensor:
-        """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), rectified where asked."""
-        device = inputs[0].device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
-        inputs = tuple(x.to(dtype) for x in inputs)
-        if native.suits(*inputs, self.bias):
-            parameters = (self.weightSph, self.weightSpa, self.bias)
-            return native.spectral_conv(inputs, *parameters, self.basis.nside, self.basis.hemisphere, relu)
-        weight = mode_weights(self.weightSph, self.weightSpa, self.basis.terms)  # (U, D, I, O)
-        if triton.suits(inputs):
-            return triton.mode_conv(inputs, weight, self.bias, self.basis.nside, self.basis.hemisphere, relu)
-        pairs = zip(inputs, weight.to(dtype).split(self.in_channels, dim=2), strict=True)
-        arguments = [tensor for pair in pairs for tensor in pair]
-        y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
-        return y.relu() if relu else y
+    def forward(self, *inputs: Tensor | Unpooled, relu: bool = False) -> Tensor:
+        """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), rectified where asked.
 
-    def on_planes(self, *inputs: Tensor, planes: slice, wanted: np.ndarray, relu: bool = False) -> Tensor:
-        """Give some planes of x of what :meth:`forward` gives for one sample (V, 1, X, Y, Z, I_j), without gradients.
-
-        Only the voxels marked in ``wanted``, an array of bool on those planes, are sure to be computed.
+        Without gradients the last input may be :class:`Unpooled`.
         """
-        if native.suits(*inputs, self.bias):
+        last = inputs[-1]
+        if isinstance(last, Unpooled) and self._reads_cells(last):
             return native.forward(
-                [x.contiguous() for x in inputs],
+                [(x.source if isinstance(x, Unpooled) else x).contiguous() for x in inputs],
                 self.weightSph,
                 self.weightSpa,
                 self.bias,
                 nside=self.basis.nside,
                 hemisphere=self.basis.hemisphere,
                 relu=relu,
-                planes=planes,
-                wanted=wanted,
+                parents=last.pool.parent_index,
             )
-        return self(*inputs, relu=relu)[:, :, planes]
+        values = [x.formed() if isinstance(x, Unpooled) else x for x in inputs]
+        device = values[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values[0].dtype
+        values = [x.to(dtype) for x in values]
+        if native.suits(*values, self.bias):
+            parameters = (self.weightSph, self.weightSpa, self.bias)
+            return native.spectral_conv(values, *parameters, self.basis.nside, self.basis.hemisphere, relu)
+        weight = mode_weights(self.weightSph, self.weightSpa, self.basis.terms)  # (U, D, I, O)
+        if triton.suits(values):
+            return triton.mode_conv(values, weight, self.bias, self.basis.nside, self.basis.hemisphere, relu)
+        pairs = zip(values, weight.to(dtype).split(self.in_channels, dim=2), strict=True)
+        arguments = [tensor for pair in pairs for tensor in pair]
+        y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
+        return y.relu() if relu else y
+
+    def slabwise(
+        self, *, wanted: np.ndarray, thickness: int, relu: bool = False, pool: Pooling | None = None
+    ) -> native.Slabwise:
+        """Give what evaluates one sample a few planes at a time without gradients, by the compiled kernel.
+
+        With ``pool`` the last input is given as what it was unpooled from; else see :class:`native.Slabwise`.
+        """
+        return native.Slabwise(
+            self.in_channels,
+            self.weightSph,
+            self.weightSpa,
+            self.bias,
+            nside=self.basis.nside,
+            hemisphere=self.basis.hemisphere,
+            relu=relu,
+            wanted=wanted,
+            thickness=thickness,
+            parents=None if pool is None else pool.parent_index,
+        )
+
+    def _reads_cells(self, last: Unpooled) -> bool:
+        """Whether a map copied to the voxels of cells can be left unformed: by the compiled kernel alone, at its precision."""
+        plain = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+        return plain and native.suits(last.source) and last.pool.stride == 2 and self.weightSpa is not None
 
 
 def mode_weights(weight_sph: Tensor, weight_spa: Tensor | None, terms: Tensor) -> Tensor:

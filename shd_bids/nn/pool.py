@@ -4,6 +4,7 @@ Tensors are (vertex, batch, x, y, z, channel). Pooling averages space and sphere
 are sums over a few vertices and a box of voxels, so one operation does all four.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -49,6 +50,25 @@ class Pooling(nn.Module):
         up = [_sources(size, self.stride) for size in x.shape[2:5]]
         back = [_source_owners(size, self.stride) for size in x.shape[2:5]]
         return _BoxSum.apply(x, self.parent_index, up, self.child_index, back, 1.0)
+
+
+@dataclass(frozen=True)
+class Unpooled:
+    """An unpooled map that is not formed yet, for readers that need not form it.
+
+    Attributes
+    ----------
+    pool : Pooling
+    source : Tensor, shape (V / 4, B, X', Y', Z', F)
+        What it copies.
+    """
+
+    pool: Pooling
+    source: Tensor
+
+    def formed(self) -> Tensor:
+        """Give the map, (V, B, X, Y, Z, F)."""
+        return self.pool.unpool(self.source)
 
 
 class _BoxSum(torch.autograd.Function):

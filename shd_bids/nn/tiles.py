@@ -2,7 +2,8 @@
 
 Planes of x stream through all layers together. A feature map is made in slabs of a few planes when a layer asks for them and
 forgotten when no layer will ask again, so that each plane of each layer is computed once. Only voxels are computed on which
-those of the mask depend, and in plain PyTorch the rectangle around them.
+those of the mask depend, and in plain PyTorch the rectangle around them. The compiled kernel keeps what it analysed of a
+layer's input for the next slab; PyTorch reads and analyses the planes at the slab's borders again.
 
 If a whole cross-section does not fit the memory it is cut into tiles, which run one after another and each compute the
 voxels around themselves again. The coarser levels reach far. So then it can cost less to run in three stages, of which each
@@ -13,9 +14,9 @@ Where the input is zero, the finest encoder puts out what it would in an empty v
 the border alone: a small empty volume gives it once for all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 
 import numpy as np
@@ -23,13 +24,17 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from shd_bids.nn import native
+from shd_bids.nn.native import cells_of
+from shd_bids.nn.pool import Pooling, Unpooled
 from shd_bids.nn.unet import ConvNormReLU, UNet, UNetConfig
 
 Box = tuple[slice, slice, slice]
 
 _THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
 _MOST_CUTS = 16  # of one side of the cross-section
-_ENCODED_AGAIN = 1.4  # work of the three stages, which run the finest encoder twice
+_ENCODED_AGAIN = 1.2  # work of the three stages, which run the finest encoder twice
+_FULL = 0.8  # share of the memory from which on freed memory is handed back; the next layer has to fit into the rest
 
 
 def apply_in_tiles(
@@ -72,11 +77,16 @@ def apply_in_tiles(
     mask = np.asarray(mask, dtype=bool)
     if not mask.any():
         return
+    near = np.ones_like(mask) if support is None else np.asarray(support, dtype=bool)
+    # Planes are cut across the longest axis, as memory goes by their area.
+    axes = np.argsort([side.start - side.stop for side in _box(mask)], kind="stable")
+    read, write = _turned(read, write, axes)
+    mask, near = mask.transpose(axes), near.transpose(axes)
     size, stride = mask.shape, net.config.spatial_stride
-    mask = _padded(mask, stride)
-    near = np.ones_like(mask) if support is None else _padded(support, stride)
+    mask, near = _padded(mask, stride), _padded(near, stride)
     chosen = plan(net, mask, memory_bytes=memory_bytes)
-    stream = _Stream(net, _source(net, read, size), near, chosen.thickness)
+    most = native.resident_bytes() + int(_FULL * memory_bytes)
+    stream = _Stream(net, _source(net, read, size), near, chosen.thickness, most)
     run = stream.run_in_stages if chosen.staged else stream.run
     with torch.inference_mode():
         for done in run(mask, chosen.edges, write):
@@ -120,18 +130,18 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
         stored = sum(int(cells.sum()) for cells in _coarse(config, mask))
         held = float(stored) * net.bases[1].n_vertices * config.channels[0] * net.head.bias.element_size()
         ways.append(_Way(True, _ENCODED_AGAIN, held, ((range(1), reach), (range(1, depth), 2 * reach))))
-    best: tuple[float, Plan] | None = None
+    best: tuple[tuple[float, float], Plan] | None = None
     least = np.inf
     for edges in product(*(_edges(side, config.spatial_stride) for side in sides)):
         for way, thickness in product(ways, _THICKNESS):
             areas = [_areas(sides, edges, halo, shape) for _, halo in way.chains]
             columns = (column_bytes(net, thickness, levels=levels) for levels, _ in way.chains)
             needed = way.held + max(largest * each for (_, largest), each in zip(areas, columns, strict=True))
-            # A slab expands two planes again in each layer, which is about half of the work on them.
-            work = way.cost * areas[0][0] * (1 + 1 / thickness)
+            # In plain PyTorch a slab expands two planes again in each layer, which is about half of the work on them.
+            work = way.cost * areas[0][0] * (1 if native.suits(net.head.bias) else 1 + 1 / thickness)
             least = min(least, needed)
-            if needed <= memory_bytes and (best is None or work < best[0]):
-                best = work, Plan((edges[0], edges[1]), thickness, way.staged)
+            if needed <= memory_bytes and (best is None or (work, needed) < best[0]):
+                best = (work, needed), Plan((edges[0], edges[1]), thickness, way.staged)
     if best is None:
         raise ValueError(
             f"{memory_bytes / 2**20:.0f} MB are not enough for the smallest tile, which needs {least / 2**20:.0f} MB; "
@@ -143,9 +153,8 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
 def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
     """Estimate the memory for each voxel of a cross-section when slabs of ``thickness`` planes stream through some levels.
 
-    Each layer keeps the last planes of its input. While the first layer of a decoder works on a slab there are its two inputs,
-    what they are copied from, its output, and three planes of both inputs that the kernel expands. A skip waits until the
-    next level answers.
+    Each layer keeps the planes of its input that the next slab needs again. Beside them there are the slabs on their way from
+    one layer to the next. A skip waits until the next level answers.
     """
     config, numbers = net.config, 0.0
     for level in levels:
@@ -153,7 +162,7 @@ def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
             break
         waiting = config.receptive_radius >> level if level + 1 in levels and config.spatial[level + 1] else 0
         planes = max(1, thickness >> level)
-        held = waiting + 3 * config.convs_per_block + 4 * (planes + 2) + 6
+        held = waiting + (2 * config.convs_per_block - 1) * (planes + 2) + 2 * planes + 1
         enters = config.channels[level - 1] if level else config.in_channels + config.out_channels
         numbers += net.bases[level].n_vertices * (config.channels[level] * held + enters * (planes + 4)) / 4**level
     return 1.1 * numbers * net.head.bias.element_size()
@@ -167,7 +176,7 @@ def _areas(sides: list[slice], edges: tuple[int, ...], halo: int, shape: tuple[i
 
 def _coarse(config: UNetConfig, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mark the cells where the finest decoder needs the coarser levels, and those that they need of the finest encoder."""
-    cells = _cells(_dilated(mask, _reach(config, 0)))
+    cells = cells_of(_dilated(mask, _reach(config, 0)))
     return cells, _reads(config, 1, cells)
 
 
@@ -190,10 +199,13 @@ class _Feature:
         Planes of a slab.
     make : callable
         Makes the slab of a box; it may be larger in y and z.
+    tight : bool
+        Make each slab as small as what is needed of it, and not all in one rectangle.
     """
 
-    def __init__(self, needed: np.ndarray, thickness: int, make: Callable[[Box], _Slab]):
+    def __init__(self, needed: np.ndarray, thickness: int, make: Callable[[Box], _Slab], *, tight: bool):
         self.needed, self.thickness, self._make = needed, thickness, make
+        self._sides = None if tight else native.rectangle(needed)
         self._slabs: list[_Slab] = []
         self._end = int(needed.any(axis=(1, 2)).argmax())
 
@@ -203,14 +215,14 @@ class _Feature:
             first, self._end = self._end, min(self._end + self.thickness, last)
             part = self.needed[first : self._end]
             if part.any():
-                self._slabs.append(self._make((slice(first, self._end), *_box(part)[1:])))
+                self._slabs.append(self._make((slice(first, self._end), *(self._sides or _box(part)[1:]))))
 
     def read(self, box: Box) -> Tensor:
         """Give the values in a box, none of whose planes was forgotten; zero where nothing was needed."""
         self.prepare(box[0].stop)
         parts = [(slab, common) for slab in self._slabs if (common := _common(slab.box, box))]
-        if len(parts) == 1 and parts[0][0].box == box:
-            return parts[0][0].values
+        if len(parts) == 1 and parts[0][1] == box:
+            return parts[0][0].values[_within(box, parts[0][0].box)]
         like = self._slabs[-1].values
         shape = (len(like), 1, *(side.stop - side.start for side in box), like.shape[-1])
         whole = sum(_size(common) for _, common in parts) == _size(box)
@@ -229,17 +241,101 @@ class _Feature:
                 yield box, self.read(box)
                 self.forget(box[0].stop)
 
+    def between(self, begin: int, end: int) -> Iterator[tuple[_Slab, slice]]:
+        """Yield the slabs with planes from ``begin`` to ``end``, and which of those planes they hold."""
+        self.prepare(end)
+        for slab in self._slabs:
+            planes = slice(max(slab.box[0].start, begin), min(slab.box[0].stop, end))
+            if planes.start < planes.stop:
+                yield slab, planes
+
+    def forget(self, before: int) -> None:
+        """Let go of the slabs that end before ``before``."""
+        self._slabs = [slab for slab in self._slabs if slab.box[0].stop > before]
+
+
+class _Unpooled:
+    """A feature map copied from a coarser one, in whose place its readers are given that.
+
+    Parameters
+    ----------
+    coarse : _Feature
+    pool : Pooling
+    """
+
+    def __init__(self, coarse: _Feature, pool: Pooling):
+        self._coarse, self.pool = coarse, pool
+        self._done = 0
+
+    def prepare(self, last: int) -> None:
+        """Make all planes before ``last``."""
+        self._coarse.prepare(-(-last // 2))
+
+    def read(self, box: Box) -> Unpooled:
+        """Give the map in a box of whole cells."""
+        return Unpooled(self.pool, self._coarse.read(_halved(box)))
+
+    def between(self, begin: int, end: int) -> Iterator[tuple[_Slab, slice]]:
+        """Yield the slabs of cells, and their planes, of which the planes from ``begin`` to ``end`` are made, each once."""
+        begin, self._done = max(begin // 2, self._done), -(-end // 2)
+        yield from self._coarse.between(begin, self._done)
+
     def forget(self, before: int) -> None:
         """Let go of the planes before ``before``."""
-        kept = []
-        for slab in self._slabs:
-            x, y, z = slab.box
-            if x.start >= before:
-                kept.append(slab)
-            elif x.stop > before:
-                rest = (slice(before, x.stop), y, z)
-                kept.append(_Slab(rest, slab.values[_within(rest, slab.box)].clone()))
-        self._slabs = kept
+        self._coarse.forget(before // 2)
+
+
+class _Convolution:
+    """One convolution by the compiled kernel, which takes each plane of its inputs once.
+
+    Parameters
+    ----------
+    unit : ConvNormReLU
+    inputs : sequence of _Feature or _Unpooled
+    reach : int
+        Planes on each side that a result depends on.
+    wanted : array of bool, shape (x, y, z)
+    thickness : int
+        Planes asked for at once, at most.
+    most : int
+        Bytes of the process beyond which it hands back freed memory.
+    """
+
+    def __init__(
+        self,
+        unit: ConvNormReLU,
+        inputs: Sequence[_Feature | _Unpooled],
+        *,
+        reach: int,
+        wanted: np.ndarray,
+        thickness: int,
+        most: int,
+    ):
+        self._unit, self._inputs, self._reach, self._most = unit, inputs, reach, most
+        self._planes, self._done = len(wanted), 0
+        pool = inputs[-1].pool if isinstance(inputs[-1], _Unpooled) else None
+        self._start = partial(unit.slabwise, wanted=wanted, thickness=thickness, pool=pool)
+
+    @cached_property
+    def _layer(self) -> native.Slabwise:
+        return self._start()
+
+    def __call__(self, box: Box) -> _Slab:
+        """Make a slab, at the wanted voxels of its planes."""
+        begin, end = max(self._done, box[0].start - self._reach), min(box[0].stop + self._reach, self._planes)
+        for feature in self._inputs:
+            feature.prepare(end)
+        for index, feature in enumerate(self._inputs):
+            self._analyse(index, feature, begin, end)
+            feature.forget(end)
+        self._done = end
+        native.hand_back_freed_memory(self._most)
+        y = self._layer.combine(box[0])
+        return _Slab((box[0], *self._layer.sides), self._unit.normalise(y))
+
+    def _analyse(self, index: int, feature: _Feature | _Unpooled, begin: int, end: int) -> None:
+        for slab, planes in feature.between(begin, end):
+            self._layer.analyse(index, slab.values, slab.box, planes)
 
 
 class _Stream:
@@ -254,12 +350,16 @@ class _Stream:
         Voxels whose input may differ from zero.
     thickness : int
         Planes of a slab at the finest level.
+    most : int
+        Bytes of the process beyond which it hands back freed memory.
     """
 
-    def __init__(self, net: UNet, source: Callable[[Box], Tensor], near: np.ndarray, thickness: int):
-        self._net, self._source, self._thickness = net, source, thickness
+    def __init__(self, net: UNet, source: Callable[[Box], Tensor], near: np.ndarray, thickness: int, most: int):
+        self._net, self._source, self._thickness, self._most = net, source, thickness, most
+        # The kernel computes what is marked, and slabs of one size fit where others were. PyTorch computes all.
+        self._tight = not native.suits(net.head.bias)
         self._near = (
-            _doubled(_cells(_dilated(near, net.config.convs_per_block))) if net.config.spatial_stride > 1 else near
+            _doubled(cells_of(_dilated(near, net.config.convs_per_block))) if net.config.spatial_stride > 1 else near
         )
 
     def run(self, mask: np.ndarray, edges: tuple[int, int], write: Callable[[Box, Tensor], None]) -> Iterator[float]:
@@ -304,13 +404,13 @@ class _Stream:
         around = _dilated(needed, reach)
         if net.config.pool_strides[level] == 0:
             skip = self._block(level, net.encoder[level], [source(_dilated(around, reach))], around)
-            deeper = self._feature(level, around, partial(self._below, level, skip))
+            deeper: _Feature | _Unpooled = self._feature(level, around, partial(self._below, level, skip))
         else:
-            cells = _cells(around)
+            cells = cells_of(around)
             made = around | self._worth(level, _reads(net.config, level + 1, cells))
             skip = self._block(level, net.encoder[level], [source(_dilated(made, reach))], made)
             coarse = self._level(level + 1, cells, lambda pooled: self._pooled(level, skip, pooled))
-            deeper = self._feature(level, around, partial(self._unpooled, level, coarse))
+            deeper = _Unpooled(coarse, net.pools[level])
         return self._block(level, net.decoder[len(net.decoder) - 1 - level], [skip, deeper], needed)
 
     def _encoded(self, cells: np.ndarray) -> _Feature:
@@ -324,9 +424,8 @@ class _Stream:
         reach = _reach(self._net.config, 0)
         around = _dilated(needed, reach)
         skip = self._block(0, self._net.encoder[0], [self._input(_dilated(around, reach))], around)
-        coarse = self._kept(1, deeper, _cells(around))
-        unpooled = self._feature(0, around, partial(self._unpooled, 0, coarse))
-        return self._block(0, self._net.decoder[-1], [skip, unpooled], needed)
+        coarse = self._kept(1, deeper, cells_of(around))
+        return self._block(0, self._net.decoder[-1], [skip, _Unpooled(coarse, self._net.pools[0])], needed)
 
     def _input(self, needed: np.ndarray) -> _Feature:
         return self._feature(0, needed, lambda box: _Slab(box, self._source(box)))
@@ -339,37 +438,52 @@ class _Stream:
         return _doubled(cells) & self._near if level == 0 else _doubled(cells)
 
     def _feature(self, level: int, needed: np.ndarray, make: Callable[[Box], _Slab]) -> _Feature:
-        return _Feature(needed, max(1, self._thickness >> level), make)
+        return _Feature(needed, max(1, self._thickness >> level), make, tight=self._tight)
 
-    def _block(self, level: int, units: nn.ModuleList, inputs: list[_Feature], needed: np.ndarray) -> _Feature:
+    def _block(
+        self, level: int, units: nn.ModuleList, inputs: Sequence[_Feature | _Unpooled], needed: np.ndarray
+    ) -> _Feature:
         """Chain the convolutions of a block."""
         reach = int(self._net.config.spatial[level])
         for left, unit in zip(reversed(range(len(units))), units, strict=True):
             wanted = _dilated(needed, reach * left)
-            inputs = [self._feature(level, wanted, partial(self._convolved, unit, inputs, reach, wanted))]
-        return inputs[0]
+            result = self._feature(level, wanted, self._convolution(level, unit, inputs, reach, wanted))
+            inputs = [result]
+        return result
 
-    def _convolved(self, unit: ConvNormReLU, inputs: list[_Feature], reach: int, wanted: np.ndarray, box: Box) -> _Slab:
-        """Run one convolution at the wanted voxels; the others of its rectangle hold values that nobody asked for."""
+    def _convolution(
+        self, level: int, unit: ConvNormReLU, inputs: Sequence[_Feature | _Unpooled], reach: int, wanted: np.ndarray
+    ) -> Callable[[Box], _Slab]:
+        if self._tight:
+            return partial(self._convolved, unit, inputs, reach, wanted)
+        thickness = max(1, self._thickness >> level)
+        return _Convolution(unit, inputs, reach=reach, wanted=wanted, thickness=thickness, most=self._most)
+
+    def _convolved(
+        self, unit: ConvNormReLU, inputs: Sequence[_Feature | _Unpooled], reach: int, wanted: np.ndarray, box: Box
+    ) -> _Slab:
+        """Run one convolution in plain PyTorch, on all voxels of a rectangle."""
         wide = _grown(box, reach, wanted.shape)
+        if isinstance(inputs[-1], _Unpooled):
+            wide = _twice(_halved(wide))
         for feature in inputs:
             feature.prepare(wide[0].stop)
         values = [feature.read(wide) for feature in inputs]
         for feature in inputs:
             feature.forget(box[0].stop - reach)
         made = (box[0], *wide[1:])
-        return _Slab(made, unit.on_planes(*values, planes=_within(box, wide)[2], wanted=wanted[made]))
+        return _Slab(made, unit(*values)[_within(made, wide)])
 
     def _pooled(self, level: int, skip: _Feature, needed: np.ndarray, *, keep: bool = True) -> _Feature:
         """Pool the encoder's output and keep it for others; where it was not computed it is as in an empty volume."""
-        computed = needed & _cells(skip.needed)
+        computed = needed & cells_of(skip.needed)
         empty = None if computed[needed].all() else _EmptyVolume(self._net, needed.shape)
 
         def make(box: Box) -> _Slab:
             part = computed[box]
             if not part.any():
                 return _Slab(box, empty.read(box))
-            inner = _moved(_box(part), by=box)
+            inner = _moved(_box(part), by=box) if self._tight else box
             pooled = self._net.pools[level](skip.read(_twice(inner)))
             if not keep:
                 skip.forget(2 * box[0].stop)
@@ -381,14 +495,6 @@ class _Stream:
             return _Slab(box, values)
 
         return self._feature(level + 1, needed, make)
-
-    def _unpooled(self, level: int, coarse: _Feature, box: Box) -> _Slab:
-        cells = _halved(box)
-        values = self._net.pools[level].unpool(coarse.read(cells))
-        coarse.forget(box[0].stop // 2)
-        voxels = _twice(cells)
-        planes = (box[0], *voxels[1:])
-        return _Slab(planes, values[_within(planes, voxels)])
 
     def _below(self, level: int, skip: _Feature, box: Box) -> _Slab:
         """Run the levels below, which treat each voxel alone."""
@@ -442,6 +548,25 @@ def _alike(length: int, border: int) -> Tensor:
     return torch.minimum(cell, torch.full_like(cell, border)) + (cell - (length - 1 - border)).clamp(0, border)
 
 
+def _turned(
+    read: Callable[[Box], Tensor], write: Callable[[Box, Tensor], None], axes: np.ndarray
+) -> tuple[Callable[[Box], Tensor], Callable[[Box, Tensor], None]]:
+    """Give ``read`` and ``write`` for the volume with its axes in another order."""
+    back = np.argsort(axes)
+
+    def original(box: Box) -> Box:
+        x, y, z = (box[axis] for axis in back)
+        return x, y, z
+
+    def read_turned(box: Box) -> Tensor:
+        return read(original(box)).permute(0, 1, *(2 + axes).tolist(), 5)
+
+    def write_turned(box: Box, values: Tensor) -> None:
+        write(original(box), values.permute(0, 1, *(2 + back).tolist(), 5))
+
+    return read_turned, write_turned
+
+
 def _source(net: UNet, read: Callable[[Box], Tensor], size: tuple[int, ...]) -> Callable[[Box], Tensor]:
     """Give the input with vertices first, and zeros beyond the volume's end."""
 
@@ -470,7 +595,7 @@ def _reads(config: UNetConfig, level: int, needed: np.ndarray) -> np.ndarray:
     if level == len(config.channels) - 1:
         return around
     if config.pool_strides[level]:
-        around = around | _doubled(_reads(config, level + 1, _cells(around)))
+        around = around | _doubled(_reads(config, level + 1, cells_of(around)))
     return _dilated(around, reach)
 
 
@@ -558,12 +683,6 @@ def _dilated(mask: np.ndarray, by: int) -> np.ndarray:
 def _padded(mask: np.ndarray, stride: int) -> np.ndarray:
     """Append unmarked voxels up to multiples of the stride, as :meth:`UNet.pad` appends zeros."""
     return np.pad(np.asarray(mask, dtype=bool), [(0, -n % stride) for n in mask.shape])
-
-
-def _cells(mask: np.ndarray) -> np.ndarray:
-    """Mark the cells of 2 x 2 x 2 voxels that hold a marked voxel."""
-    x, y, z = (n // 2 for n in mask.shape)
-    return mask.reshape(x, 2, y, 2, z, 2).any(axis=(1, 3, 5))
 
 
 def _doubled(cells: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from shd_bids.nn.cheb import SphereBasis
 from shd_bids.nn.conv import SpatioSphericalConv
+from shd_bids.nn.native import Slabwise
 from shd_bids.nn.norm import NormReLU
-from shd_bids.nn.pool import Pooling
+from shd_bids.nn.pool import Pooling, Unpooled
 from shd_bids.nn.recompute import recipe_of, recomputed, remember
 
 _ORDER = 5  # published kernel size on the sphere: Chebyshev terms T_0 .. T_4
@@ -146,11 +147,11 @@ class ConvNormReLU(nn.Module):
         self.conv = SpatioSphericalConv(basis, in_channels, out_channels=out_channels, spatial=spatial)
         self.norm = NormReLU(out_channels) if norm == "batch" else None
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor | Unpooled) -> Tensor:
         """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
         return self.normalise(self.convolve(*inputs))
 
-    def convolve(self, *inputs: Tensor) -> Tensor:
+    def convolve(self, *inputs: Tensor | Unpooled) -> Tensor:
         """Take the first step of :meth:`forward`."""
         with recomputed(inputs):
             return self.conv(*inputs, relu=self.norm is None)
@@ -159,10 +160,9 @@ class ConvNormReLU(nn.Module):
         """Take the second step, after which ``y`` is of no use to others."""
         return y if self.norm is None else self.norm(y, own=True)
 
-    def on_planes(self, *inputs: Tensor, planes: slice, wanted: np.ndarray) -> Tensor:
-        """Give some planes of x of what :meth:`forward` gives, without gradients; see :meth:`SpatioSphericalConv.on_planes`."""
-        y = self.conv.on_planes(*inputs, planes=planes, wanted=wanted, relu=self.norm is None)
-        return y if self.norm is None else self.norm(y)
+    def slabwise(self, *, wanted: np.ndarray, thickness: int, pool: Pooling | None = None) -> Slabwise:
+        """Give what takes the first step a few planes at a time, see :meth:`SpatioSphericalConv.slabwise`."""
+        return self.conv.slabwise(wanted=wanted, thickness=thickness, pool=pool, relu=self.norm is None)
 
 
 class UNet(nn.Module):
@@ -225,7 +225,7 @@ class UNet(nn.Module):
         """Run a level and everything coarser."""
         if level == len(self.encoder):
             return _run(self.bottom, [x])
-        pool, inputs = self.pools[level], [self.encode(level, x)]
+        pool, inputs = self.pools[level], list[Any]([self.encode(level, x)])
         inputs.append(_unpool(pool, self.descend(level + 1, pool(inputs[0]))))
         return _run(self.decoder[len(self.decoder) - 1 - level], inputs)
 
@@ -315,14 +315,16 @@ class _Pointwise(torch.autograd.Function):
         return gradient @ weight, by_vertex.sum(0), gradient.flatten(0, -2).sum(0)
 
 
-def _unpool(pool: Pooling, x: Tensor) -> Tensor:
+def _unpool(pool: Pooling, x: Tensor) -> Tensor | Unpooled:
+    if not torch.is_grad_enabled():
+        return Unpooled(pool, x)
     result = pool.unpool(x)
     recipe = recipe_of(x)
     remember(result, lambda: pool.unpool(recipe()))
     return result
 
 
-def _run(block: nn.ModuleList, inputs: list[Tensor]) -> Tensor:
+def _run(block: nn.ModuleList, inputs: list[Any]) -> Tensor:
     """Run a block; the list is used up, so that what nothing else holds is freed as soon as it was read."""
     for unit in block:
         inputs[:] = [unit.convolve(*inputs)]

@@ -234,7 +234,7 @@ def brain_row() -> Row:
         return torch.zeros(1, 2, x, y, z, 384)
 
     start = time.perf_counter()
-    apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=6 << 30, support=mask)
+    apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=10 << 30, support=mask)
     seconds = time.perf_counter() - start
     return Row(f"2 mm brain, {mask.sum()} voxels, network, 2 threads", seconds, 60, unit="s", at_most=True)
 

@@ -10,6 +10,7 @@ from scipy import ndimage
 from shd_bids.nn import native
 from shd_bids.nn.cheb import SphereBasis, chebyshev
 from shd_bids.nn.conv import SpatioSphericalConv, shell_sums
+from shd_bids.nn.pool import Pooling, Unpooled
 from shd_bids.sphere import healpix, symmetry
 from tests.helpers import assert_equivariant
 from tests.nn.oracle import layer
@@ -130,22 +131,91 @@ def test_threads_do_not_change_the_result(generator, monkeypatch):
     torch.testing.assert_close(conv(x), one, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("start", "stop"), [(0, 9), (0, 2), (3, 4), (2, 9)])
-def test_some_planes_are_those_of_the_whole(generator, monkeypatch, dtype, start, stop):
-    monkeypatch.setattr(native, "_CACHE_BYTES", 1 << 16)  # a few planes at a time, so that the ring of planes wraps
-    conv = make((3, 2), 4, dtype=dtype)
-    inputs = [torch.randn(24, 1, 9, 4, 5, f, generator=generator, dtype=dtype) for f in (3, 2)]
-    planes = slice(start, stop)
-    wanted = np.random.default_rng(0).random((9, 4, 5)) < 0.1
+@needs_kernel
+@pytest.mark.parametrize("thickness", [1, 2, 3, 10])
+@pytest.mark.parametrize("spatial", [True, False])
+@pytest.mark.parametrize("unpooled", [True, False])
+@pytest.mark.parametrize("start", [0, 1, 4])
+def test_a_few_planes_at_a_time_are_those_of_the_whole(generator, start, unpooled, spatial, thickness):
+    if unpooled and not spatial:
+        pytest.skip("where space is pooled there is a spatial kernel")
+    conv, pool = make((3, 2), 4, spatial=spatial, dtype=torch.float32), Pooling(2, hemisphere=True, stride=2)
+    wanted = np.random.default_rng(0).random((10, 8, 22)) < 0.05
+    wanted[:start] = wanted[:, :2] = wanted[:, :, 18:] = False
+    wanted[start, 3, 5] = wanted[9, 7, 1] = True
+    inputs = [torch.randn(24, 1, 10, 8, 22, 3, generator=generator)]
+    coarse = torch.randn(6, 1, 5, 4, 11, 2, generator=generator)
+    inputs.append(pool.unpool(coarse) if unpooled else torch.randn(24, 1, 10, 8, 22, 2, generator=generator))
     with torch.no_grad():
         whole = conv(*inputs, relu=True)
-        for x in inputs:
-            x[:, :, ~ndimage.maximum_filter(wanted, 3)] = torch.nan  # must not matter
-        found = conv.on_planes(*inputs, planes=planes, wanted=wanted[planes], relu=True)
-    assert found.shape == (24, 1, stop - start, 4, 5, 4)
-    found, whole = (y[:, :, torch.from_numpy(wanted[planes])] for y in (found, whole[:, :, planes]))
-    torch.testing.assert_close(found, whole, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
+    read = ndimage.maximum_filter(wanted, 3) if spatial else wanted
+    inputs[0][:, :, ~read] = torch.nan  # must not matter
+    if unpooled:
+        inputs[1] = coarse
+        inputs[1][:, :, ~read.reshape(5, 2, 4, 2, 11, 2).any(axis=(1, 3, 5))] = torch.nan
+    else:
+        inputs[1][:, :, ~read] = torch.nan
+    layer = conv.slabwise(wanted=wanted, thickness=thickness, relu=True, pool=pool if unpooled else None)
+    done = [max(start - spatial, 0), max(start - spatial, 0)]
+    if unpooled:
+        done[1] //= 2
+    for first in range(start, 10, thickness):
+        stop = min(first + thickness, 10)
+        for index, x in enumerate(inputs):
+            last = min(stop + spatial, 10)
+            last = -(-last // 2) if unpooled and index == 1 else last
+            for planes in (slice(done[index], min(done[index] + 1, last)), slice(min(done[index] + 1, last), last)):
+                if planes.start < planes.stop:  # in slabs that are larger than what is taken from them
+                    place = (planes, slice(0, x.shape[3]), slice(0, x.shape[4]))
+                    layer.analyse(index, x[:, :, planes], place, planes)
+            done[index] = last
+        y = layer.combine(slice(first, stop))
+        there = torch.from_numpy(wanted[first:stop][:, *layer.sides])
+        expected = whole[:, :, first:stop, *layer.sides]
+        torch.testing.assert_close(y[:, :, there], expected[:, :, there], rtol=0, atol=1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("nside", "hemisphere", "ins", "out", "cells"),
+    [
+        (2, True, (3, 2), 4, (2, 1, 2, 3)),
+        (4, True, (16, 17), 40, (1, 5, 2, 3)),
+        (4, False, (5, 16), 16, (2, 2, 1, 1)),
+        (2, True, (2, 3), 9, (1, 3, 13, 21)),  # planes so large that they are cut into blocks of lines
+    ],
+)
+@pytest.mark.parametrize("cache_bytes", [1 << 10, 1 << 17, 24 << 20])  # from one plane at a time to all
+def test_unpooled_input_need_not_be_formed(
+    generator, monkeypatch, level, nside, hemisphere, ins, out, cells, cache_bytes
+):
+    if level > native.library().shd_best_level():
+        pytest.skip("the processor has no such instructions")
+    monkeypatch.setattr(native, "_CACHE_BYTES", cache_bytes)
+    pool = Pooling(nside, hemisphere=hemisphere, stride=2)
+    vertices = len(pool.parent_index)
+    batch, *size = cells
+    skip = torch.randn(vertices, batch, *(2 * n for n in size), ins[0], generator=generator)
+    source = torch.randn(vertices // 4, *cells, ins[1], generator=generator)
+    exact = make(ins, out, nside=nside, hemisphere=hemisphere)
+    conv = make(ins, out, nside=nside, hemisphere=hemisphere, dtype=torch.float32)
+    weights = [conv.weightSph.detach(), conv.weightSpa.detach(), conv.bias.detach()]
+    found = native.forward(
+        [skip, source],
+        *weights,
+        nside=nside,
+        hemisphere=hemisphere,
+        relu=False,
+        parents=pool.parent_index,
+        level=level,
+    )
+    with torch.no_grad():
+        expected = exact(skip.double(), pool.unpool(source.double()))
+        assert_close_by_norm(found, expected)
+        assert_close_by_norm(conv(skip, Unpooled(pool, source)), expected)
+        plain = exact(skip.double(), Unpooled(pool, source.double()))
+    torch.testing.assert_close(plain, expected, rtol=0, atol=0)
 
 
 def test_without_a_kernel_the_result_is_the_same(generator, monkeypatch):

@@ -1,14 +1,16 @@
 """The network: the published one exactly, its whole-volume form, its variants and its running in pieces."""
 
 import itertools
+import subprocess
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from shd_bids.nn import native, norm, tiles
-from shd_bids.nn.conv import SpatioSphericalConv
 from shd_bids.nn.pool import Pooling
 from shd_bids.nn.tiles import Plan, apply_in_tiles, column_bytes, plan
 from shd_bids.nn.unet import UNet, UNetConfig
@@ -139,6 +141,16 @@ def test_odd_sizes_are_a_larger_volume_of_zeros(generator, size):
     torch.testing.assert_close(net(x), net(larger)[:, :, : size[0], : size[1], : size[2]], rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("size", [(4, 6, 2), (5, 1, 3)])
+@pytest.mark.parametrize("channels", [(4, 6), (4, 3, 5)])
+def test_inference_is_what_training_computes(generator, size, channels):
+    net = build(nside=4, channels=channels, spatial_levels=len(channels), dtype=torch.float32)
+    x = field(generator, *size, vertices=96, batch=2, dtype=torch.float32)
+    with torch.no_grad():
+        found = net(x)  # which leaves unpooled maps unformed
+    torch.testing.assert_close(found, net(x).detach(), rtol=0, atol=1e-5)
+
+
 def test_receptive_radius_is_reached_and_not_passed(generator):
     net = build(nside=2, channels=(6, 6))
     with torch.no_grad():
@@ -198,11 +210,11 @@ def test_tiles_are_exact(generator, monkeypatch, settings, dtype):
     mask[7:10, 4:9, 12:34] = True
     mask[20, 13, 36] = True
     with torch.no_grad():
-        whole = net(x)[:, :, mask]
+        whole = build(**settings)(x.double())[:, :, mask].to(dtype)
     atol = 1e-12 if dtype == torch.float64 else 1e-5 * whole.abs().max().item()
-    ways = [Plan((40, 40), 16, False), Plan((14, 20), 4, False)]
+    ways = [Plan((40, 40), 16, False), Plan((14, 20), 4, False), Plan((20, 40), 2, False)]
     if net.config.pool_strides[:1] == (2,):
-        ways += [Plan((40, 40), 16, True), Plan((8, 12), 2, True)]
+        ways += [Plan((40, 40), 16, True), Plan((8, 12), 2, True), Plan((40, 40), 8, True)]
     for way in ways:
         monkeypatch.setattr(tiles, "plan", lambda *arguments, way=way, **options: way)
         found, _, told = run_in_tiles(net, x, mask, memory_bytes=0)
@@ -226,31 +238,55 @@ def test_places_far_from_the_support_are_not_read_and_change_nothing(generator):
     assert not read[16, 20, 3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("staged", [True, False])
 @pytest.mark.parametrize("thickness", [1, 2, 3, 4, 5, 7])
-def test_places_far_from_the_support_change_nothing_in_a_thin_volume(generator, thickness):
+def test_places_far_from_the_support_change_nothing_in_a_thin_volume(generator, monkeypatch, thickness, staged, dtype):
     net = build(**SMALL)
     shape = (33, 30, thickness)
     x = field(generator, *shape)
     mask = np.zeros(shape, bool)
     mask[14:18, 4:8] = True
     x[:, :, ~torch.tensor(mask)] = 0
-    found, _, _ = run_in_tiles(net, x, mask, memory_bytes=1 << 30, support=mask)
-    torch.testing.assert_close(found[:, :, mask], net(x)[:, :, mask], rtol=0, atol=1e-12)
+    whole = net(x)[:, :, mask]
+    atol = 1e-12 if dtype == torch.float64 else 1e-5 * whole.abs().max().item()
+    monkeypatch.setattr(tiles, "plan", lambda *arguments, **options: Plan((40, 40), 2, staged))
+    found, _, _ = run_in_tiles(net.to(dtype), x.to(dtype), mask, memory_bytes=0, support=mask)
+    torch.testing.assert_close(found[:, :, mask].double(), whole, rtol=0, atol=atol)
 
 
-def test_each_convolution_runs_once_for_a_voxel(generator, monkeypatch):
+def test_axes_come_in_any_order(generator):
     net = build(**SMALL)
-    x, count = field(generator, 40, 8, 8), {}
-    one = SpatioSphericalConv.on_planes
+    x, mask = field(generator, 6, 5, 15), np.zeros((6, 5, 15), bool)
+    mask[1:4, 2, 3:14] = True
+    mask[2, 1:5, 7] = True
+    for axes in itertools.permutations((0, 1, 2)):
+        turned = x.permute(0, 1, *(2 + axis for axis in axes), 5)
+        found, _, _ = run_in_tiles(net, turned, mask.transpose(axes), memory_bytes=1 << 30)
+        expected = net(turned)[:, :, mask.transpose(axes)]
+        torch.testing.assert_close(found[:, :, mask.transpose(axes)], expected, rtol=0, atol=1e-12)
 
-    def counted(self, *inputs, planes: slice, **settings):
-        count[self] = count.get(self, 0) + planes.stop - planes.start
-        return one(self, *inputs, planes=planes, **settings)
 
-    monkeypatch.setattr(SpatioSphericalConv, "on_planes", counted)
-    run_in_tiles(net, x, np.ones((40, 8, 8), bool), memory_bytes=1 << 30)
+@pytest.mark.skipif(native.library() is None, reason="no compiled kernel and no compiler")
+def test_each_convolution_takes_and_makes_each_plane_once(generator, monkeypatch):
+    net = build(**SMALL, dtype=torch.float32).folded()
+    taken, made = {}, {}
+    analyse, combine = native.Slabwise.analyse, native.Slabwise.combine
+
+    def counted_in(self, index, values, place, planes):
+        taken[self, index] = taken.get((self, index), 0) + planes.stop - planes.start
+        return analyse(self, index, values, place, planes)
+
+    def counted_out(self, planes):
+        made[self] = made.get(self, 0) + planes.stop - planes.start
+        return combine(self, planes)
+
+    monkeypatch.setattr(native.Slabwise, "analyse", counted_in)
+    monkeypatch.setattr(native.Slabwise, "combine", counted_out)
+    run_in_tiles(net, field(generator, 40, 8, 8, dtype=torch.float32), np.ones((40, 8, 8), bool), memory_bytes=1 << 30)
     fine, coarse = 40, 20
-    assert sorted(count.values()) == [coarse] * 2 + [fine] * 4
+    assert sorted(made.values()) == [coarse] * 2 + [fine] * 4
+    assert sorted(taken.values()) == [coarse] * 3 + [fine] * 4  # the decoder takes the coarser answer by its cells
 
 
 def test_tiles_need_some_memory():
@@ -260,9 +296,50 @@ def test_tiles_need_some_memory():
     column = column_bytes(net, 2, levels=range(2))
     assert plan(net, mask, memory_bytes=1 << 40) == Plan((60, 60), 16, False)
     assert plan(net, mask, memory_bytes=60 * 60 * column) == Plan((60, 60), 2, False)
-    cut, staged = (plan(net, mask, memory_bytes=share * 60 * 60 * column) for share in (0.8, 0.5))
-    assert min(cut.edges) < 60 and not cut.staged
-    assert staged.staged
+    assert plan(net, mask, memory_bytes=0.5 * 60 * 60 * column).staged
+
+
+@pytest.mark.skipif(native.library() is None, reason="no compiled kernel and no compiler")
+def test_kernel_needs_no_thick_slabs_and_few_tiles_cost_less_than_stages():
+    net, mask = build(**SMALL, dtype=torch.float32), np.ones((20, 200, 20), bool)
+    whole = 200 * 20 * column_bytes(net, 2, levels=range(2))
+    assert plan(net, mask, memory_bytes=1 << 40) == plan(net, mask, memory_bytes=whole) == Plan((200, 20), 2, False)
+    assert plan(net, mask, memory_bytes=0.8 * whole) == Plan((100, 20), 2, False)
+    assert plan(net, mask, memory_bytes=0.3 * whole).staged
+
+
+def memory_of_tiles(memory_bytes):
+    """Run a network over an ellipsoid and give by how much the peak resident size of this process grew."""
+    torch.set_num_threads(1)
+    native.keep_freed_memory()
+    axes = np.ogrid[-13:13, -15:15, -12:12]
+    mask = sum((axis / radius) ** 2 for axis, radius in zip(axes, (13, 15, 12), strict=True)) < 1
+    net = build(nside=8, channels=(8, 12, 12), dtype=torch.float32).folded()
+
+    def read(box):
+        return torch.ones(1, 2, *(side.stop - side.start for side in box), 384)
+
+    def peak():
+        (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+
+    with torch.no_grad():
+        net(read((slice(0, 2),) * 3))
+    before = peak()
+    apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=memory_bytes, support=mask)
+    return peak() - before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+@pytest.mark.skipif(native.library() is None, reason="no compiled kernel and no compiler")
+@pytest.mark.parametrize("megabytes", [150, 250, 500])
+def test_a_volume_keeps_to_its_memory(megabytes):
+    # In a process of its own, as the peak of this one is past.
+    code = f"from tests.nn.test_unet import memory_of_tiles; print(memory_of_tiles({megabytes} << 20))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
+    assert int(done.stdout) <= megabytes << 20
 
 
 def test_folded_network_is_the_same_in_fewer_steps(generator):

@@ -5,11 +5,13 @@ else the source is compiled at first use, once per user, if a C++ compiler is fo
 layer runs in plain PyTorch, computing the same at a fraction of the speed.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -61,8 +63,6 @@ class _Basis(ctypes.Structure):
 class _Layer(ctypes.Structure):
     _fields_ = [
         ("shape", ctypes.c_int64 * 4),
-        ("first", ctypes.c_int64),
-        ("last", ctypes.c_int64),
         ("inputs", ctypes.c_int32),
         ("out_channels", ctypes.c_int32),
         ("in_channels", ctypes.c_void_p),
@@ -73,12 +73,25 @@ class _Layer(ctypes.Structure):
         ("cache_bytes", ctypes.c_int64),
         ("wanted", ctypes.c_void_p),
         ("read", ctypes.c_void_p),
+        ("parent", ctypes.c_void_p),
+        ("read_cells", ctypes.c_void_p),
+        ("held", ctypes.c_void_p),
+        ("ring", ctypes.c_int64),
+        ("cells_ring", ctypes.c_int64),
+    ]
+
+
+class _Slab(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p)] + [
+        (name, ctypes.c_int64) for name in ("first", "planes", "lines", "line", "low", "left")
     ]
 
 
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
     "shd_forward": (_P, _P, _P, _P, _I, _P),
+    "shd_analyse": (_P, _P, _I, _P, _L, _L),
+    "shd_combine": (_P, _P, _L, _L, _L, _L, _P, _I, _P),
     "shd_backward": (_P, _P, _P, _P, _P, _P, _P),
     "shd_moments": (_L, _I, _P, _P, _P, _I, _I),
     "shd_rectify": (_L, _I, _P, _P, _P, _P, _I, _I),
@@ -111,6 +124,23 @@ def keep_freed_memory() -> None:
         return
     for parameter, value in ((-4, 0), (-1, -1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
         tune(parameter, value)
+
+
+def hand_back_freed_memory(above: int) -> None:
+    """Hand back freed memory to the system, where the C library is glibc, if this process takes more than so many bytes.
+
+    Blocks that are freed and taken in other sizes leave gaps between them, which :func:`keep_freed_memory` would keep.
+    """
+    if 0 < above < resident_bytes():
+        with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to hand back
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Give the memory that this process takes; 0 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return 0
 
 
 @lru_cache(maxsize=1)
@@ -208,24 +238,25 @@ def _compressed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _layer(
-    x: Sequence[Tensor], weight_sph: Tensor, weight_spa: Tensor | None, level: int | None
+    shape: Sequence[int], channels: Sequence[int], weight_sph: Tensor, weight_spa: Tensor | None, level: int | None
 ) -> tuple[_Layer, object]:
-    channels = (ctypes.c_int32 * len(x))(*(tensor.shape[-1] for tensor in x))
-    shape = x[0].shape[1:5]
+    widths = (ctypes.c_int32 * len(channels))(*channels)
     layer = _Layer(
         (ctypes.c_int64 * 4)(*shape),
-        0,
-        shape[0] * shape[1],
-        len(x),
+        len(channels),
         len(weight_sph),
-        ctypes.cast(channels, ctypes.c_void_p),
+        ctypes.cast(widths, ctypes.c_void_p),
         weight_sph.data_ptr(),
         None if weight_spa is None else weight_spa.data_ptr(),
         torch.get_num_threads(),
         library().shd_best_level() if level is None else level,
         _CACHE_BYTES,
     )
-    return layer, channels
+    return layer, widths
+
+
+def _widths(inputs: Sequence[Tensor]) -> list[int]:
+    return [x.shape[-1] for x in inputs]
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
@@ -241,26 +272,18 @@ def forward(
     nside: int,
     hemisphere: bool,
     relu: bool,
-    planes: slice | None = None,
-    wanted: np.ndarray | None = None,
+    parents: Tensor | None = None,
     level: int | None = None,
 ) -> Tensor:
     """Evaluate one layer: inputs (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), all float32 and contiguous on the CPU.
 
-    Of a single sample, ``planes`` (from a start to a stop along x) may be asked for alone, and of these the voxels that are
-    marked in ``wanted``, (X, Y, Z) of bool; the values of others may be anything.
+    With ``parents``, (V,) of int64, the last input is (V / 4, B, X / 2, Y / 2, Z / 2, I) and stands for its copy to all children
+    of its vertices and all voxels of its cells, which is not formed.
     """
     basis, _ = _basis(nside, hemisphere, weight_sph.shape[2])
-    layer, _channels = _layer(inputs, weight_sph, weight_spa, level)
-    vertices, batch, x, *plane = inputs[0].shape[:-1]
-    if planes is not None:
-        layer.first, layer.last, x = planes.start, planes.stop, planes.stop - planes.start
-    if wanted is not None:
-        marks = np.zeros(inputs[0].shape[2:5], dtype=np.uint8)
-        marks[layer.first : layer.last] = wanted
-        read = marks if weight_spa is None else ndimage.maximum_filter(marks, 3, mode="constant")
-        layer.wanted, layer.read = marks[layer.first :].ctypes.data, read.ctypes.data
-    output = inputs[0].new_empty(vertices, batch, x, *plane, len(weight_sph))
+    layer, _channels = _layer(inputs[0].shape[1:5], _widths(inputs), weight_sph, weight_spa, level)
+    layer.parent = None if parents is None else parents.data_ptr()
+    output = inputs[0].new_empty(*inputs[0].shape[:-1], len(weight_sph))
     library().shd_forward(
         ctypes.byref(basis),
         ctypes.byref(layer),
@@ -270,6 +293,117 @@ def forward(
         output.data_ptr(),
     )
     return output
+
+
+class Slabwise:
+    """One layer over a volume (V, 1, X, Y, Z, I_j) whose planes of x come, and are asked for, a few at a time and in order.
+
+    Each plane is analysed once: what the results to come will need of it stays.
+
+    Parameters
+    ----------
+    channels : sequence of int
+        Of each input.
+    weight_sph, weight_spa, bias : Tensor
+    nside, hemisphere, relu
+        As in :func:`forward`.
+    wanted : array of bool, shape (X, Y, Z)
+        Voxels whose result matters; that of others may be anything.
+    thickness : int
+        Planes of the result that are asked for at once, at most.
+    parents : Tensor, optional
+        The last input is given on cells, see :func:`forward`.
+    level : int, optional
+
+    Attributes
+    ----------
+    sides : tuple of slice
+        The rectangle in y and z of the results.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        weight_sph: Tensor,
+        weight_spa: Tensor | None,
+        bias: Tensor,
+        *,
+        nside: int,
+        hemisphere: bool,
+        relu: bool,
+        wanted: np.ndarray,
+        thickness: int,
+        parents: Tensor | None = None,
+        level: int | None = None,
+    ):
+        read = wanted if weight_spa is None else ndimage.maximum_filter(wanted, 3, mode="constant")
+        self.sides = sides = rectangle(read)
+        self._marks = [np.ascontiguousarray(marks[:, *sides], dtype=np.uint8) for marks in (wanted, read)]
+        if parents is not None:
+            self._marks.append(cells_of(self._marks[1]))
+        self._basis, tables = _basis(nside, hemisphere, weight_sph.shape[2])
+        size = self._marks[0].shape
+        layer, kept = _layer((1, *size), channels, weight_sph, weight_spa, level)
+        layer.ring = min(thickness + 2 * (weight_spa is not None), size[0])
+        layer.wanted, layer.read = (marks.ctypes.data for marks in self._marks[:2])
+        numbers = layer.ring * size[1] * size[2] * sum(channels[: len(channels) - (parents is not None)])
+        if parents is not None:
+            layer.cells_ring = min(thickness // 2 + 2, size[0] // 2)
+            layer.parent, layer.read_cells = parents.data_ptr(), self._marks[2].ctypes.data
+            numbers += layer.cells_ring * size[1] // 2 * size[2] // 2 * (channels[-1] + 4 * len(weight_sph))
+        self._held = bias.new_empty(len(tables[2]) - 1, numbers)  # as many rows as vertices
+        layer.held = self._held.data_ptr()
+        self._layer, self._relu, self._bias = layer, relu, bias
+        self._kept = kept, weight_sph, weight_spa, parents  # which the layer points to
+        self._cells = 0, 0
+
+    def analyse(self, index: int, values: Tensor, place: tuple[slice, ...], planes: slice) -> None:
+        """Take some planes of an input from a slab of it that covers ``sides`` and lies at ``place`` of the volume."""
+        values = values.contiguous()
+        on_cells = self._layer.parent is not None and index == self._layer.inputs - 1
+        low, left = (
+            side.start // (1 + on_cells) - there.start for side, there in zip(self.sides, place[1:], strict=True)
+        )
+        slab = _Slab(values.data_ptr(), place[0].start, *values.shape[2:5], low, left)
+        library().shd_analyse(
+            ctypes.byref(self._basis), ctypes.byref(self._layer), index, ctypes.byref(slab), planes.start, planes.stop
+        )
+        if on_cells:
+            begin, end = self._cells
+            self._cells = begin if begin < end else planes.start, planes.stop
+
+    def combine(self, planes: slice) -> Tensor:
+        """Give planes of the result, (V, 1, x, y, z, O) on ``sides``."""
+        size = self._marks[0].shape
+        output = self._held.new_empty(len(self._held), 1, planes.stop - planes.start, *size[1:], len(self._bias))
+        library().shd_combine(
+            ctypes.byref(self._basis),
+            ctypes.byref(self._layer),
+            planes.start,
+            planes.stop,
+            *self._cells,
+            self._bias.data_ptr(),
+            self._relu,
+            output.data_ptr(),
+        )
+        self._cells = 0, 0
+        return output
+
+
+def rectangle(marks: np.ndarray) -> tuple[slice, slice]:
+    """Give the smallest rectangle in y and z around what is marked that is made of whole cells, as far as they go."""
+    ends = [np.flatnonzero(marks.any(axis=(0, 3 - axis)))[[0, -1]] for axis in (1, 2)]
+    low, left = (
+        slice(int(first) // 2 * 2, min(int(last) // 2 * 2 + 2, size))
+        for (first, last), size in zip(ends, marks.shape[1:], strict=True)
+    )
+    return low, left
+
+
+def cells_of(marks: np.ndarray) -> np.ndarray:
+    """Mark the cells of 2 x 2 x 2 voxels that hold a marked voxel."""
+    x, y, z = (n // 2 for n in marks.shape)
+    return marks.reshape(x, 2, y, 2, z, 2).max(axis=(1, 3, 5))
 
 
 def backward(
@@ -291,7 +425,7 @@ def backward(
     gradient, inputs, weight_sph = gradient.contiguous(), [x.contiguous() for x in inputs], weight_sph.contiguous()
     weight_spa = None if weight_spa is None else weight_spa.contiguous()
     basis, _ = _basis(nside, hemisphere, weight_sph.shape[2])
-    layer, _channels = _layer(inputs, weight_sph, weight_spa, level)
+    layer, _channels = _layer(inputs[0].shape[1:5], _widths(inputs), weight_sph, weight_spa, level)
     results = [
         (x.detach() if over else torch.empty_like(x)) if need else None
         for x, need, over in zip(inputs, needed, spare, strict=False)

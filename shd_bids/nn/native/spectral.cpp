@@ -48,16 +48,29 @@ struct ShdShape {
 // One layer. Inputs act as concatenated along channels. A null `weight_spa` means no spatial kernel.
 struct ShdLayer {
   ShdShape shape;
-  int64_t first, last; // planes of the result that are computed (forward)
   int32_t inputs, out_channels;
   const int32_t *in_channels; // [inputs]
   const float *weight_sph;    // [out][in][order]
   const float *weight_spa;    // [out][in][4]
   int32_t threads, level;     // level: instruction set, see shd_best_level
   int64_t cache_bytes;        // size of the expansion held at once
-  // Marks, forward only: voxels of the computed planes whose result matters, [last - first][y z], and all voxels they depend
-  // on, [planes][y z]. The others are left as they are. Null: all matter.
+  // Marks, [planes][y z], of a volume whose planes come a few at a time: voxels whose result matters, and all voxels they depend
+  // on. The others are left as they are. Null: all matter.
   const uint8_t *wanted, *read;
+  // Forward only: the last input lies on cells of 2 x 2 x 2 voxels and on a coarser grid, of which each vertex copies one, and
+  // is read as if it were copied to all of them. With the marks of the cells. Null: it is like the others.
+  const int64_t *parent;
+  const uint8_t *read_cells;
+  // Of a volume whose planes come a few at a time, what stays from call to call: rings of so many analysed planes of each input,
+  // [vertex][ring][y z][channel], and in that of cells also of products, [vertex][ring][4][y z][out].
+  float *held;
+  int64_t ring, cells_ring;
+};
+
+// Planes of an input that came, in a rectangle of so many lines and voxels of a line, of which the layer's begins at (low, left).
+struct ShdSlab {
+  const float *data; // [vertex][planes][lines][line][channel]
+  int64_t first, planes, lines, line, low, left;
 };
 }
 
@@ -88,6 +101,13 @@ private:
   std::atomic<int> arrived_{0}, round_{0};
 };
 
+// Input on cells that its voxels copy, and the ring of those of its planes that are worked on.
+struct Cells {
+  int channels;
+  int64_t ring, planes, y, z, begin, end; // from begin to end: planes analysed since the last products
+  float *expansion, *products; // of analysed planes; of their products with the weights, [mode][plane][4][cell][out]
+};
+
 // Scratch memory of one call, cut into arrays aligned to cache lines. It stays with the calling thread: fresh pages cost more
 // than the work done in them. Unusually large ones are given back.
 class Workspace {
@@ -104,6 +124,7 @@ public:
   void trim() {
     if (size_ > (int64_t(64) << 20)) release();
   }
+
 
 private:
   void release() {
@@ -130,9 +151,13 @@ struct Job {
   int64_t planes, plane_voxels, x; // planes of the whole call; voxels of one; planes of one batch element
   int64_t first, last;             // planes that are computed
   int64_t group, ring, halo;       // planes worked on at once; planes held; planes needed on each side
-  int64_t lines;                   // lines along z of each of those planes that shells and product take at once
+  int64_t span, lines;             // planes, and lines along z of each, that shells and product take at once
   int channels;                    // of all inputs together
-  const float *const *inputs;      // forward: x; backward: x
+  int fine, fine_channels;         // inputs that lie on voxels, and their channels
+  Cells cells;                     // the other, if any
+  const float *const *inputs;      // forward: x, or null if all is analysed; backward: x
+  const ShdSlab *slab;             // analyse: what came, and of which input
+  int input;
   float *const *input_gradients;   // backward; entries may be null
   const float *output_gradient;    // backward
   float *output;                   // forward
@@ -140,6 +165,7 @@ struct Job {
   bool relu;
   const float *analyse_panels, *synthesise_panels; // block matrices in panels of rows
   const float *sph, *spa;                          // weights with the vectorised channel innermost, padded
+  const float *spa_cells;                          // forward: see combined_shells
   float *expansion;                                // ring of analysed planes (forward: inputs; backward: output gradient)
   float *input_expansion;                          // backward: inputs of the group
   float *gradient_sph, *gradient_spa;              // backward: per thread
@@ -158,18 +184,34 @@ inline int64_t tile_size(const Job &job) { return 2 * int64_t(job.basis->vertice
 // store before it.
 inline int64_t plane_stride(int64_t plane) { return round_up(plane, 16) + 5 * 16; }
 inline int64_t sum_size(const Job &job, int channels) {
-  return job.halo ? plane_stride(job.group * job.lines * job.layer->shape.z * channels) + kSlack : 0;
+  return job.halo ? plane_stride(job.span * job.lines * job.layer->shape.z * channels) + kSlack : 0;
 }
 inline int64_t neighbours_size(const Job &job, int channels) {
-  return job.halo ? plane_stride(job.layer->shape.z * channels) * 10 : 0;
+  return job.halo ? plane_stride(job.layer->shape.z * channels) * 4 : 0;
 }
 inline int64_t gradient_size(const Job &job) {
   return int64_t(job.channels) * job.layer->out_channels * (job.halo ? kShells : 1) + kSlack;
 }
-inline int widest(const Job &job) { return *std::max_element(job.layer->in_channels, job.layer->in_channels + job.layer->inputs); }
+inline int widest(const Job &job) { return *std::max_element(job.layer->in_channels, job.layer->in_channels + job.fine); }
 inline int64_t weights_size(const Job &job, int rows, int columns) {
   return int64_t(rows) * (job.halo ? kShells : 1) * round_up(columns, kSlack);
 }
+
+// Weights of a mode for the input on cells: four matrices, each in panels of its own.
+inline int64_t cell_matrix(const Job &job) { return job.cells.channels * round_up(job.layer->out_channels, kSlack); }
+inline int64_t cell_line(const Job &job) { return plane_stride((job.cells.z + 2) * job.layer->out_channels); }
+inline int64_t cell_lines_size(const Job &job) {
+  return job.cells.channels ? 3 * cell_line(job) + 6 * plane_stride(job.layer->shape.z * job.layer->out_channels) : 0;
+}
+
+// One input: rows of `channels` for each vertex, plane and voxel of the plane, with the marks of those that are read.
+struct Source {
+  const float *data;
+  int channels;
+  int64_t stride, plane_voxels; // numbers of one vertex
+  const uint8_t *read;
+  const int64_t *parent; // row of each vertex, or null where it is its own
+};
 
 // Rows of `length` values, one after another.
 struct Segment {
@@ -238,7 +280,7 @@ namespace {
 
 struct Level {
   int width, rows;
-  void (*forward)(const Job &, int), (*backward)(const Job &, int);
+  void (*analyse)(const Job &, int), (*forward)(const Job &, int), (*backward)(const Job &, int);
   void (*moments)(const RowJob &, int64_t, int64_t, double *, double *);
   void (*gradient_sums)(const RowJob &, int64_t, int64_t, double *, double *);
   void (*rectify)(const RowJob &, int64_t, int64_t), (*rectify_gradient)(const RowJob &, int64_t, int64_t);
@@ -246,8 +288,8 @@ struct Level {
 };
 
 #define SHD_ENTRY(name)                                                                                                        \
-  {name::kWidth,        name::kRows,   name::forward,          name::backward, name::moments,                                  \
-   name::gradient_sums, name::rectify, name::rectify_gradient, name::box_sum}
+  {name::kWidth,  name::kRows,         name::analyse, name::forward,          name::backward,                                  \
+   name::moments, name::gradient_sums, name::rectify, name::rectify_gradient, name::box_sum}
 const Level kLevels[] = {
     SHD_ENTRY(generic),
 #if SHD_LEVELS == 3
@@ -319,6 +361,14 @@ int shd_best_level() {
 #endif
 const char *shd_source() { return SHD_SOURCE; }
 
+// Choose the blocks of shells and product: a rectangle of one plane, or whole planes.
+static void cut(Job &job) {
+  const ShdShape &shape = job.layer->shape;
+  const int64_t voxels = std::max<int64_t>(job.plane_voxels, 1), lines = std::max<int64_t>(kBlock / std::max<int64_t>(shape.z, 1), 1);
+  job.span = job.halo ? std::min(job.group, std::max<int64_t>(kBlock / voxels, 1)) : job.group;
+  job.lines = job.span > 1 || !job.halo ? shape.y : std::min(shape.y, job.layer->parent ? round_up(lines, 2) : lines);
+}
+
 static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int cached_channels) {
   const ShdShape &shape = layer.shape;
   job.basis = &basis;
@@ -326,45 +376,85 @@ static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int
   job.planes = shape.batch * shape.x;
   job.plane_voxels = shape.y * shape.z;
   job.x = shape.x;
-  job.first = layer.first;
-  job.last = layer.last;
+  job.last = job.planes;
   job.halo = layer.weight_spa ? 1 : 0;
   job.channels = 0;
   for (int j = 0; j < layer.inputs; ++j) job.channels += layer.in_channels[j];
+  job.cells.channels = layer.parent ? layer.in_channels[layer.inputs - 1] : 0;
+  job.fine = layer.inputs - (layer.parent ? 1 : 0);
+  job.fine_channels = job.channels - job.cells.channels;
   const int64_t plane_bytes = std::max<int64_t>(basis.vertices * job.plane_voxels * cached_channels * 4, 1);
   const int64_t fitting = std::max<int64_t>(layer.cache_bytes / plane_bytes - 2 * job.halo, 1);
-  const int64_t wanted = job.last - job.first, groups = (wanted + fitting - 1) / fitting;
-  job.group = groups ? (wanted + groups - 1) / groups : 0;
+  const int64_t groups = (job.planes + fitting - 1) / fitting;
+  job.group = groups ? (job.planes + groups - 1) / groups : 0;
   job.ring = std::min(job.group + 2 * job.halo, job.planes);
-  // A block is a rectangle of one plane, or whole planes.
-  const int64_t lines = std::max<int64_t>(kBlock / std::max<int64_t>(shape.z, 1), 1);
-  job.lines = job.group > 1 || !job.halo ? shape.y : std::min(shape.y, lines);
+  if (layer.parent) {
+    job.cells.planes = job.planes / 2;
+    job.cells.ring = std::min(job.group / 2 + 2, job.cells.planes);
+    job.cells.y = shape.y / 2;
+    job.cells.z = shape.z / 2;
+  }
+  cut(job);
 }
 
-// out[V][planes][voxels][O] = layer(inputs) + bias, rectified where asked.
-void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *const *inputs, const float *bias, int relu,
-                 float *output) {
+// The same for planes [first, last) of a volume whose planes come a few at a time.
+static void describe_slabs(Job &job, const ShdBasis &basis, const ShdLayer &layer, int64_t first, int64_t last) {
+  describe(job, basis, layer, 1);
+  job.first = first;
+  job.last = last;
+  job.group = last - first;
+  job.ring = layer.ring;
+  job.cells.ring = layer.cells_ring;
+  cut(job);
+}
+
+// Numbers that stay from one group of planes to the next, and where they lie.
+static int64_t held_size(const Job &job) {
+  const int64_t cells = job.cells.ring * job.cells.y * job.cells.z;
+  return job.basis->vertices * (job.ring * job.plane_voxels * job.fine_channels +
+                                cells * (job.cells.channels + kShells * job.layer->out_channels));
+}
+
+static void divide(Job &job, float *held) {
+  job.expansion = held;
+  job.cells.expansion = held + job.basis->vertices * job.ring * job.plane_voxels * job.fine_channels;
+  job.cells.products =
+      job.cells.expansion + job.basis->vertices * job.cells.ring * job.cells.y * job.cells.z * job.cells.channels;
+}
+
+// The neighbour of a voxel along an axis is of its own cell on one side and of the cell beside it on the other. So its four
+// shell sums are sums of its cell and of those one step away along n axes: 1, 3, 3, 1 times its own; 0, 1, 2, 1 times those
+// with n = 1; 0, 0, 1, 1 and 0, 0, 0, 1 times those with n = 2 and 3. Weights [out][in][shell] to [out][in][n].
+std::vector<float> combined_shells(const float *spa, int64_t pairs) {
+  std::vector<float> combined;
+  for (const float *w = spa; w < spa + kShells * pairs; w += kShells)
+    combined.insert(combined.end(), {w[0] + 3 * w[1] + 3 * w[2] + w[3], w[1] + 2 * w[2] + w[3], w[2] + w[3], w[3]});
+  return combined;
+}
+
+// Make the result of what is analysed, or of job.inputs, from job.first to job.last.
+static void evaluate(Job &job, const float *bias, int relu, float *output) {
+  const ShdBasis *basis = job.basis;
+  const ShdLayer *layer = job.layer;
   const Level &level = kLevels[layer->level];
-  int channels = 0;
-  for (int j = 0; j < layer->inputs; ++j) channels += layer->in_channels[j];
-  Job job{};
-  describe(job, *basis, *layer, channels);
-  if (job.group * job.plane_voxels == 0) return;
+  const int out = layer->out_channels, on_cells = job.cells.channels;
   const auto analyse = pack_panels(*basis, basis->analyse_matrix, level.rows);
   const auto synthesise = pack_panels(*basis, basis->synthesise_matrix, level.rows);
-  const auto sph = pack_weights(layer->weight_sph, layer->out_channels, channels, basis->order, true, level.width);
-  const auto spa = pack_weights(layer->weight_spa, layer->out_channels, channels, kShells, true, level.width);
-  const int64_t expansion = round_up(basis->vertices * job.ring * job.plane_voxels * channels, 16);
-  job.scratch_size = tile_size(job) + neighbours_size(job, widest(job)) + weights_size(job, channels, layer->out_channels);
-  for (int j = 0; j < layer->inputs; ++j) job.scratch_size += (kShells - 1) * (sum_size(job, layer->in_channels[j]) + 16);
-  job.scratch_size = round_up(job.scratch_size + 4 * 16, 16);
-  float *free = workspace.reserve(expansion + layer->threads * job.scratch_size);
-  job.expansion = take(free, expansion);
-  job.scratch = free;
+  const auto sph = pack_weights(layer->weight_sph, out, job.channels, basis->order, true, level.width);
+  const auto spa = pack_weights(layer->weight_spa, out, job.channels, kShells, true, level.width);
+  const auto combined = combined_shells(layer->weight_spa, on_cells ? int64_t(out) * job.channels : 0);
+  const auto spa_cells = pack_weights(on_cells ? combined.data() : nullptr, out, job.channels, kShells, true, level.width);
+  job.scratch_size = tile_size(job) + neighbours_size(job, widest(job)) + weights_size(job, job.fine_channels, out) +
+                     kShells * cell_matrix(job) + cell_lines_size(job);
+  for (int j = 0; j < job.fine; ++j) job.scratch_size += (kShells - 1) * (sum_size(job, layer->in_channels[j]) + 16);
+  job.scratch_size = round_up(job.scratch_size + 6 * 16, 16);
+  const int64_t held = layer->held ? 0 : round_up(held_size(job), 16);
+  float *free = workspace.reserve(held + layer->threads * job.scratch_size);
+  divide(job, layer->held ? layer->held : free);
+  job.scratch = free + held;
   const int64_t phases = 3 * ((job.last - job.first + job.group - 1) / job.group);
   const std::unique_ptr<std::atomic<int64_t>[]> counters(new std::atomic<int64_t>[phases]());
   Barrier barrier(layer->threads);
-  job.inputs = inputs;
   job.output = output;
   job.bias = bias;
   job.relu = relu;
@@ -372,10 +462,51 @@ void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *cons
   job.synthesise_panels = synthesise.data();
   job.sph = sph.data();
   job.spa = spa.data();
+  job.spa_cells = spa_cells.data();
   job.counters = counters.get();
   job.barrier = &barrier;
   run(job, level.forward, layer->threads);
   workspace.trim();
+}
+
+// out[V][planes][voxels][O] = layer(inputs) + bias, rectified where asked.
+void shd_forward(const ShdBasis *basis, const ShdLayer *layer, const float *const *inputs, const float *bias, int relu,
+                 float *output) {
+  int channels = 0;
+  for (int j = 0; j < layer->inputs; ++j) channels += layer->in_channels[j];
+  const int out = layer->out_channels, on_cells = layer->parent ? layer->in_channels[layer->inputs - 1] : 0;
+  Job job{};
+  // A plane of cells is a quarter of one of voxels, and they are half as many.
+  describe(job, *basis, *layer, channels - on_cells + (on_cells ? (on_cells + kShells * out) / 8 : 0));
+  job.inputs = inputs;
+  if (job.group * job.plane_voxels > 0) evaluate(job, bias, relu, output);
+}
+
+// The same a few planes at a time. First analyse planes [begin, end) of one input, of a slab that came ...
+void shd_analyse(const ShdBasis *basis, const ShdLayer *layer, int input, const ShdSlab *slab, int64_t begin, int64_t end) {
+  const Level &level = kLevels[layer->level];
+  Job job{};
+  describe_slabs(job, *basis, *layer, begin, end);
+  const auto analyse = pack_panels(*basis, basis->analyse_matrix, level.rows);
+  job.scratch_size = tile_size(job);
+  job.scratch = workspace.reserve(layer->threads * job.scratch_size);
+  divide(job, layer->held);
+  std::atomic<int64_t> counter(0);
+  job.analyse_panels = analyse.data();
+  job.slab = slab;
+  job.input = input;
+  job.counters = &counter;
+  run(job, level.analyse, layer->threads);
+}
+
+// ... then make planes [begin, end) of the result, after the products of the planes of cells that were analysed since.
+void shd_combine(const ShdBasis *basis, const ShdLayer *layer, int64_t begin, int64_t end, int64_t cells_begin,
+                 int64_t cells_end, const float *bias, int relu, float *output) {
+  Job job{};
+  describe_slabs(job, *basis, *layer, begin, end);
+  job.cells.begin = cells_begin;
+  job.cells.end = cells_end;
+  evaluate(job, bias, relu, output);
 }
 
 // Gradients with respect to the inputs (null entries are skipped) and to the weights, from that of the output.
@@ -701,8 +832,10 @@ SHD_TARGET void blocks(const ShdBasis &basis, const float *panels, const float *
   }
 }
 
-SHD_TARGET void gather(int rows, const float *x, int64_t stride, int columns, float *tile) {
-  for (int row = 0; row < rows; ++row, x += stride, tile += kTile) {
+// Rows of x, or where `parent` names others those.
+SHD_TARGET void gather(int rows, const float *first, const int64_t *parent, int64_t stride, int columns, float *tile) {
+  for (int row = 0; row < rows; ++row, tile += kTile) {
+    const float *x = first + (parent ? parent[row] : row) * stride;
     if (columns == kTile) {
       for (int q = 0; q < kTile; q += kWidth) SHD_STORE(tile + q, SHD_LOAD(x + q));
     } else {
@@ -711,11 +844,11 @@ SHD_TARGET void gather(int rows, const float *x, int64_t stride, int columns, fl
   }
 }
 
-SHD_TARGET void to_modes(const Job &job, const float *x, int64_t x_stride, float *y, int64_t y_stride, int columns,
-                         float *scratch) {
+SHD_TARGET void to_modes(const Job &job, const float *x, const int64_t *parent, int64_t x_stride, float *y, int64_t y_stride,
+                         int columns, float *scratch) {
   const ShdBasis &basis = *job.basis;
   float *adapted = scratch + int64_t(basis.vertices) * kTile;
-  gather(basis.vertices, x, x_stride, columns, scratch);
+  gather(basis.vertices, x, parent, x_stride, columns, scratch);
   butterflies(basis.vertices, basis.analyse_start, basis.analyse_index, basis.analyse_sign, scratch, adapted);
   blocks(basis, job.analyse_panels, adapted, y, y_stride, columns);
 }
@@ -726,7 +859,7 @@ SHD_TARGET void to_vertices(const Job &job, float *x, int64_t stride, int column
   const ShdBasis &basis = *job.basis;
   const int vertices = basis.vertices;
   float *adapted = scratch + int64_t(vertices) * kTile;
-  gather(vertices, x, stride, columns, scratch);
+  gather(vertices, x, nullptr, stride, columns, scratch);
   blocks(basis, job.synthesise_panels, scratch, adapted, kTile, kTile);
   butterflies(vertices, basis.synthesise_start, basis.synthesise_index, basis.synthesise_sign, adapted, scratch);
   float shift[kTile];
@@ -762,12 +895,11 @@ SHD_TARGET void add(int64_t n, const float *a, const float *b, float *r) {
   }
 }
 
-// Sum of the two neighbours along z of each voxel of a line.
-SHD_TARGET void add_along(int64_t line, int F, const float *v, float *r) {
-  if (line == F) return add(F, nullptr, nullptr, r);
-  add(F, v + F, nullptr, r);
-  add(line - 2 * F, v, v + 2 * F, r + F);
-  add(F, v + line - 2 * F, nullptr, r + line - F);
+// r += a + b.
+SHD_TARGET void accumulate(int64_t n, const float *a, const float *b, float *r) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) SHD_STORE(r + i, SHD_LOAD(r + i) + (SHD_LOAD(a + i) + SHD_LOAD(b + i)));
+  for (; i < n; ++i) r[i] += a[i] + b[i];
 }
 
 // Lines [low, high) along z of planes [begin, end): a block, of which at most one of the two is a part of all there is.
@@ -775,56 +907,79 @@ struct Block {
   int64_t begin, end, low, high;
 };
 
+// Lines along z that the shell sums of one line are made of: the line itself and those beside it in its plane, and of all
+// three the sums Ax of the planes before and after.
+struct Lines {
+  const float *here, *above, *below, *across, *across_above, *across_below;
+};
+
+// One channel or as many as a vector holds. A vector as a template argument would lose that it need not be aligned.
+struct One {
+  typedef float Value;
+};
+struct Many {
+  typedef Vec Value;
+};
+
+// Shell sums of one line, of the channels from f on. With T = Ax + Ay they are S1 = T + Az, S2 = AxAy + AzT and
+// S3 = AzAxAy, so going along z takes what lies across from registers.
+template <class Channels>
+SHD_TARGET void shells_along(const Lines &x, int64_t line, int F, int f, float *s1, float *s2, float *s3) {
+  typedef typename Channels::Value Value;
+#define SHD_AT(p) (*reinterpret_cast<const Value *>(p))
+#define SHD_PUT(p) (*reinterpret_cast<Value *>(p))
+  Value here = SHD_AT(x.here + f), before{}, t_before{}, both_before{};
+  Value t = SHD_AT(x.across + f) + (SHD_AT(x.above + f) + SHD_AT(x.below + f));
+  Value both = SHD_AT(x.across_above + f) + SHD_AT(x.across_below + f);
+  for (int64_t i = f; i < line; i += F) {
+    Value after{}, t_after{}, both_after{};
+    if (i + F < line) {
+      const int64_t next = i + F;
+      after = SHD_AT(x.here + next);
+      t_after = SHD_AT(x.across + next) + (SHD_AT(x.above + next) + SHD_AT(x.below + next));
+      both_after = SHD_AT(x.across_above + next) + SHD_AT(x.across_below + next);
+    }
+    SHD_PUT(s1 + i) = t + (before + after);
+    SHD_PUT(s2 + i) = both + (t_before + t_after);
+    SHD_PUT(s3 + i) = both_before + both_after;
+    before = here;
+    t_before = t;
+    both_before = both;
+    here = after;
+    t = t_after;
+    both = both_after;
+  }
+}
+#undef SHD_AT
+#undef SHD_PUT
+
 // Shell sums 1 to 3 of a block of one mode, each into an array [voxel][F]; shell 0 is the ring itself. With A the sum of two
-// neighbours along an axis: S1 = Ax + Ay + Az, S2 = Ax(Ay + Az) + AyAz, S3 = AxAyAz. Line after line of the centre and of
-// Ax, with three lines of each in cache.
+// neighbours along an axis: S1 = Ax + Ay + Az, S2 = Ax(Ay + Az) + AyAz, S3 = AxAyAz. Line after line, with three of Ax in cache.
 SHD_TARGET void shells(const Job &job, const float *x, int F, const Block &block, float *const *sums, float *scratch) {
   const int64_t Y = job.layer->shape.y, X = job.x, plane = job.plane_voxels * F, line = job.layer->shape.z * F;
-  float *across[3], *along[3], *both[3], *zeros; // of lines y - 1, y, y + 1: Ax, Az, AxAz
-  const int64_t stride = plane_stride(line);
-  for (int slot = 0; slot < 3; ++slot) {
-    across[slot] = scratch + 3 * slot * stride;
-    along[slot] = across[slot] + stride;
-    both[slot] = along[slot] + stride;
-  }
-  zeros = scratch + 9 * stride;
+  float *across[3]; // of lines y - 1, y, y + 1
+  for (float *&row : across) row = take(scratch, plane_stride(line));
+  float *const zeros = take(scratch, plane_stride(line));
   add(line, nullptr, nullptr, zeros);
-  int64_t at = 0;
+  int64_t done = 0;
   for (int64_t p = block.begin; p < block.end; ++p) {
     const float *centre = x + (p % job.ring) * plane;
     const float *left = p % X > 0 ? x + ((p - 1) % job.ring) * plane : nullptr;
     const float *right = p % X + 1 < X ? x + ((p + 1) % job.ring) * plane : nullptr;
     for (int64_t next = block.low - 1; next <= block.high; ++next) {
-      const int after = int((next + 1) % 3);
-      if (next < 0 || next == Y) {
-        for (float *sum : {across[after], along[after], both[after]}) add(line, nullptr, nullptr, sum);
-      } else {
-        const int64_t from = next * line;
-        add(line, left ? left + from : nullptr, right ? right + from : nullptr, across[after]);
-        add_along(line, F, centre + from, along[after]);
-        add_along(line, F, across[after], both[after]);
-      }
+      const bool inside = next >= 0 && next < Y;
+      add(line, inside && left ? left + next * line : nullptr, inside && right ? right + next * line : nullptr,
+          across[(next + 1) % 3]);
       const int64_t y = next - 1;
       if (y < block.low) continue;
-      const int before = int(y % 3), here = int((y + 1) % 3);
-      const float *above = y > 0 ? centre + (y - 1) * line : zeros, *below = y + 1 < Y ? centre + (y + 1) * line : zeros;
-      const float *ax = across[here], *ax_before = across[before], *ax_after = across[after], *az = along[here];
-      const float *az_before = along[before], *az_after = along[after], *axz = both[here];
-      const float *axz_before = both[before], *axz_after = both[after];
-      float *s1 = sums[0] + at, *s2 = sums[1] + at, *s3 = sums[2] + at;
-      int64_t i = 0;
-      for (; i + kWidth <= line; i += kWidth) {
-        SHD_STORE(s1 + i, SHD_LOAD(ax + i) + SHD_LOAD(az + i) + (SHD_LOAD(above + i) + SHD_LOAD(below + i)));
-        SHD_STORE(s2 + i, SHD_LOAD(axz + i) + (SHD_LOAD(ax_before + i) + SHD_LOAD(ax_after + i)) +
-                              (SHD_LOAD(az_before + i) + SHD_LOAD(az_after + i)));
-        SHD_STORE(s3 + i, SHD_LOAD(axz_before + i) + SHD_LOAD(axz_after + i));
-      }
-      for (; i < line; ++i) {
-        s1[i] = ax[i] + az[i] + (above[i] + below[i]);
-        s2[i] = axz[i] + (ax_before[i] + ax_after[i]) + (az_before[i] + az_after[i]);
-        s3[i] = axz_before[i] + axz_after[i];
-      }
-      at += line;
+      const float *const above = y > 0 ? centre + (y - 1) * line : zeros;
+      const float *const below = y + 1 < Y ? centre + (y + 1) * line : zeros;
+      const Lines lines{centre + y * line, above, below, across[(y + 1) % 3], across[y % 3], across[(y + 2) % 3]};
+      int f = 0;
+      for (; f + kWidth <= F; f += kWidth)
+        shells_along<Many>(lines, line, F, f, sums[0] + done, sums[1] + done, sums[2] + done);
+      for (; f < F; ++f) shells_along<One>(lines, line, F, f, sums[0] + done, sums[1] + done, sums[2] + done);
+      done += line;
     }
   }
 }
@@ -841,9 +996,10 @@ SHD_TARGET int segments(const Job &job, const float *ring, int F, const Block &b
 
 // Weights of one mode for one input, in panels of columns [panel][shell, row][column]: sum_k T_k sph_k times spa_d.
 // `sph`, `spa` are [term][rows of all][padded]; rows [row, row + rows) and columns [column, column + columns) are used.
+// With `apart`, each shell has panels of its own, which lie so far apart.
 SHD_TARGET void mode_weights(const Job &job, const float *terms, const float *sph, const float *spa, int64_t all_rows,
                              int64_t padded, int row, int rows, int column, int columns, float *out, int64_t row_offset,
-                             int64_t depth) {
+                             int64_t depth, int64_t apart = 0) {
   const int order = job.basis->order;
   for (int q = 0; q < columns; q += kWidth) {
     const int panel = q / kPanel, width = columns - panel * kPanel > kWidth ? kPanel : kWidth;
@@ -856,8 +1012,8 @@ SHD_TARGET void mode_weights(const Job &job, const float *terms, const float *sp
         SHD_STORE(target + int64_t(i) * width, filter);
         continue;
       }
-      for (int d = 0; d < kShells; ++d)
-        SHD_STORE(target + (int64_t(d) * rows + i) * width, filter * SHD_LOAD(spa + d * step + at));
+      const int64_t shell = apart ? apart : int64_t(rows) * width;
+      for (int d = 0; d < kShells; ++d) SHD_STORE(target + d * shell + i * width, filter * SHD_LOAD(spa + d * step + at));
     }
   }
 }
@@ -901,29 +1057,39 @@ inline bool any(const uint8_t *marks, int64_t column, int64_t columns, int F) {
   return skip(marks, column / F, end, 0) < end;
 }
 
+// Blocks of so many planes, and each of them in turn.
+inline int64_t blocks_of(const Job &job, int64_t planes) {
+  return (planes + job.span - 1) / job.span * ((job.layer->shape.y + job.lines - 1) / job.lines);
+}
+inline Block block_of(const Job &job, int64_t begin, int64_t end, int64_t at) {
+  const int64_t high = job.layer->shape.y, parts = (high + job.lines - 1) / job.lines;
+  const int64_t p = begin + at / parts * job.span, low = at % parts * job.lines;
+  return {p, std::min(p + job.span, end), low, std::min(low + job.lines, high)};
+}
+
 // Whether a block holds a voxel whose result matters.
 inline bool any(const Job &job, const Block &block) {
   const int64_t z = job.layer->shape.z;
-  for (int64_t p = block.begin - job.first; p < block.end - job.first; ++p) {
+  for (int64_t p = block.begin; p < block.end; ++p) {
     const int64_t end = p * job.plane_voxels + block.high * z;
     if (skip(job.layer->wanted, p * job.plane_voxels + block.low * z, end, 0) < end) return true;
   }
   return false;
 }
 
-// Analyse planes [begin, end) of x (channels F) into a ring of planes, together with the other threads: takes tiles number
+// Analyse planes [begin, end) of x into a ring of planes, together with the other threads: takes tiles number
 // `base`, `base + 1`, ... of the phase and returns the number after its last.
-SHD_TARGET int64_t analyse_planes(const Job &job, const float *x, int F, int64_t begin, int64_t end, float *out, int64_t ring,
+SHD_TARGET int64_t analyse_planes(const Job &job, const Source &x, int64_t begin, int64_t end, float *out, int64_t ring,
                                   int64_t base, int64_t &ticket, std::atomic<int64_t> &counter, float *scratch) {
-  const int64_t plane = job.plane_voxels * F, x_stride = job.planes * plane, out_stride = ring * plane;
+  const int64_t plane = x.plane_voxels * x.channels, out_stride = ring * plane;
   while (begin < end) {
     const int64_t run_end = std::min(end, (begin / ring + 1) * ring); // the ring wraps there
     const int64_t columns = (run_end - begin) * plane, tiles = (columns + kTile - 1) / kTile;
     for (; ticket < base + tiles; ticket = counter.fetch_add(1)) {
       const int64_t column = (ticket - base) * kTile, width = std::min<int64_t>(kTile, columns - column);
-      if (any(job.layer->read, begin * plane + column, width, F))
-        to_modes(job, x + begin * plane + column, x_stride, out + (begin % ring) * plane + column, out_stride, int(width),
-                 scratch);
+      if (any(x.read, begin * plane + column, width, x.channels))
+        to_modes(job, x.data + begin * plane + column, x.parent, x.stride, out + (begin % ring) * plane + column, out_stride,
+                 int(width), scratch);
     }
     base += tiles;
     begin = run_end;
@@ -938,7 +1104,7 @@ SHD_TARGET int64_t synthesise_planes(const Job &job, float *x, int F, int64_t pl
   const int64_t plane = job.plane_voxels * F, columns = (end - begin) * plane, tiles = (columns + kTile - 1) / kTile;
   for (; ticket < base + tiles; ticket = counter.fetch_add(1)) {
     const int64_t column = (ticket - base) * kTile, width = std::min<int64_t>(kTile, columns - column);
-    if (any(job.layer->wanted, begin * plane + column, width, F))
+    if (any(job.layer->wanted, (job.first + begin) * plane + column, width, F))
       to_vertices(job, x + begin * plane + column, planes * plane, int(width), bias, int(column % F), F, relu, scratch);
   }
   return base + tiles;
@@ -955,18 +1121,120 @@ inline int mode_row(const ShdBasis &basis, int64_t mode, int &copies) {
   }
 }
 
+// Products of the input on cells with the four combined weights of one mode, for planes [begin, end) of cells.
+SHD_TARGET void multiply_cells(const Job &job, const float *expansion, int64_t begin, int64_t end, const float *weights,
+                               float *products) {
+  const Cells &cells = job.cells;
+  const int out = job.layer->out_channels;
+  const int64_t plane = cells.y * cells.z;
+  for (int64_t p = begin; p < end; ++p) {
+    const Segment values{expansion + p % cells.ring * plane * cells.channels, cells.channels};
+    const uint8_t *const read = job.layer->read_cells ? job.layer->read_cells + p * plane : nullptr;
+    for (int64_t start = skip(read, 0, plane, 0), stop; start < plane; start = skip(read, stop, plane, 0)) {
+      stop = skip(read, start, plane, 1);
+      for (int n = 0; n < kShells; ++n)
+        multiply(start, stop, &values, 1, cells.channels, weights + n * cell_matrix(job), out,
+                 products + (p % cells.ring * kShells + n) * plane * out);
+    }
+  }
+}
+
+// r[2 z], r[2 z + 1] = own[z] + beside[z - 1], own[z] + beside[z + 1].
+SHD_TARGET void widen(int64_t n, int F, const float *own, const float *beside, float *r) {
+  for (int64_t z = 0; z < n; ++z, own += F, beside += F, r += 2 * F) {
+    add(F, own, beside - F, r);
+    add(F, own, beside + F, r + F);
+  }
+}
+
+// Add to a block of one mode what the cells give: at each voxel the products of its own cell, and of those beside it along
+// one, two and three axes. One axis after another: each adds the next product of the cell beside to that of the own cell.
+SHD_TARGET void add_cells(const Job &job, const float *products, const Block &block, float *result, float *scratch) {
+  const Cells &cells = job.cells;
+  const ShdShape &shape = job.layer->shape;
+  const int out = job.layer->out_channels;
+  const int64_t plane = cells.y * cells.z * out, short_line = cells.z * out, line = shape.z * out;
+  float *along_x[3], *own[3], *beside[3];
+  for (float *&row : along_x) {
+    row = take(scratch, cell_line(job)) + out; // with a cell of zeros at each end
+    add(out, nullptr, nullptr, row - out);
+    add(out, nullptr, nullptr, row + short_line);
+  }
+  for (float *&row : own) row = take(scratch, plane_stride(line));
+  for (float *&row : beside) row = take(scratch, plane_stride(line));
+  for (int64_t p = block.begin; p < block.end; ++p) {
+    const int64_t next_to = p % 2 ? p / 2 + 1 : p / 2 - 1, edge = p % 2 ? job.x - 1 : 0;
+    const float *here = products + p / 2 % cells.ring * kShells * plane;
+    const float *there = p % job.x == edge ? nullptr : products + next_to % cells.ring * kShells * plane;
+    for (int64_t y = block.low / 2 - 1; y <= (block.high + 1) / 2; ++y) {
+      const int slot = int((y + 1) % 3), before = int((y + 3) % 3), last = int((y + 2) % 3);
+      if (y < 0 || y == cells.y) {
+        add(line, nullptr, nullptr, beside[slot]);
+      } else {
+        for (int n = 0; n < 3; ++n) {
+          const int64_t from = n * plane + y * short_line;
+          add(short_line, here + from, there ? there + plane + from : nullptr, along_x[n]);
+        }
+        widen(cells.z, out, along_x[0], along_x[1], own[slot]);
+        widen(cells.z, out, along_x[1], along_x[2], beside[slot]);
+      }
+      // Both lines of the cells before these; what lies beside the first of them came two turns ago.
+      for (int64_t fine = std::max(2 * y - 2, block.low); fine < std::min(2 * y, block.high); ++fine) {
+        const int64_t line_at = fine * shape.z, at = (p - job.first) * job.plane_voxels + line_at;
+        const uint8_t *const wanted = job.layer->wanted ? job.layer->wanted + p * job.plane_voxels + line_at : nullptr;
+        const float *const other = beside[fine % 2 ? slot : last], *const same = own[before];
+        for (int64_t start = skip(wanted, 0, shape.z, 0), stop; start < shape.z; start = skip(wanted, stop, shape.z, 0)) {
+          stop = skip(wanted, start, shape.z, 1);
+          accumulate((stop - start) * out, same + start * out, other + start * out, result + (at + start) * out);
+        }
+      }
+    }
+  }
+}
+
+// Analyse the planes of a slab that came.
+SHD_TARGET void analyse(const Job &job, int thread) {
+  const ShdLayer &layer = *job.layer;
+  const ShdSlab &slab = *job.slab;
+  const bool on_cells = job.input == job.fine;
+  const int F = layer.in_channels[job.input];
+  const int64_t ring = on_cells ? job.cells.ring : job.ring, Y = on_cells ? job.cells.y : layer.shape.y;
+  const int64_t Z = on_cells ? job.cells.z : layer.shape.z;
+  float *out = on_cells ? job.cells.expansion : job.expansion;
+  for (int j = 0; !on_cells && j < job.input; ++j)
+    out += int64_t(job.basis->vertices) * ring * job.plane_voxels * layer.in_channels[j];
+  const uint8_t *const read = on_cells ? layer.read_cells : layer.read;
+  float *const tiles = job.scratch + thread * job.scratch_size;
+  // What lies on end in the slab as in the ring: lines, or all lines of a plane.
+  const int64_t lines = slab.line == Z ? Y : 1, run = lines * Z * F, columns = (run + kTile - 1) / kTile;
+  const int64_t slab_plane = slab.lines * slab.line * F, slab_stride = slab.planes * slab_plane, out_stride = ring * Y * Z * F;
+  const int64_t count = (job.last - job.first) * (Y / lines) * columns;
+  for (int64_t ticket; (ticket = job.counters[0].fetch_add(1)) < count;) {
+    const int64_t column = ticket % columns * kTile, width = std::min<int64_t>(kTile, run - column);
+    const int64_t y = ticket / columns % (Y / lines) * lines, p = job.first + ticket / columns / (Y / lines);
+    const int64_t at = (p * Y + y) * Z * F + column;
+    if (!any(read, at, width, F)) continue;
+    const float *const x = slab.data + (p - slab.first) * slab_plane + ((slab.low + y) * slab.line + slab.left) * F + column;
+    to_modes(job, x, on_cells ? layer.parent : nullptr, slab_stride, out + (p % ring * Y + y) * Z * F + column, out_stride,
+             int(width), tiles);
+  }
+}
+
 SHD_TARGET void forward(const Job &job, int thread) {
   const ShdBasis &basis = *job.basis;
   const ShdLayer &layer = *job.layer;
+  const Cells &cells = job.cells;
   const int out = layer.out_channels, shells_used = job.halo ? kShells : 1;
-  const int64_t depth = int64_t(shells_used) * job.channels, ring_voxels = job.ring * job.plane_voxels;
+  const int64_t depth = int64_t(shells_used) * job.fine_channels, ring_voxels = job.ring * job.plane_voxels;
+  const int64_t cells_voxels = cells.ring * cells.y * cells.z;
   const int64_t planes = job.last - job.first;
   float *free = job.scratch + thread * job.scratch_size;
   float *const tiles = take(free, tile_size(job)), *const neighbours = take(free, neighbours_size(job, widest(job)));
-  float *const weights = take(free, weights_size(job, job.channels, out));
-  std::vector<Segment> rows(kShells * layer.inputs);
+  float *const weights = take(free, weights_size(job, job.fine_channels, out));
+  float *const cell_weights = take(free, kShells * cell_matrix(job)), *const cell_lines = take(free, cell_lines_size(job));
+  std::vector<Segment> rows(kShells * job.fine);
   std::vector<float *> sums;
-  for (int j = 0; j < layer.inputs; ++j)
+  for (int j = 0; j < job.fine; ++j)
     for (int d = 1; d < kShells; ++d) sums.push_back(take(free, sum_size(job, layer.in_channels[j])));
   std::atomic<int64_t> *counter = job.counters;
   for (int64_t begin = job.first, done = std::max<int64_t>(begin - job.halo, 0); begin < job.last;
@@ -974,10 +1242,20 @@ SHD_TARGET void forward(const Job &job, int thread) {
     const int64_t end = std::min(begin + job.group, job.last), want = std::min(end + job.halo, job.planes);
     int64_t ticket = counter[0].fetch_add(1), base = 0;
     float *expansion = job.expansion;
-    for (int j = 0; j < layer.inputs; ++j) {
+    const int64_t plane = job.plane_voxels, cells_plane = cells.y * cells.z;
+    for (int j = 0; job.inputs && j < job.fine; ++j) {
       const int F = layer.in_channels[j];
-      base = analyse_planes(job, job.inputs[j], F, done, want, expansion, job.ring, base, ticket, counter[0], tiles);
+      const Source x{job.inputs[j], F, job.planes * plane * F, plane, nullptr, nullptr};
+      base = analyse_planes(job, x, done, want, expansion, job.ring, base, ticket, counter[0], tiles);
       expansion += int64_t(basis.vertices) * ring_voxels * F;
+    }
+    int64_t cells_begin = cells.begin, cells_end = cells.end;
+    if (job.inputs && cells.channels) {
+      cells_begin = begin == job.first ? done / 2 : (done + 1) / 2;
+      cells_end = (want + 1) / 2;
+      const int F = cells.channels;
+      const Source x{job.inputs[job.fine], F, cells.planes * cells_plane * F, cells_plane, nullptr, layer.parent};
+      analyse_planes(job, x, cells_begin, cells_end, cells.expansion, cells.ring, base, ticket, counter[0], tiles);
     }
     done = want;
     job.barrier->wait();
@@ -985,40 +1263,49 @@ SHD_TARGET void forward(const Job &job, int thread) {
       int copies;
       const int row = mode_row(basis, mode, copies);
       const float *terms = basis.terms + mode * basis.order;
-      for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++])
+      for (int j = 0, first = 0; j < job.fine; first += layer.in_channels[j++])
         mode_weights(job, terms, job.sph, job.spa, job.channels, round_up(out, kWidth), first, layer.in_channels[j], 0, out,
                      weights, int64_t(shells_used) * first, depth);
-      for (int copy = 0; copy < copies; ++copy)
-        for (int64_t low = 0; low < layer.shape.y; low += job.lines) {
-          const Block block{begin, end, low, std::min(low + job.lines, layer.shape.y)};
+      if (cells_begin < cells_end)
+        mode_weights(job, terms, job.sph, job.spa_cells, job.channels, round_up(out, kWidth), job.fine_channels, cells.channels,
+                     0, out, cell_weights, 0, cells.channels, cell_matrix(job));
+      for (int copy = 0; copy < copies; ++copy) {
+        float *const products = cells.products + (row + copy) * cells_voxels * kShells * out;
+        multiply_cells(job, cells.expansion + (row + copy) * cells_voxels * cells.channels, cells_begin, cells_end,
+                       cell_weights, products);
+        for (int64_t at = 0, blocks = blocks_of(job, end - begin); at < blocks; ++at) {
+          const Block block = block_of(job, begin, end, at);
           if (!any(job, block)) continue;
           const float *ring = job.expansion;
-          for (int j = 0; j < layer.inputs; ++j) {
+          for (int j = 0; j < job.fine; ++j) {
             const int64_t stride = ring_voxels * layer.in_channels[j];
             if (job.halo)
               shells(job, ring + (row + copy) * stride, layer.in_channels[j], block, &sums[(kShells - 1) * j], neighbours);
             ring += basis.vertices * stride;
           }
-          for (int64_t from = begin, to; from < end; from = to) {
-            to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
+          for (int64_t from = block.begin, to; from < block.end; from = to) {
+            to = std::min(block.end, (from / job.ring + 1) * job.ring); // the ring wraps there
             int count = 0;
             ring = job.expansion;
-            for (int j = 0; j < layer.inputs; ++j) {
+            for (int j = 0; j < job.fine; ++j) {
               const int64_t stride = ring_voxels * layer.in_channels[j];
               count += segments(job, ring + (row + copy) * stride, layer.in_channels[j], block, from, &sums[(kShells - 1) * j],
                                 &rows[count]);
               ring += basis.vertices * stride;
             }
-            const int64_t first = (from - job.first) * job.plane_voxels + low * layer.shape.z;
-            const int64_t voxels = (to - from) * (block.high - low) * layer.shape.z;
-            const uint8_t *const wanted = layer.wanted ? layer.wanted + first : nullptr;
+            const int64_t first = (from - job.first) * job.plane_voxels + block.low * layer.shape.z;
+            const int64_t voxels = (to - from) * (block.high - block.low) * layer.shape.z;
+            const uint8_t *const wanted = layer.wanted ? layer.wanted + first + job.first * job.plane_voxels : nullptr;
             float *const result = job.output + ((row + copy) * planes * job.plane_voxels + first) * out;
             for (int64_t start = skip(wanted, 0, voxels, 0), stop; start < voxels; start = skip(wanted, stop, voxels, 0)) {
               stop = skip(wanted, start, voxels, 1);
               multiply(start, stop, rows.data(), count, depth, weights, out, result);
             }
           }
+          if (cells.channels)
+            add_cells(job, products, block, job.output + (row + copy) * planes * job.plane_voxels * out, cell_lines);
         }
+      }
     }
     job.barrier->wait();
     ticket = counter[2].fetch_add(1);
@@ -1048,13 +1335,15 @@ SHD_TARGET void backward(const Job &job, int thread) {
   for (int64_t begin = 0, done = 0; begin < job.planes; begin += job.group, counter += 3) {
     const int64_t end = std::min(begin + job.group, job.planes), want = std::min(end + job.halo, job.planes);
     int64_t ticket = counter[0].fetch_add(1);
-    int64_t base = analyse_planes(job, job.output_gradient, out, done, want, job.expansion, job.ring, 0, ticket, counter[0],
-                                  tiles);
+    const int64_t plane = job.plane_voxels;
+    const Source gradients{job.output_gradient, out, job.planes * plane * out, plane, nullptr, nullptr};
+    int64_t base = analyse_planes(job, gradients, done, want, job.expansion, job.ring, 0, ticket, counter[0], tiles);
     float *expansion = job.input_expansion;
     for (int j = 0; j < layer.inputs; ++j) {
       const int F = layer.in_channels[j];
+      const Source x{job.inputs[j], F, job.planes * plane * F, plane, nullptr, nullptr};
       // Planes [begin, end) lie at the start of their buffer: it is a ring that never wraps within the group.
-      base = analyse_planes(job, job.inputs[j], F, begin, end, expansion, job.group, base, ticket, counter[0], tiles);
+      base = analyse_planes(job, x, begin, end, expansion, job.group, base, ticket, counter[0], tiles);
       expansion += int64_t(basis.vertices) * voxels * F;
     }
     done = want;
@@ -1065,12 +1354,12 @@ SHD_TARGET void backward(const Job &job, int thread) {
       const float *terms = basis.terms + mode * order;
       for (int copy = 0; copy < copies; ++copy) {
         const float *ring = job.expansion + (row + copy) * ring_voxels * out;
-        for (int64_t low = 0; low < layer.shape.y; low += job.lines) {
-          const Block block{begin, end, low, std::min(low + job.lines, layer.shape.y)};
+        for (int64_t at = 0, blocks = blocks_of(job, end - begin); at < blocks; ++at) {
+          const Block block = block_of(job, begin, end, at);
           if (job.halo) shells(job, ring, out, block, sums, neighbours);
-          for (int64_t from = begin, to; from < end; from = to) {
-            to = std::min(end, (from / job.ring + 1) * job.ring); // the ring wraps there
-            const int64_t rows = (to - from) * (block.high - low) * layer.shape.z, skipped = low * layer.shape.z;
+          for (int64_t from = block.begin, to; from < block.end; from = to) {
+            to = std::min(block.end, (from / job.ring + 1) * job.ring); // the ring wraps there
+            const int64_t rows = (to - from) * (block.high - block.low) * layer.shape.z, skipped = block.low * layer.shape.z;
             const int count = segments(job, ring, out, block, from, sums, parts);
             const float *input = job.input_expansion;
             for (int j = 0, first = 0; j < layer.inputs; first += layer.in_channels[j++]) {
@@ -1084,7 +1373,7 @@ SHD_TARGET void backward(const Job &job, int thread) {
               for (int d = 0; d < count; ++d)
                 for (int q = 0; q < out; q += kPanel)
                   side_product(F, expanded, F, parts[d].data + q, out, rows, gradient + first * depth + d * out + q, depth,
-                               std::min(kPanel, out - q), copy > 0 || from > begin || low > 0);
+                               std::min(kPanel, out - q), copy > 0 || from > begin || block.low > 0);
               input += int64_t(basis.vertices) * voxels * F;
             }
           }
