@@ -215,7 +215,7 @@ def test_tiles_are_exact(generator, monkeypatch, settings, dtype):
     ways = [Plan((40, 40), 16, False), Plan((14, 20), 4, False), Plan((20, 40), 2, False)]
     if net.config.pool_strides[:1] == (2,):
         ways += [Plan((40, 40), 16, True), Plan((8, 12), 2, True), Plan((40, 40), 8, True)]
-    for way in ways:
+    for way in ways if dtype == torch.float32 else ways[1::3]:  # plain PyTorch: the two that cut the most
         monkeypatch.setattr(tiles, "plan", lambda *arguments, way=way, **options: way)
         found, _, told = run_in_tiles(net, x, mask, memory_bytes=0)
         assert len(told) > 1
