@@ -83,8 +83,6 @@ class TrainingConfig:
         Last part of the training in which batch normalisation keeps its averages.
     sharpness : float
         Concentration kappa of the lobe ``exp(-kappa sin^2)`` that stands for a fibre in the truth.
-    narrowness : float
-        How much more often bundles cross at narrow angles than at wide ones; 1 draws all alike.
     pool, reuse : int
         Crops held in memory at a time, and how often each is shown; ``batch`` must divide ``pool``.
     seed : int
@@ -105,7 +103,6 @@ class TrainingConfig:
     learning_rate: float = 4e-3
     frozen_share: float = 0.15
     sharpness: float = 45.0
-    narrowness: float = 1.0
     reuse: int = 2
     pool: int = 48
     seed: int = 1
@@ -173,7 +170,7 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     """Simulate one crop of a random subject and protocol; ``seed`` fixes it."""
     rng = np.random.default_rng(seed)
     size = config.size
-    phantom = simulation.random_phantom(rng, size, narrowness=config.narrowness)
+    phantom = simulation.random_phantom(rng, size)
     micro = simulation.draw_microstructure(rng, len(phantom.bundles))
     gradients = config.gradients(rng)
     clean = simulation.noiseless_signal(phantom, micro, gradients)
