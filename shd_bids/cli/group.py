@@ -104,16 +104,17 @@ def _run_graph(runs: Sequence["DWIRun"], settings: Settings, *, crash_dir: Path)
     )
     by_key = {run.key: run.prefix for run in runs}
     failures = {by_key[key]: failure for key, failure in read_failures(settings.work_dir, runs).items()}
+    n_failed = len(failures)
     if failure := read_failure(cohort_folder(settings.work_dir)):
         failures[COHORT] = failure
     for name, failure in failures.items():
         for line in failure.message.splitlines():
             logger.error("%s: %s", name, line)
-    if failures:
+    if n_failed:
         logger.error(
             "the weights were not adapted, because %d of %d series failed; correct them, or choose others by "
             "--participant-label",
-            len(failures),
+            n_failed,
             len(runs),
         )
     return failures
