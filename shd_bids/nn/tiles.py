@@ -205,7 +205,7 @@ class _Feature:
 
     def __init__(self, needed: np.ndarray, thickness: int, make: Callable[[Box], _Slab], *, tight: bool):
         self.needed, self.thickness, self._make = needed, thickness, make
-        self._sides = None if tight else native.rectangle(needed)
+        self._sides = None if tight or not needed.any() else native.rectangle(needed)
         self._slabs: list[_Slab] = []
         self._end = int(needed.any(axis=(1, 2)).argmax())
 

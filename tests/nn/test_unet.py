@@ -255,6 +255,19 @@ def test_places_far_from_the_support_change_nothing_in_a_thin_volume(generator, 
     torch.testing.assert_close(found[:, :, mask].double(), whole, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_tile_that_is_all_far_from_the_support_is_as_in_an_empty_volume(generator, monkeypatch, dtype):
+    net = build(**SMALL)
+    x, mask = field(generator, 33, 30, 29), np.zeros((33, 30, 29), bool)
+    mask[14:18, 4:6, 4:6] = True  # in tiles of 4 x 4 voxels others hold but background, which the coarse levels read
+    x[:, :, ~torch.tensor(mask)] = 0
+    whole = net(x)[:, :, mask]
+    atol = 1e-12 if dtype == torch.float64 else 1e-5 * whole.abs().max().item()
+    monkeypatch.setattr(tiles, "plan", lambda *arguments, **options: Plan((4, 4), 2, True))
+    found, _, _ = run_in_tiles(net.to(dtype), x.to(dtype), mask, memory_bytes=0, support=mask)
+    torch.testing.assert_close(found[:, :, mask].double(), whole, rtol=0, atol=atol)
+
+
 def test_axes_come_in_any_order(generator):
     net = build(**SMALL)
     x, mask = field(generator, 6, 5, 15), np.zeros((6, 5, 15), bool)
