@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from shd_bids.conditioning import lobe_power
+from shd_bids.conditioning import VOXELS_IN_CACHE, lobe_power
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel
 from shd_bids.sphere.harmonics import n_coefficients, sh_basis
@@ -32,7 +32,6 @@ _DESCENT_STEPS = 30
 _TOLERANCE = 1.05  # the narrowest prior wins whose error is this close to the least: a wider one costs sharpness
 _SAMPLE = 4000  # voxels that decide on the width
 _ROUNDS = 20  # of the constrained solution; twice as many change the predicted signal by less than the noise
-_VOXELS_IN_CACHE = 512
 _NSIDE = 8  # of the grid on which the fODF is kept from being negative: two vertices for each coefficient of degree 18
 
 
@@ -225,8 +224,8 @@ class _Constrained:
     def __call__(self, signal: np.ndarray, prior: np.ndarray) -> np.ndarray:
         """Return the coefficients (n, C) for signals (n, N) and prior coefficients (n, C)."""
         result = np.empty_like(prior)
-        for first in range(0, len(signal), _VOXELS_IN_CACHE):
-            part = slice(first, first + _VOXELS_IN_CACHE)
+        for first in range(0, len(signal), VOXELS_IN_CACHE):
+            part = slice(first, first + VOXELS_IN_CACHE)
             known = torch.as_tensor(prior[part], dtype=torch.float32)
             free = torch.as_tensor(signal[part], dtype=torch.float32) @ self.from_data + known @ self.from_prior
             # The positive part of the total is the bounded copy, the negative one the scaled multipliers.

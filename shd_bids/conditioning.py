@@ -27,10 +27,12 @@ L_MAX_INPUT = 12
 CHANNELS = ("wiener", "wiener_smooth", "wiener_smoother", "nonnegative", "gm", "csf", "b0", "noise", "resolution")
 """What each input channel holds, in order."""
 
+VOXELS_IN_CACHE = 512
+"""Voxels whose estimates on the hemisphere stay in the cache of a core while they are updated again and again."""
+
 _SHELL_TOLERANCE = 100.0  # s/mm2 between a shell and the one that a network of raw shells was trained with
 _PRIOR_WIDTH = 60.0  # angular concentration of the expected lobes: power falls as exp(-l(l+1)/(2*60))
 _FRACTION_RANGE = (-1.0, 3.0)  # real scans stay within; a tissue without a response would make others unbounded
-_VOXELS_IN_CACHE = 512  # whose non-negative estimates stay in the cache of a core while they are updated
 _N_MULTIPLICATIVE = 12  # updates of the non-negative estimate; more fit noise, measured in tests/benchmarks
 
 
@@ -95,7 +97,7 @@ class Conditioner:
         vertices = len(self.noise)
         start = linear[vertices : 2 * vertices].clamp_min(0) + 0.02
         f = torch.cat([start * (4 * np.pi / vertices), linear[-2:].clamp_min(0.02)])
-        step = _VOXELS_IN_CACHE if f.device.type == "cpu" else f.shape[1]
+        step = VOXELS_IN_CACHE if f.device.type == "cpu" else f.shape[1]
         kernel, adjoint = self.kernel, self.kernel.T.contiguous()
         gram = (
             None if 2 * kernel.shape[0] < kernel.shape[1] else adjoint @ kernel

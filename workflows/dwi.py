@@ -21,7 +21,7 @@ from shd_bids.workflows.report import (
 from shd_bids.workflows.response import init_response_wf
 from shd_bids.workflows.tractography import init_tractography_wf
 
-__all__ = ["BASE_GB", "image_gb", "init_dwi_wf", "init_response_only_wf", "may_use_gpu", "memory_of_the_fit"]
+__all__ = ["init_dwi_wf", "init_response_only_wf", "may_use_gpu", "memory_beside_network", "memory_of_the_fit"]
 
 TISSUES = ("wm", "gm", "csf")
 BASE_GB = 0.7  # torch and what it loads
@@ -76,13 +76,18 @@ def memory_of_the_fit(run: DWIRun, settings: Settings, *, use_gpu: bool) -> tupl
     """Return the GB that the network may take, and those that the fit needs beside it."""
     # as many fits run at once as fit into the processors, and share the memory
     share = settings.mem * min(1.0, settings.omp_nthreads / settings.nprocs)
-    beside = BASE_GB + 3 * image_gb(run)  # the image, its voxels in the mask, and the coefficients
+    beside = memory_beside_network(run)
     return max(LEAST_GB, share - beside if use_gpu else min(share - beside, NETWORK_GB)), beside
+
+
+def memory_beside_network(run: DWIRun) -> float:
+    """Return the GB that a fit needs for the image, its voxels in the mask, and the coefficients."""
+    return BASE_GB + 3 * _image_gb(run)
 
 
 def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Node, str]:
     """Add the gradients, their figures, and the gate that wrong directions do not pass; return as `_add_response`."""
-    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * image_gb(run))
+    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * _image_gb(run))
     gradient_figures_wf = init_gradient_figures_wf(run=run, output_dir=settings.output_dir)
     orientation = pe.Node(RequireOrientation(), name="orientation")
     drawn = ("gradients_file", "facts_file", "b0_file", "mask_file", "orientation_file")
@@ -97,7 +102,7 @@ def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, fa
 def _estimate_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings) -> pe.Workflow:
     """Add the responses alone and return their workflow."""
     gradients, orientation = workflow.get_node("gradients"), workflow.get_node("orientation")
-    response_wf = init_response_wf(responses=settings.responses, n_procs=1, mem_gb=0.5 + 2 * image_gb(run))
+    response_wf = init_response_wf(responses=settings.responses, n_procs=1, mem_gb=0.5 + 2 * _image_gb(run))
     workflow.connect([(orientation, response_wf, _same("gradients_file"))])
     if not settings.responses:
         response_wf.inputs.inputnode.dwi_file = str(run.dwi)
@@ -281,7 +286,7 @@ def _maps(keys: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(f"outputnode.{key}_file", f"inputnode.{key}") for key in keys]
 
 
-def image_gb(run: DWIRun) -> float:
+def _image_gb(run: DWIRun) -> float:
     """Return the size of the image in memory, as float32."""
     return math.prod(run.shape) * 4e-9
 

@@ -10,7 +10,7 @@ from shd_bids.bids.collect import DWIRun
 from shd_bids.interfaces.cohort import AdaptToCohort
 from shd_bids.settings import Settings
 from shd_bids.workflows.base import WORKFLOW_NAME, name_stages, run_folder, run_name
-from shd_bids.workflows.dwi import BASE_GB, image_gb, init_response_only_wf, may_use_gpu
+from shd_bids.workflows.dwi import init_response_only_wf, may_use_gpu, memory_beside_network
 
 __all__ = ["COHORT", "cohort_folder", "init_group_wf"]
 
@@ -42,20 +42,17 @@ def init_group_wf(runs: Sequence[DWIRun], settings: Settings) -> pe.Workflow:
         tv_penalty=settings.tv_penalty,
         seed=settings.random_seed,
         use_gpu=may_use_gpu(settings.device),
-        series="group",
-        run_dir=str(cohort_folder(settings.work_dir)),
-        stage=COHORT,
     )
     if settings.max_steps is not None:
         interface.inputs.max_steps = settings.max_steps
-    largest = max(image_gb(run) for run in runs)
-    mem_gb = min(settings.mem, BASE_GB + NETWORK_GB + 3 * largest)
+    mem_gb = min(settings.mem, NETWORK_GB + max(map(memory_beside_network, runs)))
     cohort = pe.Node(interface, name=COHORT, n_procs=settings.omp_nthreads, mem_gb=mem_gb)
     joined = {
         name: pe.Node(niu.Merge(len(runs)), name=f"all_{name}")
         for name in ("mask_files", "gradients_files", "wm_responses")
     }
     cohort_wf.connect([(node, cohort, [("out", name)]) for name, node in joined.items()])
+    name_stages(cohort_wf, series="group", run_dir=cohort_folder(settings.work_dir))
     for number, run in enumerate(runs, start=1):
         run_wf = init_response_only_wf(run=run, settings=settings, name=run_name(run))
         workflow.connect([

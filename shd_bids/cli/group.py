@@ -14,6 +14,7 @@ from shd_bids.bids.dataset import write_dataset_files
 from shd_bids.bids.names import cohort_path, group_log_dir, sidecar_path
 from shd_bids.cli.console import log_file
 from shd_bids.cli.preflight import require_writable, set_environment
+from shd_bids.cli.record import FAILED, FINISHED, INTERRUPTED, RUNNING, exit_code
 from shd_bids.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run_group(runs: Sequence["DWIRun"], settings: Settings, *, argv: Sequence[st
     require_writable(settings, create=True)
     uuid, started = provenance.new_run_uuid(), provenance.now()
     folder = group_log_dir(settings.output_dir, uuid)
-    status: dict[str, Any] = {"status": "running", "exit_code": None, "run": uuid, "started": started, "series": {}}
+    status: dict[str, Any] = {"status": RUNNING, "exit_code": None, "run": uuid, "started": started, "series": {}}
     with log_file(settings.work_dir / f"{uuid}.log") as log:
         try:
             set_environment(log.with_suffix(""))
@@ -66,10 +67,13 @@ def run_group(runs: Sequence["DWIRun"], settings: Settings, *, argv: Sequence[st
             if not failures:
                 record = {"Command": provenance.command_line(argv), "Started": started, "Digest": digest}
                 _keep(runs, settings, target, inputs=inputs, record=record)
-            status |= {"status": "failed" if failures else "finished", "exit_code": _exit_code(failures)}
-            status["series"] = {name: {"error": f.error, "message": f.message} for name, f in failures.items()}
+            status["series"] = {
+                name: {"status": FAILED, "exit_code": f.exit_code, "error": f.error, "message": f.message}
+                for name, f in failures.items()
+            }
+            status |= {"status": FAILED if failures else FINISHED, "exit_code": exit_code(status["series"])}
         except BaseException as error:
-            status |= {"status": "interrupted" if not isinstance(error, Exception) else "failed", "error": str(error)}
+            status |= {"status": FAILED if isinstance(error, Exception) else INTERRUPTED, "error": str(error)}
             raise
         finally:
             write_json(folder / "status.json", status | {"updated": provenance.now()})
@@ -169,9 +173,3 @@ def _keep(
 def _remove(folders: Sequence[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _exit_code(failures: Mapping[str, "Failure"]) -> int:
-    """Return 0, the code that all failures share, or 1."""
-    codes = {failure.exit_code for failure in failures.values()}
-    return 0 if not codes else codes.pop() if len(codes) == 1 else 1

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from nipype.interfaces.base import File, traits
 
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, log_progress, read_json
+from shd_bids.interfaces.fod import chosen_weights, read_responses
 
 if TYPE_CHECKING:
     from shd_bids.adaptation import Scan
@@ -54,9 +55,9 @@ def adapt_to_images(
     from shd_bids.conditioning import CHANNELS
     from shd_bids.inference import choose_device
     from shd_bids.nn.native import keep_freed_memory
-    from shd_bids.weights import load_weights, save_weights
+    from shd_bids.weights import save_weights
 
-    start = None if weights == "none" else load_weights(None if weights == "packaged" else Path(weights))
+    start = chosen_weights(weights)
     keep_freed_memory()
     files = zip(dwi_files, mask_files, gradients_files, wm_responses, strict=True)
     scans = [_read(*own).thinned(CROPS, seed=seed + number) for number, own in enumerate(files)]
@@ -92,19 +93,13 @@ def _read(dwi_file: Path, mask_file: Path, gradients_file: Path, wm_response: Pa
     from shd_bids.conditioning import estimate_noise
     from shd_bids.gradients import GradientTable
     from shd_bids.images import load_mask, load_volume
-    from shd_bids.response import Responses, parse_response
 
     table = GradientTable.from_dict(read_json(gradients_file))
     mask = load_mask(mask_file, load_volume(mask_file))
     voxels = np.ascontiguousarray(table.take(load_volume(dwi_file).data)[mask], dtype=np.float32)
     files = {tissue: wm_response.with_name(f"{tissue}.txt") for tissue in ("wm", "gm", "csf")}
-    responses = {
-        tissue: parse_response(path.read_text(encoding="utf-8"), tissue, table.shell_bvalues)
-        for tissue, path in files.items()
-        if path.exists()
-    }
-    full = Responses(wm=responses["wm"], gm=responses.get("gm"), csf=responses.get("csf"))
-    return Scan(voxels, mask, table, full, estimate_noise(voxels, table))
+    responses = read_responses({tissue: path if path.exists() else None for tissue, path in files.items()}, table)
+    return Scan(voxels, mask, table, responses, estimate_noise(voxels, table))
 
 
 class _AdaptToCohortInputSpec(StageInputSpec):

@@ -1,6 +1,7 @@
 """Fibre orientation distributions: the fit, and its maps as images."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,12 @@ from shd_bids.interfaces.base import (
 )
 
 if TYPE_CHECKING:
+    from shd_bids.gradients import GradientTable
     from shd_bids.inference import FodResult
+    from shd_bids.response import Responses
+    from shd_bids.weights import Weights
 
-__all__ = ["FitFOD"]
+__all__ = ["FitFOD", "chosen_weights", "read_responses"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,20 +76,12 @@ def fit_image(
     from shd_bids.images import load_mask, load_volume, save_volume, scatter
     from shd_bids.inference import fit_fod
     from shd_bids.nn.native import keep_freed_memory
-    from shd_bids.response import Responses, parse_response
     from shd_bids.sphere.harmonics import l_max_of, n_coefficients
-    from shd_bids.weights import load_weights
 
     table = GradientTable.from_dict(read_json(gradients_file))
     reference = load_volume(mask_file)
     mask = load_mask(mask_file, reference)
-    files = {"wm": wm_response, "gm": gm_response, "csf": csf_response}
-    responses = Responses(
-        **{
-            tissue: parse_response(path.read_text(encoding="utf-8"), tissue, table.shell_bvalues) if path else None
-            for tissue, path in files.items()
-        }
-    )
+    responses = read_responses({"wm": wm_response, "gm": gm_response, "csf": csf_response}, table)
     keep_freed_memory()
     result = fit_fod(
         table.take(load_volume(dwi_file).data),  # no name holds it here, so that the fit may let it go
@@ -93,7 +89,7 @@ def fit_image(
         table,
         responses,
         fit=fit,
-        weights=None if weights == "none" else load_weights(None if weights == "packaged" else Path(weights)),
+        weights=chosen_weights(weights),
         device=device,
         precision=precision,
         adaptation=AdaptationOptions(lambda_tv, tv_penalty, max_steps, seed),
@@ -135,6 +131,25 @@ def fit_image(
         "qc": _qc(result),
     }
     return outputs
+
+
+def chosen_weights(name: str) -> "Weights | None":
+    """Load the weights called ``packaged`` or lying at a path; None for ``none``."""
+    from shd_bids.weights import load_weights
+
+    return None if name == "none" else load_weights(None if name == "packaged" else Path(name))
+
+
+def read_responses(files: Mapping[str, Path | None], table: "GradientTable") -> "Responses":
+    """Read the responses of a series, by tissue; one without a file is not fitted."""
+    from shd_bids.response import Responses, parse_response
+
+    return Responses(
+        **{
+            tissue: parse_response(path.read_text(encoding="utf-8"), tissue, table.shell_bvalues) if path else None
+            for tissue, path in files.items()
+        }
+    )
 
 
 def _model_facts(info: dict[str, Any], *, lambda_tv: float, tv_penalty: str, seed: int) -> dict[str, Any]:

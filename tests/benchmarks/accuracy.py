@@ -28,7 +28,6 @@ from peers import Found, Method
 from scenes import ROWS, Scene
 
 from shd_bids.metrics import PeakScore, full_fibre_amplitude, peaks_per_voxel, pooled, score_by_crossing, score_peaks
-from shd_bids.peaks import find_peaks
 from shd_bids.sphere.harmonics import n_coefficients, sh_basis
 from shd_bids.weights import load_weights
 
@@ -103,8 +102,7 @@ def truth(scene: Scene, *, l_max: int = 18) -> Found:
     there = fractions > 0
     lobes = np.zeros((*fractions.shape, n_coefficients(l_max)), dtype=np.float32)
     lobes[there] = fractions[there][:, None] * sh_basis(directions[there].astype(float), l_max)
-    peaks = find_peaks(lobes.sum(axis=1), max_peaks=peers.MAX_PEAKS, relative_threshold=0.04, min_separation=5.0)
-    return Found(peaks.directions, peaks.amplitudes)
+    return peers._maxima(lobes.sum(axis=1))
 
 
 def figures(found: Sequence[Found], volumes: Sequence[Scene]) -> dict:

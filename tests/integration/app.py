@@ -12,27 +12,17 @@ PEAKS = MAPS.format("peaks")
 
 def call(raw: Path, out: Path, *options: str, level: str = "peaks") -> int:
     """Run the app in this process with few resources, and return its exit code."""
-    words = [str(raw), str(out), "participant", "--skip-bids-validation", "--level", level]
-    resources = ["--nprocs", "1", "--mem", "4GB", "--device", "cpu", "-w", str(out.parent / "work")]
-    return main([*words, *resources, *options])
+    return _call(raw, out, "participant", "--skip-bids-validation", "--level", level, *options)
 
 
 def call_group(raw: Path, out: Path, *options: str) -> int:
     """Run the group level likewise."""
-    words = [
-        str(raw),
-        str(out),
-        "group",
-        "--nprocs",
-        "1",
-        "--mem",
-        "4GB",
-        "--device",
-        "cpu",
-        "-w",
-        str(out.parent / "work"),
-    ]
-    return main([*words, *options])
+    return _call(raw, out, "group", *options)
+
+
+def _call(raw: Path, out: Path, level: str, *options: str) -> int:
+    resources = ["--nprocs", "1", "--mem", "4GB", "--device", "cpu", "-w", str(out.parent / "work")]
+    return main([str(raw), str(out), level, *resources, *options])
 
 
 def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
