@@ -334,8 +334,9 @@ class _Problem:
         measured[torch.as_tensor(inside)] = torch.as_tensor(self.voxels[rows[inside]])
         measured = measured.to(self.device)
         mask = torch.as_tensor(inside, device=self.device)
-        seen = view.conditioner.to(self.device)(measured[..., view.visible].flatten(0, 2))
-        channels = seen.view(*seen.shape[:2], *rows.shape).permute(0, 2, 3, 4, 1) * mask[..., None]
+        seen = view.conditioner.to(self.device)(measured[..., view.visible], mask)
+        channels = seen.new_zeros(len(seen), *rows.shape, seen.shape[1])
+        channels[:, mask] = seen.transpose(1, 2)
         positive = softplus(net(channels[None]))[0]
         amplitudes, fractions = positive[0], positive[1:].mean(dim=-1)
         coefficients = torch.cat(

@@ -8,7 +8,7 @@ gradients and the signal rotates them, and so the same weights serve every proto
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,22 +18,33 @@ from shd_bids.exceptions import WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
 from shd_bids.response import Responses
+from shd_bids.sharpening import Sharpener, Updater, factors
 from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
 from shd_bids.sphere.healpix import hemisphere
 
 L_MAX_INPUT = 12
 """Degree of the linear estimates; the prior damps what the data cannot support."""
 
-CHANNELS = ("wiener", "wiener_smooth", "wiener_smoother", "nonnegative", "gm", "csf", "b0", "noise", "resolution")
+CHANNELS = (
+    *("wiener", "wiener_smooth", "wiener_smoother", "nonnegative", "gm", "csf", "b0", "noise", "resolution"),
+    *("sharp", "sharp_3", "sharp_5"),
+)
 """What each input channel holds, in order."""
 
-VOXELS_IN_CACHE = 512
-"""Voxels whose estimates on the hemisphere stay in the cache of a core while they are updated again and again."""
+REACH = 2
+"""Voxels around one that its input depends on, along each axis."""
 
 _SHELL_TOLERANCE = 100.0  # s/mm2 between a shell and the one that a network of raw shells was trained with
 _PRIOR_WIDTH = 60.0  # angular concentration of the expected lobes: power falls as exp(-l(l+1)/(2*60))
 _FRACTION_RANGE = (-1.0, 3.0)  # real scans stay within; a tissue without a response would make others unbounded
 _N_MULTIPLICATIVE = 12  # updates of the non-negative estimate; more fit noise, measured in tests/benchmarks
+_SHARP = (
+    (0, 300.0),
+    (1, 20.0),
+    (2, 10.0),
+)  # voxels around that are averaged, and penalty relative to the noise variance
+_LEAST_SHARP_NOISE = 0.01  # relative to the white-matter signal; responses are no better than that
+_SHARP_LOBE = 45.0  # concentration of the lobe that stands for an axis, that of the truth in training
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +55,12 @@ class Conditioner:
     ----------
     estimate : Tensor, shape (3 V + 2, N)
         Linear estimates on the hemisphere at three levels of regularisation, then GM and CSF fractions.
-    kernel : Tensor, shape (N, V + 2)
-        Signal of a unit fibre at each vertex, then of GM and CSF.
+    updater : Updater
+        For masses at V vertices, then of GM and CSF.
+    sharpeners : tuple of Sharpener
+        For the signal of the voxel alone, and for its mean over 3 x 3 x 3 and 5 x 5 x 5 voxels.
+    lobes : Tensor, shape (V, V)
+        Density on the hemisphere of a unit mass along each axis.
     noise, resolution : Tensor, shape (V,)
         Standard deviation of the first estimate, and its height at a unit fibre.
     b0 : Tensor, shape (N,)
@@ -57,7 +72,9 @@ class Conditioner:
     """
 
     estimate: Tensor
-    kernel: Tensor
+    updater: Updater
+    sharpeners: tuple[Sharpener, ...]
+    lobes: Tensor
     noise: Tensor
     resolution: Tensor
     b0: Tensor
@@ -67,11 +84,34 @@ class Conditioner:
     def to(self, device: torch.device | str) -> Conditioner:
         """Return the same maps on another device."""
         tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return Conditioner(**tensors, scale=self.scale, sigma=self.sigma)
+        sharpeners = tuple(s.to(device) for s in self.sharpeners)
+        return replace(self, **tensors, updater=self.updater.to(device), sharpeners=sharpeners)
 
-    def __call__(self, signal: Tensor) -> Tensor:
-        """Map the signal of voxels (n, N), in input units, to channels (9, V, n)."""
-        scaled = _without_noise_floor(signal / self.scale, self.sigma)
+    def __call__(self, signal: Tensor, inside: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
+        """Map the signal of a block of voxels to the input channels of some of them.
+
+        Parameters
+        ----------
+        signal : Tensor, shape (X, Y, Z, N)
+            In input units.
+        inside : Tensor of bool, shape (X, Y, Z), optional
+            Voxels of the mask; the means over neighbours leave others out. Without it, all.
+        wanted : Tensor of bool, shape (X, Y, Z), optional
+            Which channels to give, at most those inside. Without it, all of these.
+
+        Returns
+        -------
+        Tensor, shape (12, V, n)
+            In the order of the true entries of ``wanted``.
+        """
+        inside = signal.new_ones(signal.shape[:3], dtype=torch.bool) if inside is None else inside
+        wanted = inside if wanted is None else wanted
+        power = (signal / self.scale) ** 2 - 2 * self.sigma**2  # without the bias that Rician noise adds to the square
+        scaled = _signed_root(power[wanted])
+        sharp = [
+            sharpen(_signed_root(_mean_around(power, inside, reach)[wanted]) if reach else scaled)
+            for (reach, _), sharpen in zip(_SHARP, self.sharpeners, strict=True)
+        ]
         vertices = len(self.noise)
         linear = self.estimate @ scaled.T  # (3V+2, n)
         nonnegative = self._nonnegative(scaled, linear)
@@ -84,33 +124,17 @@ class Conditioner:
                 nonnegative[None],
                 torch.stack(plain)[:, None].expand(3, vertices, -1),
                 torch.stack(constant)[:, :, None].expand(2, vertices, maps.shape[-1]),
+                torch.stack([self.lobes @ masses[:, :vertices].T for masses in sharp]),
             ]
         )
 
     def _nonnegative(self, scaled: Tensor, linear: Tensor) -> Tensor:
-        r"""Sharpen the first estimate under non-negativity by multiplicative updates, (V, n).
-
-        .. math:: f \leftarrow f \, \frac{H^T y}{H^T H f}
-
-        Reference: Daube-Witherspoon and Muehllehner (1986), IEEE Trans. Med. Imaging 5, equation 6.
-        """
+        """Sharpen the second linear estimate (of :attr:`estimate`, (3 V + 2, n)) under non-negativity, (V, n)."""
         vertices = len(self.noise)
         start = linear[vertices : 2 * vertices].clamp_min(0) + 0.02
-        f = torch.cat([start * (4 * np.pi / vertices), linear[-2:].clamp_min(0.02)])
-        step = VOXELS_IN_CACHE if f.device.type == "cpu" else f.shape[1]
-        kernel, adjoint = self.kernel, self.kernel.T.contiguous()
-        gram = (
-            None if 2 * kernel.shape[0] < kernel.shape[1] else adjoint @ kernel
-        )  # with few volumes two products cost less
-        for first in range(0, f.shape[1], max(step, 1)):
-            part = f[:, first : first + step]
-            current = part.contiguous()
-            back = adjoint @ scaled[first : first + step].clamp_min(0).T
-            for _ in range(_N_MULTIPLICATIVE):
-                predicted = adjoint @ (kernel @ current) if gram is None else gram @ current
-                current.mul_(torch.div(back, predicted.clamp_min_(1e-6), out=predicted))
-            part.copy_(current)
-        return f[:vertices] * (vertices / (4 * np.pi))  # mass of an axis -> density on the sphere
+        masses = torch.cat([start * (4 * np.pi / vertices), linear[-2:].clamp_min(0.02)]).T.contiguous()
+        self.updater(masses, scaled.clamp_min(0), times=_N_MULTIPLICATIVE)
+        return masses[:, :vertices].T * (vertices / (4 * np.pi))  # mass of an axis -> density on the sphere
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,9 +158,11 @@ class ShellInput:
         """Return the same maps on another device."""
         return ShellInput(self.estimate.to(device), self.scale, self.n_shells)
 
-    def __call__(self, signal: Tensor) -> Tensor:
-        """Map the signal of voxels (n, N), in input units, to channels (S, V, n)."""
-        return (self.estimate @ (signal / self.scale).T).view(self.n_shells, -1, len(signal))
+    def __call__(self, signal: Tensor, inside: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
+        """Map the signal of a block (X, Y, Z, N), in input units, to channels (S, V, n), as :class:`Conditioner` does."""
+        chosen = wanted if wanted is not None else inside
+        voxels = signal.flatten(0, 2) if chosen is None else signal[chosen]
+        return (self.estimate @ (voxels / self.scale).T).view(self.n_shells, -1, len(voxels))
 
 
 def condition(
@@ -193,12 +219,38 @@ def condition(
     isotropic = solutions[0][n_wm:] * np.sqrt(4 * np.pi)
     tensors = {
         "estimate": np.concatenate([basis @ s[:n_wm] for s in solutions] + [isotropic]),
-        "kernel": kernel,
+        "lobes": lobes(hemisphere(nside), hemisphere(nside), _SHARP_LOBE),
         "noise": np.sqrt((first**2).sum(1)) * relative,
         "resolution": (first * kernel[:, : len(basis)].T).sum(1),
         "b0": b0,
     }
-    return Conditioner(**{k: torch.as_tensor(v, dtype=dtype) for k, v in tensors.items()}, scale=scale, sigma=relative)
+    parts, floor = factors(kernel), max(relative, _LEAST_SHARP_NOISE) ** 2
+    return Conditioner(
+        **{k: torch.as_tensor(v, dtype=dtype) for k, v in tensors.items()},
+        updater=Updater.build(parts, dtype=dtype),
+        sharpeners=tuple(Sharpener.build(parts, penalty * floor, dtype=dtype) for _, penalty in _SHARP),
+        scale=scale,
+        sigma=relative,
+    )
+
+
+def lobes(directions: np.ndarray, axes: np.ndarray, sharpness: float) -> np.ndarray:
+    r"""Evaluate the lobe :math:`e^{-\kappa\sin^2}` of unit integral around each axis.
+
+    Parameters
+    ----------
+    directions : ndarray, shape (V, 3)
+    axes : ndarray, shape (..., 3)
+    sharpness : float
+        Concentration kappa.
+
+    Returns
+    -------
+    ndarray, shape (..., V)
+    """
+    grid = np.linspace(0, 1, 20001)
+    integral = 4 * np.pi * np.exp(sharpness * (grid**2 - 1)).mean()
+    return np.exp(sharpness * ((axes @ directions.T) ** 2 - 1)) / integral
 
 
 def lobe_power(l_max: int) -> np.ndarray:
@@ -278,10 +330,26 @@ def _fitting_degree(n: float) -> int | None:
     return max((d for d in (0, 2, 4, 6, 8) if n_coefficients(d) <= n), default=None)
 
 
-def _without_noise_floor(signal: Tensor, sigma: float) -> Tensor:
-    r"""Take the bias of Rician noise off a magnitude: :math:`\operatorname{sign}(d)\sqrt{|d|}`, d = S^2 - 2 sigma^2."""
-    excess = signal**2 - 2 * sigma**2
-    return excess.sign() * excess.abs().sqrt()
+def _signed_root(power: Tensor) -> Tensor:
+    r"""Turn powers back to signals, :math:`\operatorname{sign}(p)\sqrt{|p|}`."""
+    return power.sign() * power.abs().sqrt()
+
+
+def _mean_around(values: Tensor, inside: Tensor, reach: int) -> Tensor:
+    """Average (X, Y, Z, N) over the cube of ``2 reach + 1`` voxels around each voxel, as far as it lies inside."""
+    weight = inside[..., None].to(values.dtype)
+    return _sum_around(values * weight, reach) / _sum_around(weight, reach).clamp_min(1)
+
+
+def _sum_around(values: Tensor, reach: int) -> Tensor:
+    for axis in range(3):
+        total = values.clone()
+        for shift in range(1, min(reach, values.shape[axis] - 1) + 1):
+            n = values.shape[axis] - shift
+            total.narrow(axis, shift, n).add_(values.narrow(axis, 0, n))
+            total.narrow(axis, 0, n).add_(values.narrow(axis, shift, n))
+        values = total
+    return values
 
 
 def _with_both_isotropic(matrix: np.ndarray, model: ForwardModel) -> tuple[np.ndarray, np.ndarray]:

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from shd_bids.adaptation import AdaptationOptions, Adapted, Scan, adapt
-from shd_bids.calibration import MODEL_ERROR, VOXELS_PER_CHUNK, calibrate, correct
-from shd_bids.conditioning import CHANNELS, Conditioner, ShellInput, condition, estimate_noise
+from shd_bids.calibration import MODEL_ERROR, VOXELS_PER_CHUNK, calibrate, correct, sharpen
+from shd_bids.conditioning import CHANNELS, REACH, Conditioner, ShellInput, condition, estimate_noise
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
-from shd_bids.nn.tiles import Box, apply_in_tiles
+from shd_bids.nn.boxes import Box
+from shd_bids.nn.tiles import apply_in_tiles
 from shd_bids.nn.unet import UNet
 from shd_bids.response import Responses
 from shd_bids.sphere.harmonics import sh_inverse
@@ -159,18 +160,20 @@ def fit_fod(
         net, l_max = weights.network(), weights.l_max
     channels = weights.channels if weights else CHANNELS
     conditioner = condition(gradients, responses, sigma=sigma, nside=net.config.nside, channels=channels)
-    amplitudes = predict(
+    wm, fractions = predict(
         net, voxels, mask, conditioner, device=where, fall_back=device == "auto", precision=precision,
         memory_gb=memory_gb, l_max=l_max, progress=report,
     )  # fmt: skip
     model = forward_model(gradients, responses, l_max=l_max)
-    wm, isotropic = calibrate(*amplitudes, voxels=voxels, gradients=gradients, model=model, sigma=sigma)
-    wm, isotropic, width = correct(wm, isotropic, voxels=voxels, gradients=gradients, model=model)
+    if taught := (weights.training.get("sharpness") if weights else None):
+        wm = sharpen(wm, taught=taught)
+    wm, isotropic = calibrate(wm, fractions, voxels=voxels, gradients=gradients, model=model, sigma=sigma)
+    wm, isotropic, updates = correct(wm, isotropic, voxels=voxels, gradients=gradients, model=model)
     quality = _quality(voxels, wm, isotropic, model=model, gradients=gradients)
     info = _info(adapted, weights, sigma=sigma, device=where, conditioner=conditioner) | {
         "fit": fit if adapted is None or adapted.improved else "amortised",
         "l_max": l_max,
-        "correction_width": width,
+        "correction_updates": updates,
         "warnings": domain_warnings(gradients, snr=conditioner.scale / max(sigma, 1e-12))
         + fit_warnings(quality["shell_residuals"], sigma=sigma, scale=conditioner.scale),
         "seconds": round(time.monotonic() - began, 1),
@@ -269,11 +272,18 @@ def predict(
         maps = conditioner.to(where)
 
         def read(box: Box) -> Tensor:
-            rows = torch.as_tensor(row[box])
-            inside = rows >= 0
-            block = torch.zeros(net.config.in_channels, vertices, *rows.shape, device=where, dtype=dtype)
-            if inside.any():
-                block[:, :, inside.to(where)] = maps(torch.as_tensor(voxels[rows[inside].numpy()]).to(where)).to(dtype)
+            near = tuple(slice(max(s.start - REACH, 0), s.stop + REACH) for s in box)
+            rows = row[near]
+            inside = torch.as_tensor(rows >= 0)
+            wanted = torch.zeros_like(inside)
+            inner = tuple(slice(s.start - n.start, s.stop - n.start) for s, n in zip(box, near, strict=True))
+            wanted[inner] = inside[inner]
+            there = wanted[inner]
+            block = torch.zeros(net.config.in_channels, vertices, *there.shape, device=where, dtype=dtype)
+            if there.any():
+                signal = torch.zeros(*rows.shape, voxels.shape[1], device=where)
+                signal[inside.to(where)] = torch.as_tensor(voxels[rows[rows >= 0]]).to(where)
+                block[:, :, there.to(where)] = maps(signal, inside.to(where), wanted.to(where)).to(dtype)
             return block.permute(0, 2, 3, 4, 1)[None]  # (1, C, X, Y, Z, V)
 
         return read

@@ -28,12 +28,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from shd_bids import losses, simulation
 from shd_bids.atomic import atomic_path
-from shd_bids.conditioning import CHANNELS, condition, shell_channels
+from shd_bids.conditioning import CHANNELS, condition, lobes, shell_channels
 from shd_bids.exceptions import TrainingError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import forward_model
 from shd_bids.nn import parallel
-from shd_bids.nn.native import keep_freed_memory
+from shd_bids.nn.memory import keep_freed_memory
 from shd_bids.nn.norm import NormReLU
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.response import Response, Responses
@@ -83,6 +83,8 @@ class TrainingConfig:
         Last part of the training in which batch normalisation keeps its averages.
     sharpness : float
         Concentration kappa of the lobe ``exp(-kappa sin^2)`` that stands for a fibre in the truth.
+    narrowness : float
+        Of the crossings that are drawn, see :func:`shd_bids.simulation.random_phantom`.
     pool, reuse : int
         Crops held in memory at a time, and how often each is shown; ``batch`` must divide ``pool``.
     seed : int
@@ -103,6 +105,7 @@ class TrainingConfig:
     learning_rate: float = 4e-3
     frozen_share: float = 0.15
     sharpness: float = 45.0
+    narrowness: float = 1.0
     reuse: int = 2
     pool: int = 48
     seed: int = 1
@@ -170,7 +173,7 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     """Simulate one crop of a random subject and protocol; ``seed`` fixes it."""
     rng = np.random.default_rng(seed)
     size = config.size
-    phantom = simulation.random_phantom(rng, size)
+    phantom = simulation.random_phantom(rng, size, narrowness=config.narrowness)
     micro = simulation.draw_microstructure(rng, len(phantom.bundles))
     gradients = config.gradients(rng)
     clean = simulation.noiseless_signal(phantom, micro, gradients)
@@ -187,12 +190,12 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
         channels=config.input_channels,
     )
     mask = _crop_mask(rng, phantom)
-    flat = torch.as_tensor(signal.reshape(-1, gradients.n_volumes))
-    channels = conditioner(flat).view(len(config.input_channels), -1, size, size, size).permute(0, 2, 3, 4, 1)
     inside = torch.as_tensor(mask)
+    channels = torch.zeros(len(config.input_channels), size, size, size, len(hemisphere(config.nside)))
+    channels[:, inside] = conditioner(torch.as_tensor(signal), inside).transpose(1, 2)
     model = forward_model(gradients, responses, l_max=config.l_max)
     return Case(
-        channels=(channels * inside[..., None]).half().contiguous(),
+        channels=channels.half(),
         density=torch.as_tensor(true_density(phantom, nside=config.nside, sharpness=config.sharpness)).half(),
         fractions=torch.as_tensor(np.stack([phantom.gm, phantom.csf], axis=-1), dtype=torch.float32),
         mask=inside,
@@ -208,14 +211,11 @@ def true_density(phantom: simulation.Phantom, *, nside: int, sharpness: float) -
     -------
     ndarray, shape (X, Y, Z, V), float32
     """
-    vertices = hemisphere(nside).astype(np.float32)
-    angle_grid = np.linspace(0, 1, 20001)
-    integral = 4 * np.pi * np.exp(sharpness * (angle_grid**2 - 1)).mean()
-    density = np.zeros((*phantom.gm.shape, len(vertices)), dtype=np.float32)
+    density = np.zeros((*phantom.gm.shape, len(hemisphere(nside))), dtype=np.float32)
     for slot in range(simulation.MAX_FIBRES):
-        cosine = phantom.directions[..., slot, :].astype(np.float32) @ vertices.T
-        lobe = np.exp(sharpness * (cosine**2 - 1)) / integral
-        density += phantom.fractions[..., slot, None].astype(np.float32) * lobe.astype(np.float32)
+        there = phantom.fractions[..., slot] > 0
+        lobe = lobes(hemisphere(nside), phantom.directions[there, slot], sharpness)
+        density[there] += (phantom.fractions[there, slot, None] * lobe).astype(np.float32)
     return density
 
 

@@ -32,7 +32,7 @@ def test_channels_turn_with_the_gradients(scene):
     quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # maps the HEALPix grid to itself
     turned = gradient_table(gradients.bvals, gradients.directions @ quarter.T)
     there = hemisphere_lookup(NSIDE)[match(hemisphere(NSIDE) @ quarter.T, NSIDE)]
-    signal = torch.as_tensor(voxels[:50], dtype=torch.float64)
+    signal = torch.as_tensor(voxels[:50], dtype=torch.float64)[:, None, None]
     before, after = (
         condition(g, responses, sigma=SIGMA, nside=NSIDE, dtype=torch.float64)(signal) for g in (gradients, turned)
     )
@@ -46,7 +46,7 @@ def test_the_unit_of_the_signal_does_not_matter(scene):
         return Response(r.tissue, r.bvalues, r.coefficients * 700)
 
     other = Responses(*(scaled(t) for t in responses.tissues))
-    signal = torch.as_tensor(voxels[:50], dtype=torch.float64)
+    signal = torch.as_tensor(voxels[:50], dtype=torch.float64)[:, None, None]
     plain = condition(gradients, responses, sigma=SIGMA, nside=NSIDE, dtype=torch.float64)(signal)
     large = condition(gradients, other, sigma=SIGMA * 700, nside=NSIDE, dtype=torch.float64)(signal * 700)
     torch.testing.assert_close(large, plain, rtol=1e-6, atol=1e-8)
@@ -55,18 +55,54 @@ def test_the_unit_of_the_signal_does_not_matter(scene):
 def test_the_estimate_is_largest_along_a_single_fibre(scene):
     phantom, gradients, responses, voxels = scene
     alone = np.flatnonzero((phantom.fractions[..., 0] > 0.95).reshape(-1))
-    seen = condition(gradients, responses, sigma=SIGMA, nside=NSIDE)(torch.as_tensor(voxels[alone]))
+    seen = condition(gradients, responses, sigma=SIGMA, nside=NSIDE)(torch.as_tensor(voxels[alone])[:, None, None])
     truth = phantom.directions[..., 0, :].reshape(-1, 3)[alone]
-    for channel in ("wiener", "wiener_smooth", "wiener_smoother", "nonnegative"):
+    for channel in ("wiener", "wiener_smooth", "wiener_smoother", "nonnegative", "sharp"):
         axis = hemisphere(NSIDE)[seen[CHANNELS.index(channel)].argmax(0).numpy()]
         angle = np.degrees(np.arccos(np.abs((axis * truth).sum(1)).clip(0, 1)))
         assert np.median(angle) < 12, f"{channel} points {np.median(angle):.0f} degrees away"  # vertices: 15 apart
 
 
-def test_non_negative_estimate_is_non_negative(scene):
+@pytest.mark.parametrize("channel", ["nonnegative", "sharp", "sharp_3", "sharp_5"])
+def test_non_negative_estimates_are_non_negative(scene, channel):
     _, gradients, responses, voxels = scene
-    seen = condition(gradients, responses, sigma=SIGMA, nside=NSIDE)(torch.as_tensor(voxels))
-    assert seen[CHANNELS.index("nonnegative")].min() >= 0
+    seen = condition(gradients, responses, sigma=SIGMA, nside=NSIDE)(torch.as_tensor(voxels)[:, None, None])
+    assert seen[CHANNELS.index(channel)].min() >= 0
+
+
+@pytest.fixture(scope="module")
+def block(scene):
+    """Conditioner in float64, signal of a block, and a mask that leaves some of its voxels out."""
+    _, gradients, responses, voxels = scene
+    signal = torch.as_tensor(voxels.reshape(10, 10, 10, -1)[2:8, 1:8, 2:9].copy(), dtype=torch.float64)
+    inside = torch.as_tensor(np.random.default_rng(3).random(signal.shape[:3]) < 0.8)
+    return condition(gradients, responses, sigma=SIGMA, nside=NSIDE, dtype=torch.float64), signal, inside
+
+
+def test_channels_of_a_part_are_those_of_the_whole_block(block):
+    maps, signal, inside = block
+    wanted = inside.clone()
+    wanted[:3] = False
+    part = maps(signal[1:], inside[1:], wanted[1:])  # two more planes: as far as the means reach
+    torch.testing.assert_close(part, maps(signal, inside)[..., wanted[inside]], rtol=1e-9, atol=1e-12)
+
+
+def test_means_leave_out_what_lies_outside_the_mask(block):
+    maps, signal, inside = block
+    other = torch.where(inside[..., None], signal, 7 * signal + 1)
+    torch.testing.assert_close(maps(other, inside), maps(signal, inside), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("channel", "reach"), [("sharp", 0), ("sharp_3", 1), ("sharp_5", 2)])
+def test_a_voxel_is_averaged_with_as_many_neighbours_as_said(block, channel, reach):
+    maps, signal, _ = block
+    inside = torch.ones(signal.shape[:3], dtype=torch.bool)
+    other = signal.clone()
+    other[3, 3, 3] *= 0.5
+    change = (maps(other) - maps(signal))[CHANNELS.index(channel)].abs().sum(0).view(inside.shape) > 1e-9
+    cube = torch.zeros_like(inside)
+    cube[(slice(3 - reach, 4 + reach),) * 3] = True
+    assert torch.equal(change, cube)
 
 
 @pytest.mark.parametrize("n_directions", [20, 120])  # fewer and more volumes than half of the vertices
@@ -78,8 +114,8 @@ def test_non_negative_estimate_is_that_of_multiplicative_updates(n_directions):
     voxels = simulation.noiseless_signal(phantom, micro, gradients).reshape(-1, gradients.n_volumes)  # 729: two pieces
     responses = simulation.true_responses(micro, gradients)
     maps = condition(gradients, responses, sigma=1e-3, nside=NSIDE, dtype=torch.float64)
-    found = maps(torch.as_tensor(voxels, dtype=torch.float64))[CHANNELS.index("nonnegative")].numpy()
-    h, n = maps.kernel.numpy(), len(hemisphere(NSIDE))
+    found = maps(torch.as_tensor(voxels, dtype=torch.float64)[:, None, None])[CHANNELS.index("nonnegative")].numpy()
+    h, n = (maps.updater.compress @ maps.updater.factor).numpy(), len(hemisphere(NSIDE))
     for voxel in (0, 511, 512, 728):
         y = voxels[voxel].astype(float) / maps.scale
         y = np.sqrt((y**2 - 2 * maps.sigma**2).clip(0))
@@ -96,14 +132,14 @@ def test_a_tissue_without_response_leaves_the_others_bounded(scene):
     shells = {t.tissue: Response(t.tissue, t.bvalues[:2], t.coefficients[:2]) for t in responses.tissues}
     maps = condition(gradients, Responses(wm=shells["wm"], gm=shells["gm"], csf=None), sigma=SIGMA, nside=NSIDE)
     water = np.where(gradients.bvals == 0, 20.0, 1.0)[None] * maps.scale
-    seen = maps(torch.as_tensor(water, dtype=torch.float32))
+    seen = maps(torch.as_tensor(water, dtype=torch.float32)[:, None, None])
     assert seen[CHANNELS.index("gm")].max() == 3.0
 
 
 def test_a_tissue_that_is_not_fitted_has_an_empty_channel(scene):
     _, gradients, responses, voxels = scene
     without = Responses(wm=responses.wm, gm=None, csf=responses.csf)
-    seen = condition(gradients, without, sigma=SIGMA, nside=NSIDE)(torch.as_tensor(voxels))
+    seen = condition(gradients, without, sigma=SIGMA, nside=NSIDE)(torch.as_tensor(voxels)[:, None, None])
     assert torch.all(seen[CHANNELS.index("gm")] == 0)
     assert seen[CHANNELS.index("csf")].abs().max() > 0.1
 
@@ -126,7 +162,7 @@ def test_raw_shells_keep_what_the_harmonics_can_hold(scene):
     signal[:, gradients.b0_indices] = 30.0
     channels = shell_channels([0.0, 1000.0, 3000.0])
     seen = condition(gradients, responses, sigma=SIGMA, nside=NSIDE, channels=channels, dtype=torch.float64)
-    maps = seen(torch.as_tensor(signal)) * seen.scale
+    maps = seen(torch.as_tensor(signal)[:, None, None]) * seen.scale
     assert maps.shape == (3, len(hemisphere(NSIDE)), 7)
     np.testing.assert_allclose(maps[0], 30.0, rtol=1e-9)
     truth = sh_basis(hemisphere(NSIDE), 4) @ coefficients.T

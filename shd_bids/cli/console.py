@@ -1,6 +1,7 @@
 """What the user sees on standard error, and the signals a batch system sends."""
 
 import contextlib
+import errno
 import logging
 import shutil
 import signal
@@ -9,10 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from shd_bids.exceptions import OutputError, ShdError
+
 logger = logging.getLogger("shd_bids")
 
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """Exit code after a signal: 128 plus its number, as shells do."""
+
+INTERNAL_ERROR = 70
+"""EX_SOFTWARE of sysexits.h."""
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class TerminatedError(SystemExit):
@@ -20,6 +28,19 @@ class TerminatedError(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(INTERRUPTED[signal.SIGTERM])
+
+
+def code_of(error: BaseException) -> int:
+    """Return the exit code of what ended a call: a signal, an error of ours or the user's, or a full or closed disk."""
+    if isinstance(error, TerminatedError):
+        return INTERRUPTED[signal.SIGTERM]
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED[signal.SIGINT]
+    if isinstance(error, ShdError):
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        return OutputError.exit_code
+    return INTERNAL_ERROR
 
 
 def start_logging(verbose: int) -> None:

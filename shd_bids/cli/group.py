@@ -12,7 +12,7 @@ from shd_bids.atomic import atomic_path, write_json, write_text
 from shd_bids.bids import provenance
 from shd_bids.bids.dataset import write_dataset_files
 from shd_bids.bids.names import cohort_path, group_log_dir, sidecar_path
-from shd_bids.cli.console import log_file
+from shd_bids.cli.console import code_of, log_file
 from shd_bids.cli.preflight import require_writable, set_environment
 from shd_bids.cli.record import FAILED, FINISHED, INTERRUPTED, RUNNING, exit_code
 from shd_bids.settings import Settings
@@ -73,7 +73,8 @@ def run_group(runs: Sequence["DWIRun"], settings: Settings, *, argv: Sequence[st
             }
             status |= {"status": FAILED if failures else FINISHED, "exit_code": exit_code(status["series"])}
         except BaseException as error:
-            status |= {"status": FAILED if isinstance(error, Exception) else INTERRUPTED, "error": str(error)}
+            ended = FAILED if isinstance(error, Exception) else INTERRUPTED
+            status |= {"status": ended, "exit_code": code_of(error), "error": str(error)}
             raise
         finally:
             write_json(folder / "status.json", status | {"updated": provenance.now()})

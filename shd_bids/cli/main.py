@@ -1,11 +1,9 @@
 """From the words of a call to its exit code: collect, plan, run, check what was promised, report."""
 
-import errno
 import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -14,9 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shd_bids import __version__
-from shd_bids.cli.console import INTERRUPTED, TerminatedError, log_file, signals_as_exceptions, start_logging
+from shd_bids.cli.console import (
+    INTERNAL_ERROR,
+    TerminatedError,
+    code_of,
+    log_file,
+    signals_as_exceptions,
+    start_logging,
+)
 from shd_bids.cli.parser import parse_args
-from shd_bids.exceptions import OutputError, ShdError
 from shd_bids.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,9 +29,6 @@ if TYPE_CHECKING:
     from shd_bids.report.html import RunReport
 
 logger = logging.getLogger("shd_bids")
-
-INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run() -> NoReturn:
@@ -48,29 +49,18 @@ def main(argv: Sequence[str]) -> int:
     try:
         with signals_as_exceptions():
             return _run(settings, argv)
-    except KeyboardInterrupt:
-        logger.error("interrupted; the same call goes on where this one stopped")
-        return INTERRUPTED[signal.SIGINT]
-    except TerminatedError:
-        logger.error("terminated; the same call goes on where this one stopped")
-        return INTERRUPTED[signal.SIGTERM]
+    except (KeyboardInterrupt, TerminatedError) as stop:
+        how = "terminated" if isinstance(stop, TerminatedError) else "interrupted"
+        logger.error("%s; the same call goes on where this one stopped", how)
+        return code_of(stop)
     except Exception as error:
-        code = _code_of(error)
+        code = code_of(error)
         if code == INTERNAL_ERROR:
             logger.error("internal error, please report it: %s: %s (-v shows where)", type(error).__name__, error)
             logger.debug("%s", traceback.format_exc())
         for line in str(error).splitlines() if code != INTERNAL_ERROR else ():
             logger.error("%s", line)
         return code
-
-
-def _code_of(error: Exception) -> int:
-    """Return the exit code of an error: its own, that of a disk that is full or closed, or that of our mistakes."""
-    if isinstance(error, ShdError):
-        return error.exit_code
-    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-        return OutputError.exit_code
-    return INTERNAL_ERROR
 
 
 def _run(settings: Settings, argv: Sequence[str]) -> int:
@@ -141,8 +131,7 @@ def _process(record: "Record", path: Path, *, earlier: Sequence[tuple["DWIRun", 
     """
     from shd_bids.bids.dataset import write_dataset_files
     from shd_bids.cli.preflight import set_environment
-    from shd_bids.cli.record import FAILED, FINISHED, exit_code
-    from shd_bids.cli.record import INTERRUPTED as STOPPED
+    from shd_bids.cli.record import FAILED, FINISHED, INTERRUPTED, exit_code
 
     settings, crash_dir = record.settings, path.with_suffix("")
     set_environment(crash_dir)
@@ -156,12 +145,12 @@ def _process(record: "Record", path: Path, *, earlier: Sequence[tuple["DWIRun", 
         code = exit_code(record.series, n_skipped=len(earlier))
         record.end(FAILED if code else FINISHED, code)
     except (KeyboardInterrupt, TerminatedError) as stop:
-        number = signal.SIGTERM if isinstance(stop, TerminatedError) else signal.SIGINT
-        record.end(STOPPED, INTERRUPTED[number], f"stopped by {number.name}")
+        name = "SIGTERM" if isinstance(stop, TerminatedError) else "SIGINT"
+        record.end(INTERRUPTED, code_of(stop), f"stopped by {name}")
         raise
     except Exception as error:
         logger.debug("%s", traceback.format_exc())
-        record.end(FAILED, _code_of(error), f"{type(error).__name__}: {error}")
+        record.end(FAILED, code_of(error), f"{type(error).__name__}: {error}")
         raise
     finally:
         _finish(record, path, crash_dir, earlier)

@@ -54,7 +54,7 @@ def adapt_to_images(
     from shd_bids.adaptation import AdaptationOptions, adapt
     from shd_bids.conditioning import CHANNELS
     from shd_bids.inference import choose_device
-    from shd_bids.nn.native import keep_freed_memory
+    from shd_bids.nn.memory import keep_freed_memory
     from shd_bids.weights import save_weights
 
     start = chosen_weights(weights)

@@ -1,7 +1,7 @@
 """Fibre orientation distributions: the fit, and its maps as images."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from shd_bids.interfaces.base import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from shd_bids.gradients import GradientTable
     from shd_bids.inference import FodResult
     from shd_bids.response import Responses
@@ -75,7 +77,7 @@ def fit_image(
     from shd_bids.gradients import GradientTable
     from shd_bids.images import load_mask, load_volume, save_volume, scatter
     from shd_bids.inference import fit_fod
-    from shd_bids.nn.native import keep_freed_memory
+    from shd_bids.nn.memory import keep_freed_memory
     from shd_bids.sphere.harmonics import l_max_of, n_coefficients
 
     table = GradientTable.from_dict(read_json(gradients_file))
@@ -98,39 +100,33 @@ def fit_image(
         progress=log_progress(label),
     )
     n_stored = min(n_coefficients(fod_lmax), result.wm.shape[1])
-    maps = {
-        "wm": result.wm[:, :n_stored],
-        "vfwm": result.fractions[:, 0],
-        "vfgm": result.fractions[:, 1],
-        "vfcsf": result.fractions[:, 2],
-        "rsquared": result.r_squared,
-        "residualstd": result.residual_std,
-    }
-    if gm_response:
-        maps["gm"] = result.gm[:, None]  # a fourth axis of one coefficient: SH of degree 0
-    if csf_response:
-        maps["csf"] = result.csf[:, None]
     np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
     outputs: dict[str, Any] = {"fod_file": str(out_dir / "fod.npy")}
-    for name, values in maps.items():
+    tissues = {"gm": gm_response, "csf": csf_response}
+    for name, values in _maps(result, n_stored, fitted=[name for name, file in tissues.items() if file]).items():
         path = out_dir / f"{name}.nii.gz"
         save_volume(path, scatter(values, mask), reference.affine, reference_header=reference.header)
         outputs[f"{name}_file"] = str(path)
     for warning in result.info["warnings"]:
         logger.warning("%s: %s", label, warning)
-    residuals = {f"b = {bvalue:.0f}": value for bvalue, value in result.shell_residuals.items()}
+    model = _model_facts(result.info, lambda_tv=lambda_tv, tv_penalty=tv_penalty, seed=seed)
     outputs["facts"] = {
-        "sidecar": {
-            "model": _model_facts(result.info, lambda_tv=lambda_tv, tv_penalty=tv_penalty, seed=seed),
-            "fod_lmax": l_max_of(n_stored),
-        },
+        "sidecar": {"model": model, "fod_lmax": l_max_of(n_stored)},
         "info": result.info,
         "notes": result.info["warnings"],
-        "shell_residuals": residuals,
+        "shell_residuals": {f"b = {bvalue:.0f}": value for bvalue, value in result.shell_residuals.items()},
         "volume_residuals": result.volume_residuals.tolist(),
         "qc": _qc(result),
     }
     return outputs
+
+
+def _maps(result: "FodResult", n_stored: int, *, fitted: Sequence[str]) -> dict[str, "np.ndarray"]:
+    """Return what is stored as images, by name: fODF, amounts of the fitted isotropic tissues, fractions, quality."""
+    fractions = dict(zip(("vfwm", "vfgm", "vfcsf"), result.fractions.T, strict=True))
+    quality = {"rsquared": result.r_squared, "residualstd": result.residual_std}
+    isotropic = {name: getattr(result, name)[:, None] for name in fitted}  # a fourth axis of one: SH of degree 0
+    return {"wm": result.wm[:, :n_stored]} | fractions | quality | isotropic
 
 
 def chosen_weights(name: str) -> "Weights | None":

@@ -21,15 +21,27 @@ from itertools import product
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
-from shd_bids.nn import native
-from shd_bids.nn.native import cells_of
+from shd_bids.nn import memory, native
+from shd_bids.nn.boxes import (
+    Box,
+    box_of,
+    cells_of,
+    dilated,
+    doubled,
+    grown,
+    halved,
+    index_in,
+    moved,
+    n_voxels,
+    overlap,
+    padded,
+    rectangle,
+    twice,
+)
 from shd_bids.nn.pool import Pooling, Unpooled
 from shd_bids.nn.unet import ConvNormReLU, UNet, UNetConfig
-
-Box = tuple[slice, slice, slice]
 
 _THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
 _MOST_CUTS = 16  # of one side of the cross-section
@@ -79,13 +91,13 @@ def apply_in_tiles(
         return
     near = np.ones_like(mask) if support is None else np.asarray(support, dtype=bool)
     # Planes are cut across the longest axis, as memory goes by their area.
-    axes = np.argsort([side.start - side.stop for side in _box(mask)], kind="stable")
+    axes = np.argsort([side.start - side.stop for side in box_of(mask)], kind="stable")
     read, write = _turned(read, write, axes)
     mask, near = mask.transpose(axes), near.transpose(axes)
     size, stride = mask.shape, net.config.spatial_stride
-    mask, near = _padded(mask, stride), _padded(near, stride)
+    mask, near = padded(mask, stride), padded(near, stride)
     chosen = plan(net, mask, memory_bytes=memory_bytes)
-    most = native.resident_bytes() + int(_FULL * memory_bytes)
+    most = memory.resident_bytes() + int(_FULL * memory_bytes)
     stream = _Stream(net, _source(net, read, size), near, chosen.thickness, most)
     run = stream.run_in_stages if chosen.staged else stream.run
     with torch.inference_mode():
@@ -123,7 +135,7 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
         Of multiples of the network's spatial stride.
     memory_bytes : float
     """
-    config, (_, *sides), shape = net.config, _box(mask), mask.shape[1:]
+    config, (_, *sides), shape = net.config, box_of(mask), mask.shape[1:]
     depth, reach = len(config.channels), 2 * config.convs_per_block
     ways = [_Way(False, 1.0, 0.0, ((range(depth), config.receptive_radius),))]
     if config.pool_strides[:1] == (2,):
@@ -176,7 +188,7 @@ def _areas(sides: list[slice], edges: tuple[int, ...], halo: int, shape: tuple[i
 
 def _coarse(config: UNetConfig, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mark the cells where the finest decoder needs the coarser levels, and those that they need of the finest encoder."""
-    cells = cells_of(_dilated(mask, _reach(config, 0)))
+    cells = cells_of(dilated(mask, _reach(config, 0)))
     return cells, _reads(config, 1, cells)
 
 
@@ -205,7 +217,7 @@ class _Feature:
 
     def __init__(self, needed: np.ndarray, thickness: int, make: Callable[[Box], _Slab], *, tight: bool):
         self.needed, self.thickness, self._make = needed, thickness, make
-        self._sides = None if tight or not needed.any() else native.rectangle(needed)
+        self._sides = None if tight or not needed.any() else rectangle(needed)
         self._slabs: list[_Slab] = []
         self._end = int(needed.any(axis=(1, 2)).argmax())
 
@@ -215,29 +227,29 @@ class _Feature:
             first, self._end = self._end, min(self._end + self.thickness, last)
             part = self.needed[first : self._end]
             if part.any():
-                self._slabs.append(self._make((slice(first, self._end), *(self._sides or _box(part)[1:]))))
+                self._slabs.append(self._make((slice(first, self._end), *(self._sides or box_of(part)[1:]))))
 
     def read(self, box: Box) -> Tensor:
         """Give the values in a box, none of whose planes was forgotten; zero where nothing was needed."""
         self.prepare(box[0].stop)
-        parts = [(slab, common) for slab in self._slabs if (common := _common(slab.box, box))]
+        parts = [(slab, common) for slab in self._slabs if (common := overlap(slab.box, box))]
         if len(parts) == 1 and parts[0][1] == box:
-            return parts[0][0].values[_within(box, parts[0][0].box)]
+            return parts[0][0].values[index_in(box, parts[0][0].box)]
         like = self._slabs[-1].values
         shape = (len(like), 1, *(side.stop - side.start for side in box), like.shape[-1])
-        whole = sum(_size(common) for _, common in parts) == _size(box)
+        whole = sum(n_voxels(common) for _, common in parts) == n_voxels(box)
         result = like.new_empty(shape) if whole else like.new_zeros(shape)
         for slab, common in parts:
-            result[_within(common, box)] = slab.values[_within(common, slab.box)]
+            result[index_in(common, box)] = slab.values[index_in(common, slab.box)]
         return result
 
     def slabs(self) -> Iterator[tuple[Box, Tensor]]:
         """Yield boxes that cover what is needed, with their values, and forget them."""
-        x, _, _ = _box(self.needed)
+        x, _, _ = box_of(self.needed)
         for first in range(x.start, x.stop, self.thickness):
             part = self.needed[first : min(first + self.thickness, x.stop)]
             if part.any():
-                box = (slice(first, first + len(part)), *_box(part)[1:])
+                box = (slice(first, first + len(part)), *box_of(part)[1:])
                 yield box, self.read(box)
                 self.forget(box[0].stop)
 
@@ -273,7 +285,7 @@ class _Unpooled:
 
     def read(self, box: Box) -> Unpooled:
         """Give the map in a box of whole cells."""
-        return Unpooled(self.pool, self._coarse.read(_halved(box)))
+        return Unpooled(self.pool, self._coarse.read(halved(box)))
 
     def between(self, begin: int, end: int) -> Iterator[tuple[_Slab, slice]]:
         """Yield the slabs of cells, and their planes, of which the planes from ``begin`` to ``end`` are made, each once."""
@@ -329,7 +341,7 @@ class _Convolution:
             self._analyse(index, feature, begin, end)
             feature.forget(end)
         self._done = end
-        native.hand_back_freed_memory(self._most)
+        memory.hand_back_freed_memory(self._most)
         y = self._layer.combine(box[0])
         return _Slab((box[0], *self._layer.sides), self._unit.normalise(y))
 
@@ -359,7 +371,7 @@ class _Stream:
         # The kernel computes what is marked, and slabs of one size fit where others were. PyTorch computes all.
         self._tight = not native.suits(net.head.bias)
         self._near = (
-            _doubled(cells_of(_dilated(near, net.config.convs_per_block))) if net.config.spatial_stride > 1 else near
+            doubled(cells_of(dilated(near, net.config.convs_per_block))) if net.config.spatial_stride > 1 else near
         )
 
     def run(self, mask: np.ndarray, edges: tuple[int, int], write: Callable[[Box, Tensor], None]) -> Iterator[float]:
@@ -400,15 +412,15 @@ class _Stream:
         """Chain a level and everything coarser; ``source`` gives the level's input at the voxels it is told."""
         net, reach = self._net, _reach(self._net.config, level)
         if level == len(net.encoder):
-            return self._block(level, net.bottom, [source(_dilated(needed, reach))], needed)
-        around = _dilated(needed, reach)
+            return self._block(level, net.bottom, [source(dilated(needed, reach))], needed)
+        around = dilated(needed, reach)
         if net.config.pool_strides[level] == 0:
-            skip = self._block(level, net.encoder[level], [source(_dilated(around, reach))], around)
+            skip = self._block(level, net.encoder[level], [source(dilated(around, reach))], around)
             deeper: _Feature | _Unpooled = self._feature(level, around, partial(self._below, level, skip))
         else:
             cells = cells_of(around)
             made = around | self._worth(level, _reads(net.config, level + 1, cells))
-            skip = self._block(level, net.encoder[level], [source(_dilated(made, reach))], made)
+            skip = self._block(level, net.encoder[level], [source(dilated(made, reach))], made)
             coarse = self._level(level + 1, cells, lambda pooled: self._pooled(level, skip, pooled))
             deeper = _Unpooled(coarse, net.pools[level])
         return self._block(level, net.decoder[len(net.decoder) - 1 - level], [skip, deeper], needed)
@@ -416,14 +428,14 @@ class _Stream:
     def _encoded(self, cells: np.ndarray) -> _Feature:
         """Chain the finest encoder alone up to its pooled output."""
         made = self._worth(0, cells)
-        skip = self._block(0, self._net.encoder[0], [self._input(_dilated(made, _reach(self._net.config, 0)))], made)
+        skip = self._block(0, self._net.encoder[0], [self._input(dilated(made, _reach(self._net.config, 0)))], made)
         return self._pooled(0, skip, cells, keep=False)
 
     def _decoded(self, needed: np.ndarray, deeper: "_Store") -> _Feature:
         """Chain the finest encoder and its decoder, with what the coarser levels gave."""
         reach = _reach(self._net.config, 0)
-        around = _dilated(needed, reach)
-        skip = self._block(0, self._net.encoder[0], [self._input(_dilated(around, reach))], around)
+        around = dilated(needed, reach)
+        skip = self._block(0, self._net.encoder[0], [self._input(dilated(around, reach))], around)
         coarse = self._kept(1, deeper, cells_of(around))
         return self._block(0, self._net.decoder[-1], [skip, _Unpooled(coarse, self._net.pools[0])], needed)
 
@@ -435,7 +447,7 @@ class _Stream:
 
     def _worth(self, level: int, cells: np.ndarray) -> np.ndarray:
         """Mark the voxels of cells, on the finest level without those where all is as in an empty volume."""
-        return _doubled(cells) & self._near if level == 0 else _doubled(cells)
+        return doubled(cells) & self._near if level == 0 else doubled(cells)
 
     def _feature(self, level: int, needed: np.ndarray, make: Callable[[Box], _Slab]) -> _Feature:
         return _Feature(needed, max(1, self._thickness >> level), make, tight=self._tight)
@@ -446,7 +458,7 @@ class _Stream:
         """Chain the convolutions of a block."""
         reach = int(self._net.config.spatial[level])
         for left, unit in zip(reversed(range(len(units))), units, strict=True):
-            wanted = _dilated(needed, reach * left)
+            wanted = dilated(needed, reach * left)
             result = self._feature(level, wanted, self._convolution(level, unit, inputs, reach, wanted))
             inputs = [result]
         return result
@@ -463,16 +475,16 @@ class _Stream:
         self, unit: ConvNormReLU, inputs: Sequence[_Feature | _Unpooled], reach: int, wanted: np.ndarray, box: Box
     ) -> _Slab:
         """Run one convolution in plain PyTorch, on all voxels of a rectangle."""
-        wide = _grown(box, reach, wanted.shape)
+        wide = grown(box, reach, wanted.shape)
         if isinstance(inputs[-1], _Unpooled):
-            wide = _twice(_halved(wide))
+            wide = twice(halved(wide))
         for feature in inputs:
             feature.prepare(wide[0].stop)
         values = [feature.read(wide) for feature in inputs]
         for feature in inputs:
             feature.forget(box[0].stop - reach)
         made = (box[0], *wide[1:])
-        return _Slab(made, unit(*values)[_within(made, wide)])
+        return _Slab(made, unit(*values)[index_in(made, wide)])
 
     def _pooled(self, level: int, skip: _Feature, needed: np.ndarray, *, keep: bool = True) -> _Feature:
         """Pool the encoder's output and keep it for others; where it was not computed it is as in an empty volume."""
@@ -483,13 +495,13 @@ class _Stream:
             part = computed[box]
             if not part.any():
                 return _Slab(box, empty.read(box))
-            inner = _moved(_box(part), by=box) if self._tight else box
-            pooled = self._net.pools[level](skip.read(_twice(inner)))
+            inner = moved(box_of(part), by=box) if self._tight else box
+            pooled = self._net.pools[level](skip.read(twice(inner)))
             if not keep:
                 skip.forget(2 * box[0].stop)
             if empty is None:
                 return _Slab(inner, pooled)
-            values, place = empty.read(box), _within(inner, box)
+            values, place = empty.read(box), index_in(inner, box)
             there = torch.from_numpy(computed[inner]).to(values.device)[..., None]
             values[place] = torch.where(there, pooled, values[place])
             return _Slab(box, values)
@@ -571,13 +583,13 @@ def _source(net: UNet, read: Callable[[Box], Tensor], size: tuple[int, ...]) -> 
     """Give the input with vertices first, and zeros beyond the volume's end."""
 
     def source(box: Box) -> Tensor:
-        there = _common(box, (slice(0, size[0]), slice(0, size[1]), slice(0, size[2])))
+        there = overlap(box, (slice(0, size[0]), slice(0, size[1]), slice(0, size[2])))
         if there == box:
             return read(box).permute(5, 0, 2, 3, 4, 1).contiguous()
         shape = (s.stop - s.start for s in box)
         values = net.head.bias.new_zeros(net.bases[0].n_vertices, 1, *shape, net.config.in_channels)
         if there is not None:
-            values[_within(there, box)] = read(there).permute(5, 0, 2, 3, 4, 1)
+            values[index_in(there, box)] = read(there).permute(5, 0, 2, 3, 4, 1)
         return values
 
     return source
@@ -591,12 +603,12 @@ def _reach(config: UNetConfig, level: int) -> int:
 def _reads(config: UNetConfig, level: int, needed: np.ndarray) -> np.ndarray:
     """Mark the voxels of a level's input on which its result at the needed voxels depends."""
     reach = _reach(config, level)
-    around = _dilated(needed, reach)
+    around = dilated(needed, reach)
     if level == len(config.channels) - 1:
         return around
     if config.pool_strides[level]:
-        around = around | _doubled(_reads(config, level + 1, cells_of(around)))
-    return _dilated(around, reach)
+        around = around | doubled(_reads(config, level + 1, cells_of(around)))
+    return dilated(around, reach)
 
 
 def _edges(side: slice, stride: int) -> list[int]:
@@ -613,7 +625,7 @@ def _widths(side: slice, edge: int, size: int, halo: int) -> list[int]:
 
 def _tiles(mask: np.ndarray, edges: tuple[int, int]) -> Iterator[np.ndarray]:
     """Yield the parts of a mask in tiles of the cross-section, without the empty ones; tiles start at even voxels."""
-    _, y, z = _box(mask)
+    _, y, z = box_of(mask)
     starts = (range(side.start // 2 * 2, side.stop, edge) for side, edge in zip((y, z), edges, strict=True))
     for first in product(*starts):
         tile = (slice(None), *(slice(f, f + edge) for f, edge in zip(first, edges, strict=True)))
@@ -621,73 +633,6 @@ def _tiles(mask: np.ndarray, edges: tuple[int, int]) -> Iterator[np.ndarray]:
         part[tile] = mask[tile]
         if part.any():
             yield part
-
-
-# Boxes, which are slices of a volume, and masks on it.
-
-
-def _box(mask: np.ndarray) -> Box:
-    """Give the smallest box with all marked voxels."""
-    ends = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
-    x, y, z = (slice(int(first), int(last) + 1) for first, last in ends)
-    return x, y, z
-
-
-def _size(box: tuple[slice, ...]) -> int:
-    return int(np.prod([s.stop - s.start for s in box]))
-
-
-def _moved(box: Box, *, by: Box) -> Box:
-    """Shift a box by the start of another."""
-    x, y, z = (slice(s.start + o.start, s.stop + o.start) for s, o in zip(box, by, strict=True))
-    return x, y, z
-
-
-def _grown(box: Box, by: int, shape: tuple[int, ...]) -> Box:
-    x, y, z = (slice(max(s.start - by, 0), min(s.stop + by, n)) for s, n in zip(box, shape, strict=True))
-    return x, y, z
-
-
-def _common(a: Box, b: Box) -> Box | None:
-    """Give what two boxes share, if anything."""
-    x, y, z = (slice(max(s.start, o.start), min(s.stop, o.stop)) for s, o in zip(a, b, strict=True))
-    return (x, y, z) if x.start < x.stop and y.start < y.stop and z.start < z.stop else None
-
-
-def _within(box: Box, outer: Box) -> tuple[slice, ...]:
-    """Index a feature map (V, 1, X, Y, Z, F) that covers ``outer`` at a box inside it."""
-    return (
-        slice(None),
-        slice(None),
-        *(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True)),
-    )
-
-
-def _halved(box: Box) -> Box:
-    """Give the cells of 2 x 2 x 2 voxels that a box touches."""
-    x, y, z = (slice(s.start // 2, -(-s.stop // 2)) for s in box)
-    return x, y, z
-
-
-def _twice(box: Box) -> Box:
-    """Give the voxels of a box of cells."""
-    x, y, z = (slice(2 * s.start, 2 * s.stop) for s in box)
-    return x, y, z
-
-
-def _dilated(mask: np.ndarray, by: int) -> np.ndarray:
-    """Mark every voxel within ``by`` along each axis."""
-    return ndimage.maximum_filter(mask, size=2 * by + 1, mode="constant") if by else mask
-
-
-def _padded(mask: np.ndarray, stride: int) -> np.ndarray:
-    """Append unmarked voxels up to multiples of the stride, as :meth:`UNet.pad` appends zeros."""
-    return np.pad(np.asarray(mask, dtype=bool), [(0, -n % stride) for n in mask.shape])
-
-
-def _doubled(cells: np.ndarray) -> np.ndarray:
-    """Mark the voxels of the marked cells."""
-    return cells.repeat(2, 0).repeat(2, 1).repeat(2, 2)
 
 
 def _up(n: int, unit: int) -> int:

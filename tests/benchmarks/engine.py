@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to share the oracle with the tests
 
-from shd_bids.nn import native
+from shd_bids.nn import memory, native
 from shd_bids.nn.cheb import SphereBasis
 from shd_bids.nn.conv import SpatioSphericalConv
 from shd_bids.nn.tiles import apply_in_tiles
@@ -123,7 +123,7 @@ def cpu_table(*, turns: int, quick: bool, only: list[str]):
         yield from hemisphere_rows(turns)
     if "memory" in only:
         yield from memory_rows()
-    native.keep_freed_memory()  # as training and inference do; from here on for both sides
+    memory.keep_freed_memory()  # as training and inference do; from here on for both sides
     for threads in counts:
         torch.set_num_threads(threads)
         if "volume" in only:
@@ -253,9 +253,9 @@ def cuda_table():
         return torch.zeros(1, 2, *(s.stop - s.start for s in box), 384, device=device, dtype=torch.bfloat16)
 
     def brain():
-        apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=memory, support=mask)
+        apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=bound, support=mask)
 
-    memory = int(0.6 * torch.cuda.mem_get_info()[0])
+    bound = int(0.6 * torch.cuda.mem_get_info()[0])
     (seconds,) = take_turns(3, brain, wait=torch.cuda.synchronize)
     yield Row(f"1.25 mm brain, {mask.sum()} voxels, network", seconds, 0.5, unit="s", at_most=True)
 

@@ -10,6 +10,7 @@ from scipy import ndimage
 from shd_bids.nn import native
 from shd_bids.nn.cheb import SphereBasis, chebyshev
 from shd_bids.nn.conv import SpatioSphericalConv, shell_sums
+from shd_bids.nn.native import build
 from shd_bids.nn.pool import Pooling, Unpooled
 from shd_bids.sphere import healpix, symmetry
 from tests.helpers import assert_equivariant
@@ -286,17 +287,17 @@ def test_basis_survives_a_detour_through_low_precision():
 
 
 def test_the_kernel_is_not_needed(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(native, "EXTENSION_SUFFIXES", [])
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
-    assert native.library.__wrapped__() is None
+    monkeypatch.setattr(build, "EXTENSION_SUFFIXES", [])
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    assert build.library.__wrapped__() is None
     assert "plain PyTorch" in caplog.text
 
 
 def test_a_compiler_that_fails_is_told_and_done_without(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(native, "EXTENSION_SUFFIXES", [])
-    monkeypatch.setattr(native.shutil, "which", lambda name: "/bin/false")
-    monkeypatch.setattr(native.Path, "home", lambda: tmp_path)
-    assert native.library.__wrapped__() is None
+    monkeypatch.setattr(build, "EXTENSION_SUFFIXES", [])
+    monkeypatch.setattr(build.shutil, "which", lambda name: "/bin/false")
+    monkeypatch.setattr(build.Path, "home", lambda: tmp_path)
+    assert build.library.__wrapped__() is None
     assert "could not be compiled" in caplog.text
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shd_bids.nn import native, norm, tiles
+from shd_bids.nn import memory, native, norm, tiles
 from shd_bids.nn.pool import Pooling
 from shd_bids.nn.tiles import Plan, apply_in_tiles, column_bytes, plan
 from shd_bids.nn.unet import UNet, UNetConfig
@@ -324,7 +324,7 @@ def test_kernel_needs_no_thick_slabs_and_few_tiles_cost_less_than_stages():
 def memory_of_tiles(memory_bytes):
     """Run a network over an ellipsoid and give by how much the peak resident size of this process grew."""
     torch.set_num_threads(1)
-    native.keep_freed_memory()
+    memory.keep_freed_memory()
     axes = np.ogrid[-13:13, -15:15, -12:12]
     mask = sum((axis / radius) ** 2 for axis, radius in zip(axes, (13, 15, 12), strict=True)) < 1
     net = build(nside=8, channels=(8, 12, 12), dtype=torch.float32).folded()

@@ -5,34 +5,20 @@ else the source is compiled at first use, once per user, if a C++ compiler is fo
 layer runs in plain PyTorch, computing the same at a fraction of the speed.
 """
 
-import contextlib
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import resource
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
+from shd_bids.nn.boxes import cells_of, rectangle
 from shd_bids.nn.cheb import chebyshev
+from shd_bids.nn.native.build import library
 from shd_bids.nn.recompute import is_spare
 from shd_bids.sphere import symmetry
-
-_log = logging.getLogger(__name__)
-
-_SOURCE = Path(__file__).with_name("spectral.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
 
 # Bytes of the expansion held at once, measured: tests/benchmarks/README.md.
 _CACHE_BYTES = 24 << 20
@@ -87,20 +73,6 @@ class _Slab(ctypes.Structure):
     ]
 
 
-_P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-_SIGNATURES = {
-    "shd_forward": (_P, _P, _P, _P, _I, _P),
-    "shd_analyse": (_P, _P, _I, _P, _L, _L),
-    "shd_combine": (_P, _P, _L, _L, _L, _L, _P, _I, _P),
-    "shd_backward": (_P, _P, _P, _P, _P, _P, _P),
-    "shd_moments": (_L, _I, _P, _P, _P, _I, _I),
-    "shd_rectify": (_L, _I, _P, _P, _P, _P, _I, _I),
-    "shd_gradient_sums": (_L, _I, _P, _P, _P, _P, _P, _P, _P, _I, _I),
-    "shd_rectify_gradient": (_L, _I, _P, _P, _P, _P, _P, _P, _P, _I, _I),
-    "shd_box_sum": (_P, _P, _L, _L, _P, _P, _I, _I, _P, _P, ctypes.c_float, _I, _I),
-}
-
-
 def suits(*tensors: Tensor) -> bool:
     """Say whether the kernel can take these tensors: float32 on the CPU, and a kernel there."""
     return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and _is_there()
@@ -109,96 +81,6 @@ def suits(*tensors: Tensor) -> bool:
 @torch.compiler.assume_constant_result
 def _is_there() -> bool:
     return library() is not None
-
-
-def keep_freed_memory() -> None:
-    """Keep freed memory in this process instead of handing it back to the system, where the C library is glibc.
-
-    Each training step takes and frees tensors of tens to hundreds of MB; handing them back costs a page fault per 4 kB to
-    get them again, measured at more than half of a step (tests/benchmarks/README.md). Call it once in a process whose work is
-    the network.
-    """
-    try:
-        tune = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library: nothing to tune
-        return
-    for parameter, value in ((-4, 0), (-1, -1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-        tune(parameter, value)
-
-
-def hand_back_freed_memory(above: int) -> None:
-    """Hand back freed memory to the system, where the C library is glibc, if this process takes more than so many bytes.
-
-    Blocks that are freed and taken in other sizes leave gaps between them, which :func:`keep_freed_memory` would keep.
-    """
-    if 0 < above < resident_bytes():
-        with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to hand back
-            ctypes.CDLL(None).malloc_trim(0)
-
-
-def resident_bytes() -> int:
-    """Give the memory that this process takes; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return 0
-
-
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """Load the kernel, compiling it if need be and possible; None without one."""
-    for path in (_SOURCE.with_name("_spectral" + suffix) for suffix in EXTENSION_SUFFIXES):
-        if path.exists() and (loaded := _load(path)):
-            return loaded
-    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None:
-        _log.warning("no compiled kernel and no C++ compiler: convolutions run in plain PyTorch, about 4 times slower")
-        return None
-    try:
-        return _load(_compile(compiler))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
-        _log.warning("the kernel could not be compiled (%s): convolutions run in plain PyTorch", error)
-        return None
-
-
-def _load(path: Path) -> ctypes.CDLL | None:
-    loaded = ctypes.CDLL(str(path))
-    loaded.shd_source.restype = ctypes.c_char_p
-    if loaded.shd_source().decode() != _digest():
-        _log.info("%s was built from another source and is left out; reinstall the package to renew it", path)
-        return None
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = None, arguments
-    return loaded
-
-
-def _digest() -> str:
-    return hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-
-
-def _compile(compiler: str) -> Path:
-    """Compile into the user's cache (or a private temporary folder) under a name that says what from."""
-    name = f"spectral-{_digest()}-{platform.machine()}.so"
-    for folder in (Path.home() / ".cache" / "shd_bids", Path(tempfile.gettempdir()) / f"shd_bids-{os.getuid()}"):
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Only a folder of this user's own: code is loaded from it.
-            if folder.stat().st_uid == os.getuid():
-                return _compiled(compiler, folder / name)
-        except OSError as error:
-            _log.debug("no kernel in %s: %s", folder, error)
-    raise OSError("no writable folder for it")
-
-
-def _compiled(compiler: str, target: Path) -> Path:
-    if not target.exists():
-        _log.info("compiling the CPU kernel once into %s", target)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            fresh = Path(scratch) / "spectral.so"
-            command = [compiler, *_FLAGS, f'-DSHD_SOURCE="{_digest()}"', str(_SOURCE), "-o", str(fresh)]
-            subprocess.run(command, check=True, capture_output=True, timeout=600)
-            fresh.replace(target)
-    return target
 
 
 @lru_cache
@@ -388,22 +270,6 @@ class Slabwise:
         )
         self._cells = 0, 0
         return output
-
-
-def rectangle(marks: np.ndarray) -> tuple[slice, slice]:
-    """Give the smallest rectangle in y and z around what is marked that is made of whole cells, as far as they go."""
-    ends = [np.flatnonzero(marks.any(axis=(0, 3 - axis)))[[0, -1]] for axis in (1, 2)]
-    low, left = (
-        slice(int(first) // 2 * 2, min(int(last) // 2 * 2 + 2, size))
-        for (first, last), size in zip(ends, marks.shape[1:], strict=True)
-    )
-    return low, left
-
-
-def cells_of(marks: np.ndarray) -> np.ndarray:
-    """Mark the cells of 2 x 2 x 2 voxels that hold a marked voxel."""
-    x, y, z = (n // 2 for n in marks.shape)
-    return marks.reshape(x, 2, y, 2, z, 2).max(axis=(1, 3, 5))
 
 
 def backward(
