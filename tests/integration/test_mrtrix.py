@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from trx.trx_file_memmap import load as load_trx
 
+from shd_bids.sphere.healpix import hemisphere
 from tests.helpers import requires_mrtrix
 from tests.integration.app import MAPS, PEAKS, angles, call
 from tests.phantoms import real_crop, write_head
@@ -45,9 +46,15 @@ def test_images_lie_where_mrinfo_says(results):
 
 
 def test_peaks_are_those_of_sh2peaks(results, tmp_path):
-    """Within 0.1 degree where both follow the same lobe; degree 18 is stored here, as the peaks are of that degree."""
+    """Within 0.1 degree where both follow the same lobe; degree 18 is stored here, as the peaks are of that degree.
+
+    `sh2peaks` starts from 60 directions unless told others, too few for lobes of this degree: it then misses the largest
+    one of 6 % of these voxels.
+    """
     fod, ours = results / MAPS.format("wm"), nib.load(results / PEAKS).get_fdata()[..., :3]
-    mrtrix("sh2peaks", "-quiet", "-num", "3", fod, tmp_path / "peaks.nii.gz")
+    x, y, z = hemisphere(8).T
+    np.savetxt(tmp_path / "seeds.txt", np.column_stack([np.arctan2(y, x), np.arccos(z)]))
+    mrtrix("sh2peaks", "-quiet", "-num", "3", "-seeds", tmp_path / "seeds.txt", fod, tmp_path / "peaks.nii.gz")
     theirs = np.nan_to_num(nib.load(tmp_path / "peaks.nii.gz").get_fdata())
     found = np.linalg.norm(ours, axis=-1) > 0
     apart = np.stack([angles(ours[found], theirs[found][:, 3 * k : 3 * k + 3]) for k in range(3)]).min(axis=0)
