@@ -334,9 +334,7 @@ class _Problem:
         measured[torch.as_tensor(inside)] = torch.as_tensor(self.voxels[rows[inside]])
         measured = measured.to(self.device)
         mask = torch.as_tensor(inside, device=self.device)
-        seen = view.conditioner.to(self.device)(measured[..., view.visible], mask)
-        channels = seen.new_zeros(len(seen), *rows.shape, seen.shape[1])
-        channels[:, mask] = seen.transpose(1, 2)
+        channels = view.conditioner.to(self.device)(measured[..., view.visible], mask)
         positive = softplus(net(channels[None]))[0]
         amplitudes, fractions = positive[0], positive[1:].mean(dim=-1)
         coefficients = torch.cat(

@@ -1,9 +1,9 @@
-"""Let the data of each voxel correct the answer of the network: first how much of each tissue there is, then its shape.
+"""Let the data of each voxel correct the answer of the network, whose lobes are narrowed first.
 
 A network that was trained on simulations knows what fODFs look like; the signal knows what it is. :func:`sharpen` takes back
-the width that lobes had in the training. :func:`calibrate` scales the
-tissues of a voxel and keeps the shape of the fODF. :func:`correct` then goes from that answer towards the deconvolution of the
-voxel, and lets left-out volumes decide how far.
+part of the width that lobes had in the training. :func:`calibrate` scales the tissues of a voxel and keeps the shape of the
+fODF. :func:`correct` then goes from that answer towards the deconvolution of the voxel, and lets left-out volumes decide how
+far.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class _Axes:
     def masses(self, wm: np.ndarray, isotropic: np.ndarray) -> Tensor:
         """Sample amplitudes, so that a little mass is everywhere and can grow."""
         amplitudes = (wm @ self.basis.T).clip(0)
-        amplitudes += _FLOOR * amplitudes.max(axis=1, keepdims=True, initial=0) + 1e-6
+        amplitudes += _FLOOR * amplitudes.max(axis=1, keepdims=True, initial=0) + _LEAST_AMPLITUDE
         density = amplitudes * (4 * np.pi / len(self.basis))
         return torch.as_tensor(np.concatenate([density, isotropic.clip(_FLOOR)], axis=1), dtype=torch.float32)
 
@@ -250,8 +250,9 @@ def _best_times(
     known, wanted = (torch.as_tensor(signal[:, volumes], dtype=torch.float32) for volumes in (shown, hidden))
     predicting = torch.as_tensor(axes.kernel[hidden].T, dtype=torch.float32)
     answer = np.concatenate([wm, isotropic], axis=1) @ axes.matrix[hidden].T
-    errors = [float(((answer - signal[:, hidden]) ** 2).mean())]
-    for times in UPDATES[1:]:
-        masses = update(axes.masses(wm, isotropic), known, times=times, momentum=True)
-        errors.append(float(((masses @ predicting - wanted) ** 2).mean()))
-    return next(times for times, error in zip(UPDATES, errors, strict=True) if error <= _TOLERANCE * min(errors))
+    errors = {0: float(((answer - signal[:, hidden]) ** 2).mean())}
+    steps = update.steps(axes.masses(wm, isotropic), known, momentum=True)
+    for times, masses in zip(range(UPDATES[-1] + 1), steps, strict=False):
+        if times in UPDATES[1:]:
+            errors[times] = float(((masses @ predicting - wanted) ** 2).mean())
+    return next(times for times, error in errors.items() if error <= _TOLERANCE * min(errors.values()))

@@ -7,7 +7,7 @@ gradients and the signal rotates them, and so the same weights serve every proto
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +17,9 @@ from torch import Tensor
 from shd_bids.exceptions import WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
+from shd_bids.nn.boxes import Box
 from shd_bids.response import Responses
-from shd_bids.sharpening import Sharpener, Updater, factors
+from shd_bids.sharpening import Sharpener, Updater, factors, pieces
 from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
 from shd_bids.sphere.healpix import hemisphere
 
@@ -87,8 +88,8 @@ class Conditioner:
         sharpeners = tuple(s.to(device) for s in self.sharpeners)
         return replace(self, **tensors, updater=self.updater.to(device), sharpeners=sharpeners)
 
-    def __call__(self, signal: Tensor, inside: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
-        """Map the signal of a block of voxels to the input channels of some of them.
+    def __call__(self, signal: Tensor, inside: Tensor | None = None, box: Box | None = None) -> Tensor:
+        """Map the signal of a block of voxels to input channels.
 
         Parameters
         ----------
@@ -96,37 +97,36 @@ class Conditioner:
             In input units.
         inside : Tensor of bool, shape (X, Y, Z), optional
             Voxels of the mask; the means over neighbours leave others out. Without it, all.
-        wanted : Tensor of bool, shape (X, Y, Z), optional
-            Which channels to give, at most those inside. Without it, all of these.
+        box : tuple of slice, optional
+            Which voxels to map; the others serve as neighbours. Without it, all.
 
         Returns
         -------
-        Tensor, shape (12, V, n)
-            In the order of the true entries of ``wanted``.
+        Tensor, shape (12, x, y, z, V)
+            Of the box; zero outside the mask. Vertices come first in memory and channels last, as the network wants them.
         """
         inside = signal.new_ones(signal.shape[:3], dtype=torch.bool) if inside is None else inside
-        wanted = inside if wanted is None else wanted
         power = (signal / self.scale) ** 2 - 2 * self.sigma**2  # without the bias that Rician noise adds to the square
-        scaled = _signed_root(power[wanted])
-        sharp = [
-            sharpen(_signed_root(_mean_around(power, inside, reach)[wanted]) if reach else scaled)
-            for (reach, _), sharpen in zip(_SHARP, self.sharpeners, strict=True)
-        ]
+        means = _means_around(power, inside, [reach for reach, _ in _SHARP])
+        return _by_pieces(self._channels, [_signed_root(mean) for mean in means], inside, box)
+
+    def _channels(self, *scaled: Tensor) -> Tensor:
+        """Map scaled signals (n, N) of voxels, and the means around them, to channels (V, n, 12)."""
         vertices = len(self.noise)
-        linear = self.estimate @ scaled.T  # (3V+2, n)
-        nonnegative = self._nonnegative(scaled, linear)
-        maps = linear[: 3 * vertices].view(3, vertices, -1)
-        plain = [*linear[-2:].clamp(*_FRACTION_RANGE), scaled @ self.b0]
-        constant = [self.noise, self.resolution]
-        return torch.cat(
-            [
-                maps,
-                nonnegative[None],
-                torch.stack(plain)[:, None].expand(3, vertices, -1),
-                torch.stack(constant)[:, :, None].expand(2, vertices, maps.shape[-1]),
-                torch.stack([self.lobes @ masses[:, :vertices].T for masses in sharp]),
-            ]
-        )
+        linear = self.estimate @ scaled[0].T  # (3V+2, n)
+        maps = [
+            *linear[: 3 * vertices].view(3, vertices, -1),
+            self._nonnegative(scaled[0], linear),
+            *linear[-2:].clamp(*_FRACTION_RANGE),
+            scaled[0] @ self.b0,
+            self.noise[:, None],
+            self.resolution[:, None],
+            *(
+                self.lobes @ sharpen(signal)[:, :vertices].T
+                for sharpen, signal in zip(self.sharpeners, scaled, strict=True)
+            ),
+        ]
+        return torch.stack([values.expand_as(maps[0]) for values in maps], dim=-1)
 
     def _nonnegative(self, scaled: Tensor, linear: Tensor) -> Tensor:
         """Sharpen the second linear estimate (of :attr:`estimate`, (3 V + 2, n)) under non-negativity, (V, n)."""
@@ -158,11 +158,13 @@ class ShellInput:
         """Return the same maps on another device."""
         return ShellInput(self.estimate.to(device), self.scale, self.n_shells)
 
-    def __call__(self, signal: Tensor, inside: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
-        """Map the signal of a block (X, Y, Z, N), in input units, to channels (S, V, n), as :class:`Conditioner` does."""
-        chosen = wanted if wanted is not None else inside
-        voxels = signal.flatten(0, 2) if chosen is None else signal[chosen]
-        return (self.estimate @ (voxels / self.scale).T).view(self.n_shells, -1, len(voxels))
+    def __call__(self, signal: Tensor, inside: Tensor | None = None, box: Box | None = None) -> Tensor:
+        """Map the signal of a block (X, Y, Z, N), in input units, to channels (S, x, y, z, V), as :class:`Conditioner` does."""
+        inside = signal.new_ones(signal.shape[:3], dtype=torch.bool) if inside is None else inside
+        return _by_pieces(self._channels, [signal / self.scale], inside, box)
+
+    def _channels(self, scaled: Tensor) -> Tensor:
+        return (self.estimate @ scaled.T).unflatten(0, (self.n_shells, -1)).permute(1, 2, 0)
 
 
 def condition(
@@ -209,7 +211,7 @@ def condition(
     matrix, n_iso = _with_both_isotropic(matrix, model)
     basis = sh_basis(hemisphere(nside), L_MAX_INPUT)
     relative = max(sigma / scale, 1e-3)
-    prior = np.concatenate([0.35 / (4 * np.pi) * lobe_power(L_MAX_INPUT), n_iso])
+    prior = np.concatenate([0.35 / (4 * np.pi) * _lobe_power(L_MAX_INPUT), n_iso])
     n_wm = n_coefficients(L_MAX_INPUT)
     solutions = [_wiener(matrix, prior, relative * factor) for factor in (1.0, 3.0, 9.0)]
     first = basis @ solutions[0][:n_wm]  # (V, N)
@@ -251,12 +253,6 @@ def lobes(directions: np.ndarray, axes: np.ndarray, sharpness: float) -> np.ndar
     grid = np.linspace(0, 1, 20001)
     integral = 4 * np.pi * np.exp(sharpness * (grid**2 - 1)).mean()
     return np.exp(sharpness * ((axes @ directions.T) ** 2 - 1)) / integral
-
-
-def lobe_power(l_max: int) -> np.ndarray:
-    r"""Return how the power of expected lobes falls, :math:`e^{-l(l+1)/(2\kappa)}`, for each coefficient, (C,)."""
-    degree = degrees(l_max)
-    return np.exp(-degree * (degree + 1) / (2 * _PRIOR_WIDTH))
 
 
 def shell_channels(bvalues: Iterable[float]) -> tuple[str, ...]:
@@ -330,15 +326,24 @@ def _fitting_degree(n: float) -> int | None:
     return max((d for d in (0, 2, 4, 6, 8) if n_coefficients(d) <= n), default=None)
 
 
+def _lobe_power(l_max: int) -> np.ndarray:
+    r"""Return how the power of expected lobes falls, :math:`e^{-l(l+1)/(2\kappa)}`, for each coefficient, (C,)."""
+    degree = degrees(l_max)
+    return np.exp(-degree * (degree + 1) / (2 * _PRIOR_WIDTH))
+
+
 def _signed_root(power: Tensor) -> Tensor:
     r"""Turn powers back to signals, :math:`\operatorname{sign}(p)\sqrt{|p|}`."""
     return power.sign() * power.abs().sqrt()
 
 
-def _mean_around(values: Tensor, inside: Tensor, reach: int) -> Tensor:
-    """Average (X, Y, Z, N) over the cube of ``2 reach + 1`` voxels around each voxel, as far as it lies inside."""
+def _means_around(values: Tensor, inside: Tensor, reaches: Iterable[int]) -> list[Tensor]:
+    """Average (X, Y, Z, N) over the cubes of ``2 reach + 1`` voxels around each voxel, as far as they lie inside."""
     weight = inside[..., None].to(values.dtype)
-    return _sum_around(values * weight, reach) / _sum_around(weight, reach).clamp_min(1)
+    weighted = values * weight
+    return [
+        _sum_around(weighted, reach) / _sum_around(weight, reach).clamp_min(1) if reach else values for reach in reaches
+    ]
 
 
 def _sum_around(values: Tensor, reach: int) -> Tensor:
@@ -350,6 +355,23 @@ def _sum_around(values: Tensor, reach: int) -> Tensor:
             total.narrow(axis, 0, n).add_(values.narrow(axis, shift, n))
         values = total
     return values
+
+
+def _by_pieces(channels: Callable[..., Tensor], signals: list[Tensor], inside: Tensor, box: Box | None) -> Tensor:
+    """Map the voxels of a mask in a box, so many at a time that all fits the cache.
+
+    ``channels`` maps the values of voxels, (n, N) from each of ``signals`` (X, Y, Z, N), to (V, n, C); the result is
+    (C, x, y, z, V) with zeros elsewhere.
+    """
+    place = (slice(None),) * 3 if box is None else box
+    there = inside[place]
+    rows = [signal[place][there] for signal in signals]
+    index = there.flatten().nonzero()[:, 0]
+    like = channels(*(values[:0] for values in rows))
+    block = like.new_zeros(len(like), there.numel(), like.shape[2])
+    for part in pieces(index):
+        block[:, index[part]] = channels(*(values[part] for values in rows))
+    return block.unflatten(1, there.shape).permute(4, 1, 2, 3, 0)
 
 
 def _with_both_isotropic(matrix: np.ndarray, model: ForwardModel) -> tuple[np.ndarray, np.ndarray]:

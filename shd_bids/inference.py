@@ -21,7 +21,7 @@ from shd_bids.conditioning import CHANNELS, REACH, Conditioner, ShellInput, cond
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
-from shd_bids.nn.boxes import Box
+from shd_bids.nn.boxes import Box, grown, within
 from shd_bids.nn.tiles import apply_in_tiles
 from shd_bids.nn.unet import UNet
 from shd_bids.response import Responses
@@ -262,7 +262,6 @@ def predict(
     """
     row = np.full(mask.shape, -1, dtype=np.int64)
     row[mask] = np.arange(len(voxels))
-    vertices = len(hemisphere(net.config.nside))
     to_sh = torch.as_tensor(sh_inverse(hemisphere(net.config.nside), l_max), dtype=torch.float32)
     wm = np.zeros((len(voxels), len(to_sh)), dtype=np.float32)
     fractions = np.zeros((len(voxels), 2), dtype=np.float32)
@@ -272,19 +271,12 @@ def predict(
         maps = conditioner.to(where)
 
         def read(box: Box) -> Tensor:
-            near = tuple(slice(max(s.start - REACH, 0), s.stop + REACH) for s in box)
+            near = grown(box, REACH, mask.shape)
             rows = row[near]
-            inside = torch.as_tensor(rows >= 0)
-            wanted = torch.zeros_like(inside)
-            inner = tuple(slice(s.start - n.start, s.stop - n.start) for s, n in zip(box, near, strict=True))
-            wanted[inner] = inside[inner]
-            there = wanted[inner]
-            block = torch.zeros(net.config.in_channels, vertices, *there.shape, device=where, dtype=dtype)
-            if there.any():
-                signal = torch.zeros(*rows.shape, voxels.shape[1], device=where)
-                signal[inside.to(where)] = torch.as_tensor(voxels[rows[rows >= 0]]).to(where)
-                block[:, :, there.to(where)] = maps(signal, inside.to(where), wanted.to(where)).to(dtype)
-            return block.permute(0, 2, 3, 4, 1)[None]  # (1, C, X, Y, Z, V)
+            inside = torch.as_tensor(rows >= 0, device=where)
+            signal = torch.zeros(*rows.shape, voxels.shape[1], device=where)
+            signal[inside] = torch.as_tensor(voxels[rows[rows >= 0]], device=where)
+            return maps(signal, inside, within(box, near))[None].to(dtype)  # (1, C, X, Y, Z, V)
 
         return read
 

@@ -8,7 +8,10 @@ rank r, so they work with its factors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +23,7 @@ ROUNDS = 24
 """Rounds of alternating directions."""
 
 VOXELS_IN_CACHE = 512
-"""Voxels whose masses stay in the cache of a core while they are updated again and again."""
+"""Voxels whose masses stay in the cache of a core while they are updated again and again; torch splits them among cores."""
 
 _RELAXATION = 1.6
 _LEAST_SINGULAR_VALUE = 1e-6  # of the largest; responses of degree 10 leave 68 of several hundred volumes
@@ -53,49 +56,55 @@ class Updater:
 
     Parameters
     ----------
-    compress : Tensor, shape (N, r)
-        Signals to the coordinates in which the kernel acts.
-    factor : Tensor, shape (r, A)
-        Those coordinates of each axis.
+    back : tuple of Tensor
+        Maps (N, r) and (r, A) whose product is the kernel.
+    again : tuple of Tensor
+        Maps whose product is :math:`K^T K`: (A, r) and (r, A), or (A, A) itself where that is less work.
 
     References
     ----------
     Daube-Witherspoon and Muehllehner (1986), IEEE Trans. Med. Imaging 5, equation 6.
     """
 
-    compress: Tensor
-    factor: Tensor
+    back: tuple[Tensor, ...]
+    again: tuple[Tensor, ...]
 
     @classmethod
     def build(cls, kernel: Factors, *, dtype: torch.dtype = torch.float32) -> Updater:
         """Prepare the maps."""
-        maps = (kernel.left, kernel.values[:, None] * kernel.right)
-        return cls(*(torch.as_tensor(m, dtype=dtype).contiguous() for m in maps))
+        factor = kernel.values[:, None] * kernel.right
+        again = (factor.T, factor) if 2 * len(factor) < factor.shape[1] else (factor.T @ factor,)
+        ways = ((kernel.left, factor), again)
+        return cls(*(tuple(torch.as_tensor(m, dtype=dtype).contiguous() for m in way) for way in ways))
 
     def to(self, device: torch.device | str) -> Updater:
         """Return the same maps on another device."""
-        return Updater(self.compress.to(device), self.factor.to(device))
+        return Updater(*(tuple(m.to(device) for m in way) for way in (self.back, self.again)))
 
     def __call__(self, masses: Tensor, signal: Tensor, *, times: int, momentum: bool = False) -> Tensor:
-        r"""Update masses (n, A) a few times with signals (n, N); ``masses`` is overwritten and returned.
+        """Update masses (n, A) a few times with signals (n, N); ``masses`` is overwritten and returned."""
+        for part in pieces(masses):
+            steps = self.steps(masses[part], signal[part], momentum=momentum)
+            masses[part] = next(islice(steps, times, None))
+        return masses
+
+    def steps(self, masses: Tensor, signal: Tensor, *, momentum: bool = False) -> Iterator[Tensor]:
+        r"""Yield masses (n, A) after 0, 1, 2 and more updates with signals (n, N).
 
         With ``momentum`` update k starts further along the way, at :math:`f + \frac{k-1}{k+2}(f - f_{before})`, but at no less
         than a fifth of f. On real scans a hundred such updates predict what 500 plain ones do.
         """
-        transposed = self.factor.T.contiguous()
-        for part in _pieces(masses):
-            back = ((signal[part] @ self.compress) @ self.factor).clamp_min_(0)
-            current = before = masses[part]
-            for k in range(1, times + 1):
-                start = current
-                if momentum and k > 1:
-                    ahead = torch.lerp(before, current, 1 + (k - 1) / (k + 2))
-                    start = torch.maximum(ahead, _LEAST_AHEAD * current, out=ahead)
-                predicted = (start @ transposed) @ self.factor
-                quotient = torch.div(back, predicted.clamp_min_(_LEAST_BACK), out=predicted)
-                before, current = current, quotient.mul_(start)
-            masses[part] = current
-        return masses
+        wanted = _through(self.back, signal).clamp_min_(0)
+        current = before = masses
+        for k in count(1):
+            yield current
+            start = current
+            if momentum and k > 1:
+                ahead = torch.lerp(before, current, 1 + (k - 1) / (k + 2))
+                start = torch.maximum(ahead, _LEAST_AHEAD * current, out=ahead)
+            predicted = _through(self.again, start)
+            quotient = torch.div(wanted, predicted.clamp_min_(_LEAST_BACK), out=predicted)
+            before, current = current, quotient.mul_(start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +149,7 @@ class Sharpener:
     def __call__(self, signal: Tensor) -> Tensor:
         """Map signals (n, N) to masses (n, A)."""
         masses = signal.new_empty(len(signal), self.up.shape[1])
-        for part in _pieces(masses):
+        for part in pieces(masses):
             first = signal[part] @ self.first
             total = first.clone()
             for _ in range(ROUNDS - 1):
@@ -150,7 +159,12 @@ class Sharpener:
         return masses
 
 
-def _pieces(masses: Tensor) -> list[slice]:
-    """Cut voxels into pieces that stay in the cache; a GPU takes all at once."""
-    step = VOXELS_IN_CACHE if masses.device.type == "cpu" else max(len(masses), 1)
-    return [slice(start, start + step) for start in range(0, len(masses), step)]
+def pieces(voxels: Tensor) -> list[slice]:
+    """Cut voxels, along the first axis, into pieces that stay in the cache; a GPU takes all at once."""
+    step = VOXELS_IN_CACHE * torch.get_num_threads() if voxels.device.type == "cpu" else max(len(voxels), 1)
+    return [slice(start, start + step) for start in range(0, len(voxels), step)]
+
+
+def _through(maps: tuple[Tensor, ...], values: Tensor) -> Tensor:
+    """Multiply rows by one matrix after another."""
+    return reduce(torch.matmul, maps, values)

@@ -191,11 +191,10 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     )
     mask = _crop_mask(rng, phantom)
     inside = torch.as_tensor(mask)
-    channels = torch.zeros(len(config.input_channels), size, size, size, len(hemisphere(config.nside)))
-    channels[:, inside] = conditioner(torch.as_tensor(signal), inside).transpose(1, 2)
+    channels = conditioner(torch.as_tensor(signal), inside)
     model = forward_model(gradients, responses, l_max=config.l_max)
     return Case(
-        channels=channels.half(),
+        channels=channels.contiguous().half(),
         density=torch.as_tensor(true_density(phantom, nside=config.nside, sharpness=config.sharpness)).half(),
         fractions=torch.as_tensor(np.stack([phantom.gm, phantom.csf], axis=-1), dtype=torch.float32),
         mask=inside,

@@ -121,9 +121,8 @@ def test_coefficients_come_back_from_masses(subject, voxels):
     wm, isotropic = voxels[0][:, :-2], voxels[0][:, -2:]
     axes = calibration._Axes(model, 1.0)
     back = axes.coefficients(axes.masses(wm, isotropic))
-    np.testing.assert_allclose(
-        back[0], wm, atol=0.02 * np.abs(wm).max()
-    )  # the floor, and a grid that is not a quadrature
+    # Beside the floor, the grid is not quite a quadrature.
+    np.testing.assert_allclose(back[0], wm, atol=0.02 * np.abs(wm).max())
     np.testing.assert_allclose(back[1], isotropic, rtol=1e-6)
 
 
@@ -145,7 +144,7 @@ def test_a_wrong_prior_is_moved_towards_the_data_and_stays_positive(subject, vox
     error = np.concatenate([wm, isotropic], axis=1) @ matrix.T - clean
     assert times > 0 and (error**2).mean() < 0.2 * ((prior @ matrix.T - clean) ** 2).mean()
     amplitudes = wm @ sh_basis(hemisphere(8), L_MAX).T
-    assert -amplitudes.clip(max=0).sum() < 0.03 * amplitudes.clip(0).sum() and isotropic.min() >= 0
+    assert -amplitudes.clip(max=0).sum() < 0.02 * amplitudes.clip(0).sum() and isotropic.min() >= 0
 
 
 def test_no_voxels_are_no_problem(subject, voxels):

@@ -36,13 +36,15 @@ def overlap(a: Box, b: Box) -> Box | None:
     return (x, y, z) if x.start < x.stop and y.start < y.stop and z.start < z.stop else None
 
 
+def within(box: Box, outer: Box) -> Box:
+    """Say where a box lies inside another, counted from the start of that."""
+    x, y, z = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True))
+    return x, y, z
+
+
 def index_in(box: Box, outer: Box) -> tuple[slice, ...]:
     """Index a feature map (V, 1, X, Y, Z, F) that covers ``outer`` at a box inside it."""
-    return (
-        slice(None),
-        slice(None),
-        *(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True)),
-    )
+    return slice(None), slice(None), *within(box, outer)
 
 
 def halved(box: Box) -> Box:
