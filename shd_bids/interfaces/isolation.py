@@ -109,7 +109,7 @@ def call_isolated(
         call_file, answer_file = Path(folder) / "call.pkl", Path(folder) / "answer.pkl"
         call_file.write_bytes(pickle.dumps((function, arguments, LogSetup.of_this_process())))
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(call_file), str(answer_file)],
+            [sys.executable, "-m", __name__, str(call_file), str(answer_file), str(os.getpid())],
             env=os.environ | thread_environment(n_threads) | {"PYTHONPATH": _python_path()},
             stdin=subprocess.DEVNULL,
         )
@@ -155,9 +155,11 @@ def _death_notice(status: int) -> str:
     )
 
 
-def _answer(call_file: str, answer_file: str) -> None:
+def _answer(call_file: str, answer_file: str, parent: str) -> None:
     """Do in the child what the call file says and write what came of it."""
     die_with_parent()
+    if os.getppid() != int(parent):  # it ended before the kernel was asked
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     result, error = None, None
     try:

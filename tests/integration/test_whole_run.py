@@ -14,6 +14,7 @@ import pytest
 
 from shd_bids.bids.names import expected_outputs
 from shd_bids.weights import load_weights
+from shd_bids.workflows.group import COHORT, cohort_folder
 from tests.bids_trees import dwi_run
 from tests.integration.app import MAPS, PEAKS, angles, call, call_group
 from tests.phantoms import RAS, head, many_bundles, write_head
@@ -141,6 +142,26 @@ def test_a_bad_series_stops_the_cohort_with_its_code_and_leaves_no_weights(tmp_p
     assert not list(out.glob("*weights*"))
     (log,) = (out / "log").iterdir()
     assert json.loads((log / "status.json").read_text())["series"]["sub-02"]["error"] == "GradientError"
+
+
+def test_a_stopped_group_call_keeps_its_exit_code(tmp_path, simulated):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_head(raw, simulated[0], simulated[1])
+    words = [str(raw), str(out), "group", "--nprocs", "1", "--device", "cpu", "-w", str(tmp_path / "work")]
+    words += ["--max-steps", "100000", "--skip-bids-validation"]
+    app = subprocess.Popen([sys.executable, "-m", "shd_bids", *words], stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: stages_in(cohort_folder(tmp_path / "work") / COHORT, app))
+        app.terminate()
+        errors = app.communicate(timeout=120)[1]
+    finally:
+        app.kill()
+        app.wait()
+    assert app.returncode == 143 and "goes on where this one stopped" in errors
+    (log,) = (out / "log").iterdir()
+    status = json.loads((log / "status.json").read_text())
+    assert (status["status"], status["exit_code"]) == ("interrupted", 143)
+    assert not list(out.glob("*weights*"))
 
 
 def broken_image(raw, change):

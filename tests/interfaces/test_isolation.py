@@ -71,8 +71,9 @@ def test_child_logs_where_the_parent_does(tmp_path):
         logger.propagate = propagate
 
 
-def test_child_ends_with_its_parent(tmp_path):
-    """No orphan goes on computing when the worker that waits for it is killed."""
+@pytest.mark.parametrize("ready", [True, False])
+def test_child_ends_with_its_parent(tmp_path, ready):
+    """No orphan goes on computing when the worker that waits for it is killed, not even one whose interpreter just starts."""
     parent = subprocess.Popen(
         [
             sys.executable,
@@ -84,13 +85,15 @@ def test_child_ends_with_its_parent(tmp_path):
         env=os.environ | {"PYTHONPATH": str(Path(stage_functions.__file__).parents[2])},
     )
     try:
-        _until(lambda: (tmp_path / "started").exists())
-        children = psutil.Process(parent.pid).children()
-        assert len(children) == 1
+        _until(lambda: psutil.Process(parent.pid).children())
+        (child,) = psutil.Process(parent.pid).children()
+        if ready:
+            _until(lambda: (tmp_path / "started").exists())
     finally:
         parent.kill()
         parent.wait()
-    _until(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE)
+    _until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    assert (tmp_path / "started").exists() == ready
 
 
 def _until(condition, seconds=20.0):
