@@ -105,10 +105,10 @@ class Conditioner:
         Tensor, shape (12, x, y, z, V)
             Of the box; zero outside the mask. Vertices come first in memory and channels last, as the network wants them.
         """
-        inside = signal.new_ones(signal.shape[:3], dtype=torch.bool) if inside is None else inside
+        inside, box = _defaults(signal, inside, box)
         power = (signal / self.scale) ** 2 - 2 * self.sigma**2  # without the bias that Rician noise adds to the square
-        means = _means_around(power, inside, [reach for reach, _ in _SHARP])
-        return _by_pieces(self._channels, [_signed_root(mean) for mean in means], inside, box)
+        means = _means_around(power, inside, box, [reach for reach, _ in _SHARP])
+        return _by_pieces(self._channels, [_signed_root(mean) for mean in means], inside[box])
 
     def _channels(self, *scaled: Tensor) -> Tensor:
         """Map scaled signals (n, N) of voxels, and the means around them, to channels (V, n, 12)."""
@@ -160,8 +160,8 @@ class ShellInput:
 
     def __call__(self, signal: Tensor, inside: Tensor | None = None, box: Box | None = None) -> Tensor:
         """Map the signal of a block (X, Y, Z, N), in input units, to channels (S, x, y, z, V), as :class:`Conditioner` does."""
-        inside = signal.new_ones(signal.shape[:3], dtype=torch.bool) if inside is None else inside
-        return _by_pieces(self._channels, [signal / self.scale], inside, box)
+        inside, box = _defaults(signal, inside, box)
+        return _by_pieces(self._channels, [signal[box] / self.scale], inside[box])
 
     def _channels(self, scaled: Tensor) -> Tensor:
         return (self.estimate @ scaled.T).unflatten(0, (self.n_shells, -1)).permute(1, 2, 0)
@@ -337,41 +337,46 @@ def _signed_root(power: Tensor) -> Tensor:
     return power.sign() * power.abs().sqrt()
 
 
-def _means_around(values: Tensor, inside: Tensor, reaches: Iterable[int]) -> list[Tensor]:
-    """Average (X, Y, Z, N) over the cubes of ``2 reach + 1`` voxels around each voxel, as far as they lie inside."""
+def _defaults(signal: Tensor, inside: Tensor | None, box: Box | None) -> tuple[Tensor, Box]:
+    """Give the mask and the box that stand for all of a block where there is none."""
+    x, y, z = signal.shape[:3]
+    whole = (slice(0, x), slice(0, y), slice(0, z))
+    return signal.new_ones(x, y, z, dtype=torch.bool) if inside is None else inside, whole if box is None else box
+
+
+def _means_around(values: Tensor, inside: Tensor, box: Box, reaches: Iterable[int]) -> list[Tensor]:
+    """Average (X, Y, Z, N) over the cube of ``2 reach + 1`` voxels around each voxel of a box, as far as they lie inside."""
     weight = inside[..., None].to(values.dtype)
     weighted = values * weight
-    return [
-        _sum_around(weighted, reach) / _sum_around(weight, reach).clamp_min(1) if reach else values for reach in reaches
-    ]
+    return [_sum_around(weighted, box, reach) / _sum_around(weight, box, reach).clamp_min(1) for reach in reaches]
 
 
-def _sum_around(values: Tensor, reach: int) -> Tensor:
-    for axis in range(3):
-        total = values.clone()
-        for shift in range(1, min(reach, values.shape[axis] - 1) + 1):
-            n = values.shape[axis] - shift
-            total.narrow(axis, shift, n).add_(values.narrow(axis, 0, n))
-            total.narrow(axis, 0, n).add_(values.narrow(axis, shift, n))
+def _sum_around(values: Tensor, box: Box, reach: int) -> Tensor:
+    """Add up the values within ``reach`` of each voxel of a box along each axis, (x, y, z, N)."""
+    for axis, side in enumerate(box):
+        total = values.narrow(axis, side.start, side.stop - side.start).clone()
+        for shift in (s for s in range(-reach, reach + 1) if s):
+            first, last = max(side.start + shift, 0), min(side.stop + shift, values.shape[axis])
+            if first < last:
+                part = values.narrow(axis, first, last - first)
+                total.narrow(axis, first - shift - side.start, last - first).add_(part)
         values = total
     return values
 
 
-def _by_pieces(channels: Callable[..., Tensor], signals: list[Tensor], inside: Tensor, box: Box | None) -> Tensor:
-    """Map the voxels of a mask in a box, so many at a time that all fits the cache.
+def _by_pieces(channels: Callable[..., Tensor], signals: list[Tensor], inside: Tensor) -> Tensor:
+    """Map the voxels of a mask (x, y, z), so many at a time that all fits the cache.
 
-    ``channels`` maps the values of voxels, (n, N) from each of ``signals`` (X, Y, Z, N), to (V, n, C); the result is
+    ``channels`` maps the values of voxels, (n, N) from each of ``signals`` (x, y, z, N), to (V, n, C); the result is
     (C, x, y, z, V) with zeros elsewhere.
     """
-    place = (slice(None),) * 3 if box is None else box
-    there = inside[place]
-    rows = [signal[place][there] for signal in signals]
-    index = there.flatten().nonzero()[:, 0]
+    rows = [signal[inside] for signal in signals]
+    index = inside.flatten().nonzero()[:, 0]
     like = channels(*(values[:0] for values in rows))
-    block = like.new_zeros(len(like), there.numel(), like.shape[2])
+    block = like.new_zeros(len(like), inside.numel(), like.shape[2])
     for part in pieces(index):
         block[:, index[part]] = channels(*(values[part] for values in rows))
-    return block.unflatten(1, there.shape).permute(4, 1, 2, 3, 0)
+    return block.unflatten(1, inside.shape).permute(4, 1, 2, 3, 0)
 
 
 def _with_both_isotropic(matrix: np.ndarray, model: ForwardModel) -> tuple[np.ndarray, np.ndarray]:
