@@ -1,5 +1,6 @@
 """A function called in a process of its own: its result, its errors, its death."""
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -85,8 +86,7 @@ def test_child_ends_with_its_parent(tmp_path, ready):
         env=os.environ | {"PYTHONPATH": str(Path(stage_functions.__file__).parents[2])},
     )
     try:
-        _until(lambda: psutil.Process(parent.pid).children())
-        (child,) = psutil.Process(parent.pid).children()
+        child = _until(lambda: _isolated(parent))
         if ready:
             _until(lambda: (tmp_path / "started").exists())
     finally:
@@ -96,8 +96,17 @@ def test_child_ends_with_its_parent(tmp_path, ready):
     assert (tmp_path / "started").exists() == ready
 
 
+def _isolated(parent):
+    for process in psutil.Process(parent.pid).children():
+        with contextlib.suppress(psutil.Error):  # gone before it could be asked
+            if "shd_bids.interfaces.isolation" in process.cmdline():
+                return process
+    return None
+
+
 def _until(condition, seconds=20.0):
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.05)
+    return found
