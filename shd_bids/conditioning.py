@@ -39,11 +39,7 @@ _SHELL_TOLERANCE = 100.0  # s/mm2 between a shell and the one that a network of 
 _PRIOR_WIDTH = 60.0  # angular concentration of the expected lobes: power falls as exp(-l(l+1)/(2*60))
 _FRACTION_RANGE = (-1.0, 3.0)  # real scans stay within; a tissue without a response would make others unbounded
 _N_MULTIPLICATIVE = 12  # updates of the non-negative estimate; more fit noise, measured in tests/benchmarks
-_SHARP = (
-    (0, 300.0),
-    (1, 20.0),
-    (2, 10.0),
-)  # voxels around that are averaged, and penalty relative to the noise variance
+_SHARP = ((0, 300.0), (1, 20.0), (2, 10.0))  # voxels around that join the mean, and penalty over noise variance
 _LEAST_SHARP_NOISE = 0.01  # relative to the white-matter signal; responses are no better than that
 _SHARP_LOBE = 45.0  # concentration of the lobe that stands for an axis, that of the truth in training
 
