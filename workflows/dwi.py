@@ -25,7 +25,7 @@ __all__ = ["init_dwi_wf", "init_response_only_wf", "may_use_gpu", "memory_beside
 
 TISSUES = ("wm", "gm", "csf")
 BASE_GB = 0.7  # torch and what it loads
-NETWORK_GB = 5.0  # with more, a brain at 2 mm saves little time on a CPU
+NETWORK_GB = 7.0  # a brain at 2 mm in one pass; with less the finest encoder runs twice, or on halos of tiles
 LEAST_GB = 1.5  # the smallest tile
 
 

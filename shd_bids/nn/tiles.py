@@ -45,7 +45,7 @@ from shd_bids.nn.unet import ConvNormReLU, UNet, UNetConfig
 
 _THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
 _MOST_CUTS = 16  # of one side of the cross-section
-_ENCODED_AGAIN = 1.2  # work of the three stages, which run the finest encoder twice
+_ENCODED_AGAIN = 1.4  # work of the three stages, which run the finest encoder twice
 _FULL = 0.8  # share of the memory from which on freed memory is handed back; the next layer has to fit into the rest
 
 
@@ -96,7 +96,7 @@ def apply_in_tiles(
     mask, near = mask.transpose(axes), near.transpose(axes)
     size, stride = mask.shape, net.config.spatial_stride
     mask, near = padded(mask, stride), padded(near, stride)
-    chosen = plan(net, mask, memory_bytes=memory_bytes)
+    chosen = plan(net, mask, near, memory_bytes=memory_bytes)
     most = memory.resident_bytes() + int(_FULL * memory_bytes)
     stream = _Stream(net, _source(net, read, size), near, chosen.thickness, most)
     run = stream.run_in_stages if chosen.staged else stream.run
@@ -125,17 +125,18 @@ class _Way:
     chains: tuple[tuple[range, int], ...]
 
 
-def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
+def plan(net: UNet, mask: np.ndarray, near: np.ndarray, *, memory_bytes: float) -> Plan:
     """Choose the way of least work that fits the memory.
 
     Parameters
     ----------
     net : UNet
-    mask : array of bool, shape (x, y, z)
-        Of multiples of the network's spatial stride.
+    mask, near : array of bool, shape (x, y, z)
+        Voxels wanted, and those whose input may differ from zero; of multiples of the network's spatial stride.
     memory_bytes : float
     """
-    config, (_, *sides), shape = net.config, box_of(mask), mask.shape[1:]
+    config, (_, *sides) = net.config, box_of(mask)
+    _, *ends = grown(box_of(near | mask), 2 * config.convs_per_block, mask.shape)
     depth, reach = len(config.channels), 2 * config.convs_per_block
     ways = [_Way(False, 1.0, 0.0, ((range(depth), config.receptive_radius),))]
     if config.pool_strides[:1] == (2,):
@@ -146,7 +147,7 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
     least = np.inf
     for edges in product(*(_edges(side, config.spatial_stride) for side in sides)):
         for way, thickness in product(ways, _THICKNESS):
-            areas = [_areas(sides, edges, halo, shape) for _, halo in way.chains]
+            areas = [_areas(sides, edges, halo, ends) for _, halo in way.chains]
             columns = (column_bytes(net, thickness, levels=levels) for levels, _ in way.chains)
             needed = way.held + max(largest * each for (_, largest), each in zip(areas, columns, strict=True))
             # In plain PyTorch a slab expands two planes again in each layer, which is about half of the work on them.
@@ -180,9 +181,9 @@ def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
     return 1.1 * numbers * net.head.bias.element_size()
 
 
-def _areas(sides: list[slice], edges: tuple[int, ...], halo: int, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Give the voxels of all tiles with their halos, and those of the largest."""
-    y, z = (_widths(*along, halo) for along in zip(sides, edges, shape, strict=True))
+def _areas(sides: list[slice], edges: tuple[int, ...], halo: int, ends: list[slice]) -> tuple[int, int]:
+    """Give the voxels of all tiles with their halos, and those of the largest; no more is computed than what lies in ``ends``."""
+    y, z = (_widths(*along, halo) for along in zip(sides, edges, ends, strict=True))
     return sum(y) * sum(z), max(y) * max(z)
 
 
@@ -617,10 +618,10 @@ def _edges(side: slice, stride: int) -> list[int]:
     return sorted({_up(-(-length // parts), stride) for parts in range(1, _MOST_CUTS + 1)}, reverse=True)
 
 
-def _widths(side: slice, edge: int, size: int, halo: int) -> list[int]:
-    """Give the widths of the tiles of a side with their halos, within an axis of some size."""
+def _widths(side: slice, edge: int, ends: slice, halo: int) -> list[int]:
+    """Give the widths of the tiles of a side with their halos."""
     starts = range(side.start, side.stop, edge)
-    return [min(first + edge + halo, side.stop + halo, size) - max(first - halo, 0) for first in starts]
+    return [min(first + edge + halo, side.stop + halo, ends.stop) - max(first - halo, ends.start) for first in starts]
 
 
 def _tiles(mask: np.ndarray, edges: tuple[int, int]) -> Iterator[np.ndarray]:
