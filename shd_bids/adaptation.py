@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 
 from shd_bids import losses
 from shd_bids.atomic import atomic_path
-from shd_bids.conditioning import CHANNELS, Conditioner, ShellInput, condition
+from shd_bids.conditioning import CHANNELS, Conditioner, ShellInput, condition, signal_block
 from shd_bids.exceptions import TrainingError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import forward_model
@@ -328,12 +328,7 @@ class _Problem:
 
     def _forward(self, net: UNet, view: _View, box: tuple[slice, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return amplitudes, predicted and measured signal of a crop with a leading axis of one, and its mask."""
-        rows = self.row[box]
-        inside = rows >= 0
-        measured = torch.zeros(*rows.shape, self.voxels.shape[1])
-        measured[torch.as_tensor(inside)] = torch.as_tensor(self.voxels[rows[inside]])
-        measured = measured.to(self.device)
-        mask = torch.as_tensor(inside, device=self.device)
+        measured, mask = signal_block(self.voxels, self.row[box], self.device)
         channels = view.conditioner.to(self.device)(measured[..., view.visible], mask)
         positive = softplus(net(channels[None]))[0]
         amplitudes, fractions = positive[0], positive[1:].mean(dim=-1)

@@ -8,6 +8,8 @@ far.
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,9 +30,7 @@ UPDATES = (0, 1, 2, 4, 8, 16, 32, 48, 64, 96, 128)
 SHARPNESS = 80.0
 """Concentration of the lobes that stand for axes in the end; degree 18 holds narrower ones with ripples."""
 
-VOXELS_PER_CHUNK = 16384
-"""Bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB."""
-
+_VOXELS_PER_CHUNK = 16384  # bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB
 _SHARPENING = 15  # updates
 _SMALL_LOBE = 0.05  # of the largest amplitude: what is below does not grow
 _LEAST_AMPLITUDE = 1e-6
@@ -42,6 +42,11 @@ _TOLERANCE = 1.05  # the fewest updates win whose error is this close to the lea
 _SAMPLE = 2000  # voxels that decide on their number
 _FLOOR = 1e-3  # of the largest amplitude of a voxel: what mass every axis has to grow from
 _NSIDE = 8  # of the grid of axes: two for each coefficient of degree 18
+
+
+def chunks(voxels: np.ndarray) -> list[slice]:
+    """Cut voxels, along the first axis, into chunks whose predicted signal takes little memory."""
+    return [slice(start, start + _VOXELS_PER_CHUNK) for start in range(0, len(voxels), _VOXELS_PER_CHUNK)]
 
 
 def sharpen(wm: np.ndarray, *, taught: float) -> np.ndarray:
@@ -71,8 +76,7 @@ def sharpen(wm: np.ndarray, *, taught: float) -> np.ndarray:
     narrow = torch.as_tensor(area * lobes(axes, axes, SHARPNESS) @ sh_inverse(axes, l_max).T, dtype=torch.float32)
     update = Updater.build(factors(area * lobes(axes, axes, taught)))
     result = np.empty_like(wm)
-    for start in range(0, len(wm), VOXELS_PER_CHUNK):
-        part = slice(start, start + VOXELS_PER_CHUNK)
+    for part in chunks(wm):
         amplitudes = (torch.as_tensor(wm[part], dtype=torch.float32) @ basis).clamp_min_(_LEAST_AMPLITUDE)
         largest = amplitudes.amax(dim=1, keepdim=True)
         masses = (amplitudes - _SMALL_LOBE * largest).clamp_min_(_LEAST_AMPLITUDE)
@@ -117,8 +121,7 @@ def calibrate(
     basis, amplitudes = np.stack(columns, axis=1), np.stack(estimates, axis=1)  # (N, K), (n, K)
     b0 = gradients.b0_indices
     noise = max(sigma, MODEL_ERROR * _wm_signal(model, gradients))
-    for start in range(0, len(voxels), VOXELS_PER_CHUNK):
-        part = slice(start, start + VOXELS_PER_CHUNK)
+    for part in chunks(voxels):
         measured = voxels[part]
         shape = wm[part] @ matrix[:, :n_wm].T  # (n, N)
         first = _b0_factor(measured, shape + amplitudes[part] @ basis.T, b0)
@@ -208,8 +211,7 @@ def correct(
     if times == 0:
         return wm, isotropic, times
     update = Updater.build(factors(axes.kernel))
-    for start in range(0, len(voxels), VOXELS_PER_CHUNK):
-        part = slice(start, start + VOXELS_PER_CHUNK)
+    for part in chunks(voxels):
         signal = torch.as_tensor(voxels[part] / scale, dtype=torch.float32)
         masses = update(axes.masses(wm[part], isotropic[part]), signal, times=times, momentum=True)
         wm[part], isotropic[part] = axes.coefficients(masses)
@@ -252,7 +254,7 @@ def _best_times(
     answer = np.concatenate([wm, isotropic], axis=1) @ axes.matrix[hidden].T
     errors = {0: float(((answer - signal[:, hidden]) ** 2).mean())}
     steps = update.steps(axes.masses(wm, isotropic), known, momentum=True)
-    for times, masses in zip(range(UPDATES[-1] + 1), steps, strict=False):
+    for times, masses in enumerate(islice(steps, UPDATES[-1] + 1)):
         if times in UPDATES[1:]:
             errors[times] = float(((masses @ predicting - wanted) ** 2).mean())
     return next(times for times, error in errors.items() if error <= _TOLERANCE * min(errors.values()))

@@ -232,6 +232,30 @@ def condition(
     )
 
 
+def signal_block(voxels: np.ndarray, rows: np.ndarray, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Put signals (n, N) where they lie in a block, and say where there are any.
+
+    Parameters
+    ----------
+    voxels : ndarray, shape (n, N)
+    rows : ndarray of int, shape (X, Y, Z)
+        Row of each voxel of the block, negative outside the mask.
+    device
+        Of the result.
+
+    Returns
+    -------
+    signal : Tensor, shape (X, Y, Z, N)
+        Zero outside the mask.
+    inside : Tensor of bool, shape (X, Y, Z)
+    """
+    there = rows >= 0
+    inside = torch.as_tensor(there, device=device)
+    signal = torch.zeros(*rows.shape, voxels.shape[1], device=device)
+    signal[inside] = torch.as_tensor(voxels[rows[there]], device=device)
+    return signal, inside
+
+
 def lobes(directions: np.ndarray, axes: np.ndarray, sharpness: float) -> np.ndarray:
     r"""Evaluate the lobe :math:`e^{-\kappa\sin^2}` of unit integral around each axis.
 

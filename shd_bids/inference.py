@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from shd_bids.adaptation import AdaptationOptions, Adapted, Scan, adapt
-from shd_bids.calibration import MODEL_ERROR, VOXELS_PER_CHUNK, calibrate, correct, sharpen
-from shd_bids.conditioning import CHANNELS, REACH, Conditioner, ShellInput, condition, estimate_noise
+from shd_bids.calibration import MODEL_ERROR, calibrate, chunks, correct, sharpen
+from shd_bids.conditioning import CHANNELS, REACH, Conditioner, ShellInput, condition, estimate_noise, signal_block
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
@@ -272,11 +272,9 @@ def predict(
 
         def read(box: Box) -> Tensor:
             near = grown(box, REACH, mask.shape)
-            rows = row[near]
-            inside = torch.as_tensor(rows >= 0, device=where)
-            signal = torch.zeros(*rows.shape, voxels.shape[1], device=where)
-            signal[inside] = torch.as_tensor(voxels[rows[rows >= 0]], device=where)
-            return maps(signal, inside, within(box, near))[None].to(dtype)  # (1, C, X, Y, Z, V)
+            return maps(*signal_block(voxels, row[near], where), within(box, near))[None].to(
+                dtype
+            )  # (1, C, X, Y, Z, V)
 
         return read
 
@@ -339,8 +337,7 @@ def _quality(
     by_shell = np.zeros((len(voxels), len(shells)), dtype=np.float32)
     r_squared = np.zeros(len(voxels), dtype=np.float32)
     by_volume = np.zeros(voxels.shape[1])
-    for start in range(0, len(voxels), VOXELS_PER_CHUNK):
-        part = slice(start, start + VOXELS_PER_CHUNK)
+    for part in chunks(voxels):
         error = (voxels[part] - wm[part] @ matrix[:, :n_wm].T - isotropic[part] @ matrix[:, n_wm:].T) ** 2
         by_volume += error.sum(axis=0)
         spread = np.maximum(voxels[part].var(axis=1) * voxels.shape[1], 1e-12)

@@ -194,7 +194,7 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     channels = conditioner(torch.as_tensor(signal), inside)
     model = forward_model(gradients, responses, l_max=config.l_max)
     return Case(
-        channels=channels.contiguous().half(),
+        channels=channels.half().contiguous(),
         density=torch.as_tensor(true_density(phantom, nside=config.nside, sharpness=config.sharpness)).half(),
         fractions=torch.as_tensor(np.stack([phantom.gm, phantom.csf], axis=-1), dtype=torch.float32),
         mask=inside,

@@ -1,7 +1,9 @@
 """Assertions and skips that several test modules share; each is itself tested in ``test_helpers.py``."""
 
 import shutil
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,16 @@ import torch
 requires_mrtrix = pytest.mark.skipif(
     shutil.which("mrinfo") is None, reason="MRtrix3 is the oracle of this test and is not installed"
 )
+
+
+def until(condition: Callable[[], Any], *, seconds: float) -> Any:
+    """Wait for a condition and give what it returned; it fails after so many seconds."""
+    __tracebackhide__ = True
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+    return found
 
 
 def assert_equivariant(

@@ -5,7 +5,7 @@ import torch
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
-from tests.helpers import assert_adjoint, assert_equivariant, assert_well_connected
+from tests.helpers import assert_adjoint, assert_equivariant, assert_well_connected, until
 
 
 def shift(x: torch.Tensor) -> torch.Tensor:
@@ -90,3 +90,10 @@ def test_undeclared_input_of_a_sub_workflow_is_rejected():
     inner.get_node("inputnode").interface._fields.remove("a")
     with pytest.raises(AssertionError, match="undeclared a"):
         assert_well_connected(outer)
+
+
+def test_waiting_gives_what_the_condition_returned_and_ends():
+    answers = iter([0, None, "found"])
+    assert until(lambda: next(answers), seconds=5) == "found"
+    with pytest.raises(AssertionError, match="did not happen in time"):
+        until(lambda: False, seconds=0.1)

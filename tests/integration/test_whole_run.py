@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +15,7 @@ from shd_bids.bids.names import expected_outputs
 from shd_bids.weights import load_weights
 from shd_bids.workflows.group import COHORT, cohort_folder
 from tests.bids_trees import dwi_run
+from tests.helpers import until
 from tests.integration.app import MAPS, PEAKS, angles, call, call_group
 from tests.phantoms import RAS, head, many_bundles, write_head
 
@@ -151,7 +151,7 @@ def test_a_stopped_group_call_keeps_its_exit_code(tmp_path, simulated):
     words += ["--max-steps", "100000", "--skip-bids-validation"]
     app = subprocess.Popen([sys.executable, "-m", "shd_bids", *words], stderr=subprocess.PIPE, text=True)
     try:
-        until(lambda: stages_in(cohort_folder(tmp_path / "work") / COHORT, app))
+        until(lambda: stages_in(cohort_folder(tmp_path / "work") / COHORT, app), seconds=180)
         app.terminate()
         errors = app.communicate(timeout=120)[1]
     finally:
@@ -230,7 +230,7 @@ def test_a_killed_stage_is_told_and_the_next_call_goes_on(tmp_path, simulated):
     app = subprocess.Popen([sys.executable, "-m", "shd_bids", *words], stderr=subprocess.PIPE, text=True)
     fit = tmp_path / "work" / "shd_bids_wf" / "sub_01_wf" / "fod_wf" / "fod"
     try:
-        until(lambda: stages_in(fit, app))
+        until(lambda: stages_in(fit, app), seconds=180)
         stages_in(fit, app)[0].kill()
         errors = app.communicate(timeout=120)[1]
     finally:
@@ -253,10 +253,3 @@ def stages_in(folder, app):
             if "isolation" in " ".join(process.cmdline()) and process.cwd() == str(folder):
                 found.append(process)
     return found
-
-
-def until(condition, seconds=180.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.1)

@@ -5,7 +5,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ import pytest
 
 from shd_bids.exceptions import InputError
 from shd_bids.interfaces.isolation import LogSetup, StageKilledError, call_isolated
+from tests.helpers import until
 from tests.interfaces import stage_functions
 
 
@@ -86,13 +86,13 @@ def test_child_ends_with_its_parent(tmp_path, ready):
         env=os.environ | {"PYTHONPATH": str(Path(stage_functions.__file__).parents[2])},
     )
     try:
-        child = _until(lambda: _isolated(parent))
+        child = until(lambda: _isolated(parent), seconds=20)
         if ready:
-            _until(lambda: (tmp_path / "started").exists())
+            until(lambda: (tmp_path / "started").exists(), seconds=20)
     finally:
         parent.kill()
         parent.wait()
-    _until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=20)
     assert (tmp_path / "started").exists() == ready
 
 
@@ -102,11 +102,3 @@ def _isolated(parent):
             if "shd_bids.interfaces.isolation" in process.cmdline():
                 return process
     return None
-
-
-def _until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
-    return found
