@@ -330,7 +330,7 @@ class _Problem:
         """Return amplitudes, predicted and measured signal of a crop with a leading axis of one, and its mask."""
         measured, mask = signal_block(self.voxels, self.row[box], self.device)
         channels = view.conditioner.to(self.device)(measured[..., view.visible], mask)
-        positive = softplus(net(channels[None]))[0]
+        positive = softplus(net(channels[None], mask[None]))[0]
         amplitudes, fractions = positive[0], positive[1:].mean(dim=-1)
         coefficients = torch.cat(
             [amplitudes @ self.to_sh.T] + [fractions[i][..., None] / (4 * np.pi) ** 0.5 for i in self.isotropic],

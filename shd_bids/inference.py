@@ -295,7 +295,6 @@ def predict(
                 read=reader(device),
                 write=write,
                 memory_bytes=memory,
-                support=mask,
                 progress=lambda p: progress("fod", p),
             )
             return wm, fractions

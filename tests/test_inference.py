@@ -158,7 +158,7 @@ def test_a_signal_that_the_fit_cannot_explain_is_named(scene, weights):
     signal, mask, gradients, responses = scene
     good = fit_fod(*scene, weights=weights, device="cpu")
     assert not any("misses" in warning for warning in good.info["warnings"])
-    drifting = signal * np.where(np.arange(gradients.n_volumes) % 2, 0.4, 1.6)  # as scaling between volumes would
+    drifting = signal * np.where(np.arange(gradients.n_volumes) % 2, 0.2, 1.8)  # as scaling between volumes would
     bad = fit_fod(drifting, mask, gradients, responses, weights=weights, device="cpu")
     assert any(warning.startswith("b=1000: the predicted signal misses") for warning in bad.info["warnings"])
 

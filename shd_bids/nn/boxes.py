@@ -18,12 +18,6 @@ def n_voxels(box: tuple[slice, ...]) -> int:
     return int(np.prod([s.stop - s.start for s in box]))
 
 
-def moved(box: Box, *, by: Box) -> Box:
-    """Shift a box by the start of another."""
-    x, y, z = (slice(s.start + o.start, s.stop + o.start) for s, o in zip(box, by, strict=True))
-    return x, y, z
-
-
 def grown(box: Box, by: int, shape: tuple[int, ...]) -> Box:
     """Give the voxels within ``by`` of a box along each axis, in a volume of some shape."""
     x, y, z = (slice(max(s.start - by, 0), min(s.stop + by, n)) for s, n in zip(box, shape, strict=True))
@@ -74,11 +68,11 @@ def doubled(cells: np.ndarray) -> np.ndarray:
     return cells.repeat(2, 0).repeat(2, 1).repeat(2, 2)
 
 
-def rectangle(marks: np.ndarray) -> tuple[slice, slice]:
-    """Give the smallest rectangle in y and z around what is marked that is made of whole cells, as far as they go."""
+def rectangle(marks: np.ndarray, unit: int) -> tuple[slice, slice]:
+    """Give the smallest rectangle in y and z around what is marked whose ends are multiples of ``unit``, as far as they go."""
     ends = [np.flatnonzero(marks.any(axis=(0, 3 - axis)))[[0, -1]] for axis in (1, 2)]
     low, left = (
-        slice(int(first) // 2 * 2, min(int(last) // 2 * 2 + 2, size))
+        slice(int(first) // unit * unit, min((int(last) // unit + 1) * unit, size))
         for (first, last), size in zip(ends, marks.shape[1:], strict=True)
     )
     return low, left

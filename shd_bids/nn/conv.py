@@ -15,7 +15,6 @@ the channel product one batched product over modes, and channels stay contiguous
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,9 +89,7 @@ class SpatioSphericalConv(nn.Module):
         y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
         return y.relu() if relu else y
 
-    def slabwise(
-        self, *, wanted: np.ndarray, thickness: int, relu: bool = False, pool: Pooling | None = None
-    ) -> native.Slabwise:
+    def slabwise(self, course: native.Course, *, relu: bool = False, pool: Pooling | None = None) -> native.Slabwise:
         """Give what evaluates one sample a few planes at a time without gradients, by the compiled kernel.
 
         With ``pool`` the last input is given as what it was unpooled from; else see :class:`native.Slabwise`.
@@ -105,8 +102,7 @@ class SpatioSphericalConv(nn.Module):
             nside=self.basis.nside,
             hemisphere=self.basis.hemisphere,
             relu=relu,
-            wanted=wanted,
-            thickness=thickness,
+            course=course,
             parents=None if pool is None else pool.parent_index,
         )
 

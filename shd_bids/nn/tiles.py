@@ -1,17 +1,14 @@
 """Running the U-Net over a masked volume a few planes at a time: the same result as on the whole volume, in bounded memory.
 
 Planes of x stream through all layers together. A feature map is made in slabs of a few planes when a layer asks for them and
-forgotten when no layer will ask again, so that each plane of each layer is computed once. Only voxels are computed on which
-those of the mask depend, and in plain PyTorch the rectangle around them. The compiled kernel keeps what it analysed of a
-layer's input for the next slab; PyTorch reads and analyses the planes at the slab's borders again.
+forgotten when no layer will ask again, so that each plane of each layer is computed once. Nothing is computed outside the
+mask, where all features are zero, but in plain PyTorch the rectangle around it. The compiled kernel keeps what it analysed of
+a layer's input for the next slab; PyTorch reads and analyses the planes at the slab's borders again.
 
 If a whole cross-section does not fit the memory it is cut into tiles, which run one after another and each compute the
 voxels around themselves again. The coarser levels reach far. So then it can cost less to run in three stages, of which each
 has its own tiles with a narrow halo: the finest encoder, whose pooled output alone is kept; the coarser levels; the finest
 encoder again, now with its decoder.
-
-Where the input is zero, the finest encoder puts out what it would in an empty volume, which depends on the distance to
-the border alone: a small empty volume gives it once for all.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +30,6 @@ from shd_bids.nn.boxes import (
     grown,
     halved,
     index_in,
-    moved,
     n_voxels,
     overlap,
     padded,
@@ -41,12 +37,13 @@ from shd_bids.nn.boxes import (
     twice,
 )
 from shd_bids.nn.pool import Pooling, Unpooled
-from shd_bids.nn.unet import ConvNormReLU, UNet, UNetConfig
+from shd_bids.nn.unet import ConvNormReLU, UNet
 
 _THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
 _MOST_CUTS = 16  # of one side of the cross-section
 _ENCODED_AGAIN = 1.4  # work of the three stages, which run the finest encoder twice
-_FULL = 0.8  # share of the memory from which on freed memory is handed back; the next layer has to fit into the rest
+_VERTICES_AT_ONCE = 48  # that the last step takes
+_FULL = 0.9  # share of the memory from which on freed memory is handed back; the next layer has to fit into the rest
 
 
 def apply_in_tiles(
@@ -56,26 +53,22 @@ def apply_in_tiles(
     read: Callable[[Box], Tensor],
     write: Callable[[Box, Tensor], None],
     memory_bytes: int,
-    support: np.ndarray | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Evaluate a volume-form network at every voxel of a mask.
+    """Evaluate a volume-form network on a mask: the values there of ``net(x, mask)``, see :meth:`UNet.forward`.
 
     Parameters
     ----------
     net : UNet
         In evaluation mode; :meth:`UNet.folded` is fastest.
     mask : array of bool, shape (x, y, z)
-        Voxels whose output is wanted.
     read : callable
-        Gives the network's input on a box of the volume, (1, C, x, y, z, V), in the network's precision and on its device.
-        Called once for a voxel in each tile, so that the whole input need never exist.
+        Gives the network's input on a box of the volume, (1, C, x, y, z, V), in the network's precision and on its device; of
+        voxels outside the mask, anything. Called once for a voxel in each tile, so that the whole input need never exist.
     write : callable
         Takes a box and its output, (1, O, x, y, z, V). Boxes do not overlap and together cover the mask.
     memory_bytes : int
         Bound on the memory for activations.
-    support : array of bool, shape (x, y, z), optional
-        Voxels whose input may differ from zero, so that no work is spent far from them. Without it, all.
     progress : callable, optional
         Told the fraction done after each slab.
 
@@ -89,19 +82,18 @@ def apply_in_tiles(
     mask = np.asarray(mask, dtype=bool)
     if not mask.any():
         return
-    near = np.ones_like(mask) if support is None else np.asarray(support, dtype=bool)
     # Planes are cut across the longest axis, as memory goes by their area.
     axes = np.argsort([side.start - side.stop for side in box_of(mask)], kind="stable")
     read, write = _turned(read, write, axes)
-    mask, near = mask.transpose(axes), near.transpose(axes)
-    size, stride = mask.shape, net.config.spatial_stride
-    mask, near = padded(mask, stride), padded(near, stride)
-    chosen = plan(net, mask, near, memory_bytes=memory_bytes)
+    mask = mask.transpose(axes)
+    size = mask.shape
+    mask = padded(mask, net.config.spatial_stride)
+    chosen = plan(net, mask, memory_bytes=memory_bytes)
     most = memory.resident_bytes() + int(_FULL * memory_bytes)
-    stream = _Stream(net, _source(net, read, size), near, chosen.thickness, most)
+    stream = _Stream(net, _source(net, read, size), mask, chosen.thickness, most)
     run = stream.run_in_stages if chosen.staged else stream.run
     with torch.inference_mode():
-        for done in run(mask, chosen.edges, write):
+        for done in run(chosen.edges, write):
             if progress is not None:
                 progress(done)
 
@@ -125,29 +117,28 @@ class _Way:
     chains: tuple[tuple[range, int], ...]
 
 
-def plan(net: UNet, mask: np.ndarray, near: np.ndarray, *, memory_bytes: float) -> Plan:
+def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
     """Choose the way of least work that fits the memory.
 
     Parameters
     ----------
     net : UNet
-    mask, near : array of bool, shape (x, y, z)
-        Voxels wanted, and those whose input may differ from zero; of multiples of the network's spatial stride.
+    mask : array of bool, shape (x, y, z)
+        Of multiples of the network's spatial stride.
     memory_bytes : float
     """
     config, (_, *sides) = net.config, box_of(mask)
-    _, *ends = grown(box_of(near | mask), 2 * config.convs_per_block, mask.shape)
     depth, reach = len(config.channels), 2 * config.convs_per_block
     ways = [_Way(False, 1.0, 0.0, ((range(depth), config.receptive_radius),))]
     if config.pool_strides[:1] == (2,):
-        stored = sum(int(cells.sum()) for cells in _coarse(config, mask))
+        stored = 2 * int(cells_of(mask).sum())
         held = float(stored) * net.bases[1].n_vertices * config.channels[0] * net.head.bias.element_size()
         ways.append(_Way(True, _ENCODED_AGAIN, held, ((range(1), reach), (range(1, depth), 2 * reach))))
     best: tuple[tuple[float, float], Plan] | None = None
     least = np.inf
     for edges in product(*(_edges(side, config.spatial_stride) for side in sides)):
         for way, thickness in product(ways, _THICKNESS):
-            areas = [_areas(sides, edges, halo, ends) for _, halo in way.chains]
+            areas = [_areas(sides, edges, halo) for _, halo in way.chains]
             columns = (column_bytes(net, thickness, levels=levels) for levels, _ in way.chains)
             needed = way.held + max(largest * each for (_, largest), each in zip(areas, columns, strict=True))
             # In plain PyTorch a slab expands two planes again in each layer, which is about half of the work on them.
@@ -181,16 +172,10 @@ def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
     return 1.1 * numbers * net.head.bias.element_size()
 
 
-def _areas(sides: list[slice], edges: tuple[int, ...], halo: int, ends: list[slice]) -> tuple[int, int]:
-    """Give the voxels of all tiles with their halos, and those of the largest; no more is computed than what lies in ``ends``."""
-    y, z = (_widths(*along, halo) for along in zip(sides, edges, ends, strict=True))
+def _areas(sides: list[slice], edges: tuple[int, ...], halo: int) -> tuple[int, int]:
+    """Give the voxels of all tiles with their halos, and those of the largest; nothing is computed beyond the sides."""
+    y, z = (_widths(*along, halo) for along in zip(sides, edges, strict=True))
     return sum(y) * sum(z), max(y) * max(z)
-
-
-def _coarse(config: UNetConfig, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mark the cells where the finest decoder needs the coarser levels, and those that they need of the finest encoder."""
-    cells = cells_of(dilated(mask, _reach(config, 0)))
-    return cells, _reads(config, 1, cells)
 
 
 @dataclass(frozen=True)
@@ -199,6 +184,9 @@ class _Slab:
 
     box: Box
     values: Tensor
+
+
+_Make = Callable[[Box, Tensor | None], _Slab]
 
 
 class _Feature:
@@ -211,16 +199,17 @@ class _Feature:
     thickness : int
         Planes of a slab.
     make : callable
-        Makes the slab of a box; it may be larger in y and z.
-    tight : bool
-        Make each slab as small as what is needed of it, and not all in one rectangle.
+        Makes the slab of a box, which may be larger in y and z; is given the values of one that was forgotten, to reuse.
+    unit : int, optional
+        Make all slabs in one rectangle whose ends are multiples of it. Without it, each as small as what is needed.
     """
 
-    def __init__(self, needed: np.ndarray, thickness: int, make: Callable[[Box], _Slab], *, tight: bool):
+    def __init__(self, needed: np.ndarray, thickness: int, make: _Make, *, unit: int | None):
         self.needed, self.thickness, self._make = needed, thickness, make
-        self._sides = None if tight or not needed.any() else rectangle(needed)
+        self._sides = rectangle(needed, unit) if unit and needed.any() else None
         self._slabs: list[_Slab] = []
-        self._end = int(needed.any(axis=(1, 2)).argmax())
+        self._spare: Tensor | None = None
+        self._end = int(needed.any(axis=(1, 2)).argmax()) // 2 * 2  # so that a slab of cells needs one of voxels
 
     def prepare(self, last: int) -> None:
         """Make all planes before ``last``."""
@@ -228,7 +217,8 @@ class _Feature:
             first, self._end = self._end, min(self._end + self.thickness, last)
             part = self.needed[first : self._end]
             if part.any():
-                self._slabs.append(self._make((slice(first, self._end), *(self._sides or box_of(part)[1:]))))
+                spare, self._spare = self._spare, None
+                self._slabs.append(self._make((slice(first, self._end), *(self._sides or box_of(part)[1:])), spare))
 
     def read(self, box: Box) -> Tensor:
         """Give the values in a box, none of whose planes was forgotten; zero where nothing was needed."""
@@ -246,13 +236,17 @@ class _Feature:
 
     def slabs(self) -> Iterator[tuple[Box, Tensor]]:
         """Yield boxes that cover what is needed, with their values, and forget them."""
-        x, _, _ = box_of(self.needed)
-        for first in range(x.start, x.stop, self.thickness):
-            part = self.needed[first : min(first + self.thickness, x.stop)]
+        stop = box_of(self.needed)[0].stop
+        for first in range(self._end, stop, self.thickness):
+            part = self.needed[first : min(first + self.thickness, stop)]
             if part.any():
                 box = (slice(first, first + len(part)), *box_of(part)[1:])
                 yield box, self.read(box)
                 self.forget(box[0].stop)
+
+    def planes(self, begin: int, end: int) -> tuple[int, int]:
+        """Say which of its planes are needed of those from ``begin`` to ``end`` of its reader."""
+        return begin, end
 
     def between(self, begin: int, end: int) -> Iterator[tuple[_Slab, slice]]:
         """Yield the slabs with planes from ``begin`` to ``end``, and which of those planes they hold."""
@@ -264,7 +258,8 @@ class _Feature:
 
     def forget(self, before: int) -> None:
         """Let go of the slabs that end before ``before``."""
-        self._slabs = [slab for slab in self._slabs if slab.box[0].stop > before]
+        while self._slabs and self._slabs[0].box[0].stop <= before:
+            self._spare = self._slabs.pop(0).values
 
 
 class _Unpooled:
@@ -288,10 +283,14 @@ class _Unpooled:
         """Give the map in a box of whole cells."""
         return Unpooled(self.pool, self._coarse.read(halved(box)))
 
-    def between(self, begin: int, end: int) -> Iterator[tuple[_Slab, slice]]:
-        """Yield the slabs of cells, and their planes, of which the planes from ``begin`` to ``end`` are made, each once."""
+    def planes(self, begin: int, end: int) -> tuple[int, int]:
+        """Say which planes of cells are needed for those from ``begin`` to ``end`` of its reader, each once."""
         begin, self._done = max(begin // 2, self._done), -(-end // 2)
-        yield from self._coarse.between(begin, self._done)
+        return begin, self._done
+
+    def between(self, begin: int, end: int) -> Iterator[tuple[_Slab, slice]]:
+        """Yield the slabs with planes of cells from ``begin`` to ``end``, and which of those they hold."""
+        return self._coarse.between(begin, end)
 
     def forget(self, before: int) -> None:
         """Let go of the planes before ``before``."""
@@ -307,9 +306,7 @@ class _Convolution:
     inputs : sequence of _Feature or _Unpooled
     reach : int
         Planes on each side that a result depends on.
-    wanted : array of bool, shape (x, y, z)
-    thickness : int
-        Planes asked for at once, at most.
+    course : native.Course
     most : int
         Bytes of the process beyond which it hands back freed memory.
     """
@@ -320,20 +317,19 @@ class _Convolution:
         inputs: Sequence[_Feature | _Unpooled],
         *,
         reach: int,
-        wanted: np.ndarray,
-        thickness: int,
+        course: native.Course,
         most: int,
     ):
         self._unit, self._inputs, self._reach, self._most = unit, inputs, reach, most
-        self._planes, self._done = len(wanted), 0
+        self._planes, self._done = len(course.wanted), 0
         pool = inputs[-1].pool if isinstance(inputs[-1], _Unpooled) else None
-        self._start = partial(unit.slabwise, wanted=wanted, thickness=thickness, pool=pool)
+        self._start = partial(unit.slabwise, course, pool=pool)
 
     @cached_property
     def _layer(self) -> native.Slabwise:
         return self._start()
 
-    def __call__(self, box: Box) -> _Slab:
+    def __call__(self, box: Box, spare: Tensor | None) -> _Slab:
         """Make a slab, at the wanted voxels of its planes."""
         begin, end = max(self._done, box[0].start - self._reach), min(box[0].stop + self._reach, self._planes)
         for feature in self._inputs:
@@ -343,12 +339,18 @@ class _Convolution:
             feature.forget(end)
         self._done = end
         memory.hand_back_freed_memory(self._most)
-        y = self._layer.combine(box[0])
+        y = self._layer.combine(box[0], spare)
         return _Slab((box[0], *self._layer.sides), self._unit.normalise(y))
 
     def _analyse(self, index: int, feature: _Feature | _Unpooled, begin: int, end: int) -> None:
-        for slab, planes in feature.between(begin, end):
+        at, end = feature.planes(begin, end)
+        for slab, planes in feature.between(at, end):
+            if at < planes.start:
+                self._layer.leave_out(index, slice(at, planes.start))
             self._layer.analyse(index, slab.values, slab.box, planes)
+            at = planes.stop
+        if at < end:
+            self._layer.leave_out(index, slice(at, end))
 
 
 class _Stream:
@@ -359,40 +361,39 @@ class _Stream:
     net : UNet
     source : callable
         Gives the input in a box, (V, 1, x, y, z, C).
-    near : array of bool, shape (x, y, z)
-        Voxels whose input may differ from zero.
+    mask : array of bool, shape (x, y, z)
     thickness : int
         Planes of a slab at the finest level.
     most : int
         Bytes of the process beyond which it hands back freed memory.
     """
 
-    def __init__(self, net: UNet, source: Callable[[Box], Tensor], near: np.ndarray, thickness: int, most: int):
+    def __init__(
+        self, net: UNet, source: Callable[[Box, Tensor | None], Tensor], mask: np.ndarray, thickness: int, most: int
+    ):
         self._net, self._source, self._thickness, self._most = net, source, thickness, most
         # The kernel computes what is marked, and slabs of one size fit where others were. PyTorch computes all.
         self._tight = not native.suits(net.head.bias)
-        self._near = (
-            doubled(cells_of(dilated(near, net.config.convs_per_block))) if net.config.spatial_stride > 1 else near
-        )
+        self._masks = [mask]  # of each level
+        for stride in net.config.pool_strides:
+            self._masks.append(cells_of(self._masks[-1]) if stride else self._masks[-1])
 
-    def run(self, mask: np.ndarray, edges: tuple[int, int], write: Callable[[Box, Tensor], None]) -> Iterator[float]:
+    def run(self, edges: tuple[int, int], write: Callable[[Box, Tensor], None]) -> Iterator[float]:
         """Run the whole network on each tile; yield the share done."""
-        done = 0
+        done, mask = 0, self._masks[0]
         for tile in _tiles(mask, edges):
             for box, values in self._level(0, tile, self._input).slabs():
                 self._finish(box, values, write)
                 done += int(tile[box].sum())
                 yield done / mask.sum()
 
-    def run_in_stages(
-        self, mask: np.ndarray, edges: tuple[int, int], write: Callable[[Box, Tensor], None]
-    ) -> Iterator[float]:
+    def run_in_stages(self, edges: tuple[int, int], write: Callable[[Box, Tensor], None]) -> Iterator[float]:
         """Run the finest encoder, the coarser levels and the finest decoder one after another, each over its tiles."""
-        cells, sources = _coarse(self._net.config, mask)
+        mask, cells, *_ = self._masks
         halves = edges[0] // 2, edges[1] // 2
-        pooled, deeper = _Store(sources), _Store(cells)
+        pooled, deeper = _Store(cells), _Store(cells)
         stages = (
-            (0.3, sources, halves, self._encoded, pooled.put),
+            (0.3, cells, halves, self._encoded, pooled.put),
             (0.1, cells, halves, lambda part: self._level(1, part, partial(self._kept, 1, pooled)), deeper.put),
             (0.6, mask, edges, lambda part: self._decoded(part, deeper), partial(self._finish, write=write)),
         )
@@ -407,51 +408,78 @@ class _Stream:
             before += share
 
     def _finish(self, box: Box, values: Tensor, write: Callable[[Box, Tensor], None]) -> None:
-        write(box, self._net.classify(values).permute(1, 5, 2, 3, 4, 0))
+        parts = values.split(_VERTICES_AT_ONCE)  # else copies of all that is in the box come and go in ever other sizes
+        write(box, torch.cat([self._net.classify(part) for part in parts]).permute(1, 5, 2, 3, 4, 0))
 
     def _level(self, level: int, needed: np.ndarray, source: Callable[[np.ndarray], _Feature]) -> _Feature:
         """Chain a level and everything coarser; ``source`` gives the level's input at the voxels it is told."""
-        net, reach = self._net, _reach(self._net.config, level)
+        net = self._net
+        around = self._around(level, needed)
         if level == len(net.encoder):
-            return self._block(level, net.bottom, [source(dilated(needed, reach))], needed)
-        around = dilated(needed, reach)
+            return self._block(level, net.bottom, [source(around)], needed)
         if net.config.pool_strides[level] == 0:
-            skip = self._block(level, net.encoder[level], [source(dilated(around, reach))], around)
+            skip = self._block(level, net.encoder[level], [source(self._around(level, around))], around)
             deeper: _Feature | _Unpooled = self._feature(level, around, partial(self._below, level, skip))
         else:
-            cells = cells_of(around)
-            made = around | self._worth(level, _reads(net.config, level + 1, cells))
-            skip = self._block(level, net.encoder[level], [source(dilated(made, reach))], made)
+            cells = self._cells(level, needed)
+            made = around | self._voxels(level, self._reads(level + 1, cells))
+            skip = self._block(level, net.encoder[level], [source(self._around(level, made))], made)
             coarse = self._level(level + 1, cells, lambda pooled: self._pooled(level, skip, pooled))
             deeper = _Unpooled(coarse, net.pools[level])
         return self._block(level, net.decoder[len(net.decoder) - 1 - level], [skip, deeper], needed)
 
     def _encoded(self, cells: np.ndarray) -> _Feature:
         """Chain the finest encoder alone up to its pooled output."""
-        made = self._worth(0, cells)
-        skip = self._block(0, self._net.encoder[0], [self._input(dilated(made, _reach(self._net.config, 0)))], made)
+        made = self._voxels(0, cells)
+        skip = self._block(0, self._net.encoder[0], [self._input(self._around(0, made))], made)
         return self._pooled(0, skip, cells, keep=False)
 
     def _decoded(self, needed: np.ndarray, deeper: "_Store") -> _Feature:
         """Chain the finest encoder and its decoder, with what the coarser levels gave."""
-        reach = _reach(self._net.config, 0)
-        around = dilated(needed, reach)
-        skip = self._block(0, self._net.encoder[0], [self._input(dilated(around, reach))], around)
-        coarse = self._kept(1, deeper, cells_of(around))
+        cells = self._cells(0, needed)
+        made = self._around(0, needed) | self._voxels(0, cells)
+        skip = self._block(0, self._net.encoder[0], [self._input(self._around(0, made))], made)
+        coarse = self._kept(1, deeper, cells)
         return self._block(0, self._net.decoder[-1], [skip, _Unpooled(coarse, self._net.pools[0])], needed)
 
     def _input(self, needed: np.ndarray) -> _Feature:
-        return self._feature(0, needed, lambda box: _Slab(box, self._source(box)))
+        return self._feature(0, needed, lambda box, spare: _Slab(box, self._source(box, spare)))
 
     def _kept(self, level: int, store: "_Store", needed: np.ndarray) -> _Feature:
-        return self._feature(level, needed, lambda box: _Slab(box, store.read(box)))
+        return self._feature(level, needed, lambda box, _: _Slab(box, store.read(box)))
 
-    def _worth(self, level: int, cells: np.ndarray) -> np.ndarray:
-        """Mark the voxels of cells, on the finest level without those where all is as in an empty volume."""
-        return doubled(cells) & self._near if level == 0 else doubled(cells)
+    def _around(self, level: int, needed: np.ndarray) -> np.ndarray:
+        """Mark the voxels of its input on which a block's result at the needed voxels depends."""
+        return dilated(needed, self._reach(level)) & self._masks[level]
 
-    def _feature(self, level: int, needed: np.ndarray, make: Callable[[Box], _Slab]) -> _Feature:
-        return _Feature(needed, max(1, self._thickness >> level), make, tight=self._tight)
+    def _cells(self, level: int, needed: np.ndarray) -> np.ndarray:
+        """Mark the cells that a decoder block reads for its result at the needed voxels, some outside the mask of its level."""
+        return cells_of(dilated(needed, self._reach(level))) & self._masks[level + 1]
+
+    def _reach(self, level: int) -> int:
+        """Voxels that a block reaches in space."""
+        return self._net.config.convs_per_block * self._net.config.spatial[level]
+
+    def _voxels(self, level: int, cells: np.ndarray) -> np.ndarray:
+        """Mark the voxels of cells."""
+        return doubled(cells) & self._masks[level]
+
+    def _reads(self, level: int, needed: np.ndarray) -> np.ndarray:
+        """Mark the voxels of a level's input on which its result at the needed voxels depends."""
+        around = self._around(level, needed)
+        if level == len(self._net.encoder):
+            return around
+        if self._net.config.pool_strides[level]:
+            around = around | self._voxels(level, self._reads(level + 1, self._cells(level, needed)))
+        return self._around(level, around)
+
+    def _feature(self, level: int, needed: np.ndarray, make: _Make) -> _Feature:
+        unit = None if self._tight else self._side_unit(level)
+        return _Feature(needed, max(1, self._thickness >> level), make, unit=unit)
+
+    def _side_unit(self, level: int) -> int:
+        """Give what the ends of the rectangles of a level are multiples of: whole cells where it is pooled."""
+        return 2 if self._net.config.pool_strides[level : level + 1] == (2,) else 1
 
     def _block(
         self, level: int, units: nn.ModuleList, inputs: Sequence[_Feature | _Unpooled], needed: np.ndarray
@@ -459,57 +487,63 @@ class _Stream:
         """Chain the convolutions of a block."""
         reach = int(self._net.config.spatial[level])
         for left, unit in zip(reversed(range(len(units))), units, strict=True):
-            wanted = dilated(needed, reach * left)
+            wanted = dilated(needed, reach * left) & self._masks[level]
             result = self._feature(level, wanted, self._convolution(level, unit, inputs, reach, wanted))
             inputs = [result]
         return result
 
     def _convolution(
         self, level: int, unit: ConvNormReLU, inputs: Sequence[_Feature | _Unpooled], reach: int, wanted: np.ndarray
-    ) -> Callable[[Box], _Slab]:
+    ) -> _Make:
         if self._tight:
-            return partial(self._convolved, unit, inputs, reach, wanted)
-        thickness = max(1, self._thickness >> level)
-        return _Convolution(unit, inputs, reach=reach, wanted=wanted, thickness=thickness, most=self._most)
+            return partial(self._convolved, level, unit, inputs, reach)
+        course = native.Course(wanted, self._masks[level], max(1, self._thickness >> level), self._side_unit(level))
+        return _Convolution(unit, inputs, reach=reach, course=course, most=self._most)
 
     def _convolved(
-        self, unit: ConvNormReLU, inputs: Sequence[_Feature | _Unpooled], reach: int, wanted: np.ndarray, box: Box
+        self,
+        level: int,
+        unit: ConvNormReLU,
+        inputs: Sequence[_Feature | _Unpooled],
+        reach: int,
+        box: Box,
+        _: Tensor | None,
     ) -> _Slab:
         """Run one convolution in plain PyTorch, on all voxels of a rectangle."""
-        wide = grown(box, reach, wanted.shape)
+        wide = grown(box, reach, self._masks[level].shape)
         if isinstance(inputs[-1], _Unpooled):
             wide = twice(halved(wide))
         for feature in inputs:
             feature.prepare(wide[0].stop)
-        values = [feature.read(wide) for feature in inputs]
+        values = [self._masked(level, feature.read(wide), wide) for feature in inputs]
         for feature in inputs:
             feature.forget(box[0].stop - reach)
         made = (box[0], *wide[1:])
         return _Slab(made, unit(*values)[index_in(made, wide)])
 
-    def _pooled(self, level: int, skip: _Feature, needed: np.ndarray, *, keep: bool = True) -> _Feature:
-        """Pool the encoder's output and keep it for others; where it was not computed it is as in an empty volume."""
-        computed = needed & cells_of(skip.needed)
-        empty = None if computed[needed].all() else _EmptyVolume(self._net, needed.shape)
+    def _masked(self, level: int, values: Tensor | Unpooled, box: Box) -> Tensor | Unpooled:
+        """Put zeros outside the mask."""
+        if isinstance(values, Unpooled):
+            return Unpooled(values.pool, self._masked(level + 1, values.source, halved(box)))
+        return values * torch.from_numpy(self._masks[level][box]).to(values.device)[..., None]
 
-        def make(box: Box) -> _Slab:
-            part = computed[box]
-            if not part.any():
-                return _Slab(box, empty.read(box))
-            inner = moved(box_of(part), by=box) if self._tight else box
-            pooled = self._net.pools[level](skip.read(twice(inner)))
+    def _pooled(self, level: int, skip: _Feature, needed: np.ndarray, *, keep: bool = True) -> _Feature:
+        """Pool the encoder's output and keep it for others."""
+
+        def make(box: Box, _: Tensor | None) -> _Slab:
+            fine = twice(box)
+            values, inside = skip.read(fine), self._masks[level][fine]
+            # Others than those in a cell with some of the mask may be anything before and after.
+            x, y, z = (torch.from_numpy(at).to(values.device) for at in np.nonzero(doubled(cells_of(inside)) & ~inside))
+            values[:, :, x, y, z] = 0
+            pooled = self._net.pools[level](values)
             if not keep:
-                skip.forget(2 * box[0].stop)
-            if empty is None:
-                return _Slab(inner, pooled)
-            values, place = empty.read(box), index_in(inner, box)
-            there = torch.from_numpy(computed[inner]).to(values.device)[..., None]
-            values[place] = torch.where(there, pooled, values[place])
-            return _Slab(box, values)
+                skip.forget(fine[0].stop)
+            return _Slab(box, pooled)
 
         return self._feature(level + 1, needed, make)
 
-    def _below(self, level: int, skip: _Feature, box: Box) -> _Slab:
+    def _below(self, level: int, skip: _Feature, box: Box, _: Tensor | None) -> _Slab:
         """Run the levels below, which treat each voxel alone."""
         pool = self._net.pools[level]
         return _Slab(box, pool.unpool(self._net.descend(level + 1, pool(skip.read(box)))))
@@ -537,30 +571,6 @@ class _Store:
         return self._values[:, None, torch.from_numpy(self._row[box]).to(self._values.device)]
 
 
-class _EmptyVolume:
-    """What the finest encoder puts out, pooled, in a volume of zeros: it depends on the distance to the border alone."""
-
-    def __init__(self, net: UNet, shape: tuple[int, ...]):
-        border = -(-net.config.convs_per_block // 2)  # cells that the border reaches
-        sizes = [min(n, 2 * border + 1) for n in shape]
-        zeros = net.head.bias.new_zeros(net.bases[0].n_vertices, 1, *(2 * n for n in sizes), net.config.in_channels)
-        self._small = net.pools[0](net.encode(0, zeros))
-        self._place = [_alike(n, border).to(zeros.device) for n in shape]
-
-    def read(self, box: Box) -> Tensor:
-        """Give (V, 1, x, y, z, F) in a box of cells."""
-        x, y, z = (place[side] for place, side in zip(self._place, box, strict=True))
-        return self._small[:, :, x[:, None, None], y[:, None], z]
-
-
-def _alike(length: int, border: int) -> Tensor:
-    """Give for each cell of an axis the cell of a short axis, of at most 2 * border + 1, that lies as far from the borders."""
-    cell = torch.arange(length)
-    if length <= 2 * border + 1:
-        return cell
-    return torch.minimum(cell, torch.full_like(cell, border)) + (cell - (length - 1 - border)).clamp(0, border)
-
-
 def _turned(
     read: Callable[[Box], Tensor], write: Callable[[Box, Tensor], None], axes: np.ndarray
 ) -> tuple[Callable[[Box], Tensor], Callable[[Box, Tensor], None]]:
@@ -580,36 +590,21 @@ def _turned(
     return read_turned, write_turned
 
 
-def _source(net: UNet, read: Callable[[Box], Tensor], size: tuple[int, ...]) -> Callable[[Box], Tensor]:
-    """Give the input with vertices first, and zeros beyond the volume's end."""
+def _source(net: UNet, read: Callable[[Box], Tensor], size: tuple[int, ...]) -> Callable[[Box, Tensor | None], Tensor]:
+    """Give the input with vertices first, and whatever beyond the volume's end."""
 
-    def source(box: Box) -> Tensor:
+    def source(box: Box, spare: Tensor | None) -> Tensor:
         there = overlap(box, (slice(0, size[0]), slice(0, size[1]), slice(0, size[2])))
-        if there == box:
-            return read(box).permute(5, 0, 2, 3, 4, 1).contiguous()
-        shape = (s.stop - s.start for s in box)
-        values = net.head.bias.new_zeros(net.bases[0].n_vertices, 1, *shape, net.config.in_channels)
+        read_values = None if there is None else read(there).permute(5, 0, 2, 3, 4, 1)
+        if there == box and read_values.is_contiguous():
+            return read_values
+        shape = (net.bases[0].n_vertices, 1, *(s.stop - s.start for s in box), net.config.in_channels)
+        values = spare if spare is not None and spare.shape == shape else net.head.bias.new_zeros(shape)
         if there is not None:
-            values[index_in(there, box)] = read(there).permute(5, 0, 2, 3, 4, 1)
+            values[index_in(there, box)] = read_values
         return values
 
     return source
-
-
-def _reach(config: UNetConfig, level: int) -> int:
-    """Voxels that a block of a level reaches in space."""
-    return config.convs_per_block * config.spatial[level]
-
-
-def _reads(config: UNetConfig, level: int, needed: np.ndarray) -> np.ndarray:
-    """Mark the voxels of a level's input on which its result at the needed voxels depends."""
-    reach = _reach(config, level)
-    around = dilated(needed, reach)
-    if level == len(config.channels) - 1:
-        return around
-    if config.pool_strides[level]:
-        around = around | doubled(_reads(config, level + 1, cells_of(around)))
-    return dilated(around, reach)
 
 
 def _edges(side: slice, stride: int) -> list[int]:
@@ -618,10 +613,10 @@ def _edges(side: slice, stride: int) -> list[int]:
     return sorted({_up(-(-length // parts), stride) for parts in range(1, _MOST_CUTS + 1)}, reverse=True)
 
 
-def _widths(side: slice, edge: int, ends: slice, halo: int) -> list[int]:
+def _widths(side: slice, edge: int, halo: int) -> list[int]:
     """Give the widths of the tiles of a side with their halos."""
     starts = range(side.start, side.stop, edge)
-    return [min(first + edge + halo, side.stop + halo, ends.stop) - max(first - halo, ends.start) for first in starts]
+    return [min(first + edge + halo, side.stop) - max(first - halo, side.start) for first in starts]
 
 
 def _tiles(mask: np.ndarray, edges: tuple[int, int]) -> Iterator[np.ndarray]:

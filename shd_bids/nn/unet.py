@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from shd_bids.nn.cheb import SphereBasis
 from shd_bids.nn.conv import SpatioSphericalConv
-from shd_bids.nn.native import Slabwise
+from shd_bids.nn.native import Course, Slabwise
 from shd_bids.nn.norm import NormReLU
 from shd_bids.nn.pool import Pooling, Unpooled
 from shd_bids.nn.recompute import recipe_of, recomputed, remember
@@ -160,9 +159,9 @@ class ConvNormReLU(nn.Module):
         """Take the second step, after which ``y`` is of no use to others."""
         return y if self.norm is None else self.norm(y, own=True)
 
-    def slabwise(self, *, wanted: np.ndarray, thickness: int, pool: Pooling | None = None) -> Slabwise:
+    def slabwise(self, course: Course, *, pool: Pooling | None = None) -> Slabwise:
         """Give what takes the first step a few planes at a time, see :meth:`SpatioSphericalConv.slabwise`."""
-        return self.conv.slabwise(wanted=wanted, thickness=thickness, pool=pool, relu=self.norm is None)
+        return self.conv.slabwise(course, pool=pool, relu=self.norm is None)
 
 
 class UNet(nn.Module):
@@ -199,48 +198,54 @@ class UNet(nn.Module):
         )
         self.head = Head(finer[0], config.out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map (B, C, X, Y, Z, V) to (B, O, X, Y, Z, V).
+
+        With a mask the features of every level are zero outside it, as they are beyond the border of a volume: what lies
+        there neither matters nor costs. A coarser level's mask holds the cells that touch that of the finer. The output
+        outside the mask has no meaning.
+
+        Parameters
+        ----------
+        x : Tensor
+        mask : Tensor of bool, shape (B, X, Y, Z), optional
+            Of a network in volume form.
 
         Raises
         ------
         ValueError
-            If channels or vertices do not fit, or the size is not that of a patch.
+            If channels, vertices or the mask do not fit, or the size is not that of a patch.
         """
-        self._check(x)
-        x = x.permute(5, 0, 2, 3, 4, 1).contiguous()  # (V, B, X, Y, Z, C)
+        self._check(x, mask)
         size = x.shape[2:5]
-        x = self.descend(0, self.pad(x))
-        if x.shape[2:5] != size:
+        lacking = [(-n) % self.config.spatial_stride for n in size] if self.config.form == "volume" else [0]
+        if any(lacking) and mask is None:
+            mask = x.new_ones((len(x), *size), dtype=torch.bool)
+        x = x.permute(5, 0, 2, 3, 4, 1).contiguous()  # (V, B, X, Y, Z, C)
+        if mask is not None:
+            x_end, y_end, z_end = lacking
+            x = functional.pad(x * mask[None, ..., None], (0, 0, 0, z_end, 0, y_end, 0, x_end))
+            mask = functional.pad(mask, (0, z_end, 0, y_end, 0, x_end)).to(x.dtype)
+        x = self.descend(0, x, mask)
+        if any(lacking):
             x = x[:, :, : size[0], : size[1], : size[2]]
         return self.classify(x).permute(1, 5, 2, 3, 4, 0)  # (B, O, X, Y, Z, V)
 
     # The steps of the network, on tensors (vertex, batch, x, y, z, channel), for running it in pieces.
 
-    def encode(self, level: int, x: Tensor) -> Tensor:
-        """Run the encoder block of a level."""
-        return _run(self.encoder[level], [x])
-
-    def descend(self, level: int, x: Tensor) -> Tensor:
-        """Run a level and everything coarser."""
+    def descend(self, level: int, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Run a level and everything coarser; ``mask`` (B, X, Y, Z) is one or zero."""
         if level == len(self.encoder):
-            return _run(self.bottom, [x])
-        pool, inputs = self.pools[level], list[Any]([self.encode(level, x)])
-        inputs.append(_unpool(pool, self.descend(level + 1, pool(inputs[0]))))
-        return _run(self.decoder[len(self.decoder) - 1 - level], inputs)
+            return _run(self.bottom, [x], mask)
+        pool, inputs = self.pools[level], list[Any]([_run(self.encoder[level], [x], mask)])
+        coarse = mask if mask is None or pool.stride == 0 else functional.max_pool3d(mask, pool.stride)
+        inputs.append(_unpool(pool, self.descend(level + 1, pool(inputs[0]), coarse)))
+        return _run(self.decoder[len(self.decoder) - 1 - level], inputs, mask)
 
     def classify(self, x: Tensor) -> Tensor:
         """Map features to tissues."""
         with recomputed([x]):
             return self.head(x)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Append zero voxels up to a multiple of the pooling stride: the volume goes on as background there."""
-        if self.config.form == "patch":
-            return x
-        stride = self.config.spatial_stride
-        x_pad, y_pad, z_pad = ((-n) % stride for n in x.shape[2:5])
-        return functional.pad(x, (0, 0, 0, z_pad, 0, y_pad, 0, x_pad)) if x_pad or y_pad or z_pad else x
 
     def folded(self) -> "UNet":
         """Give a copy for inference with batch normalisation folded into the convolutions (cast it as a whole if asked)."""
@@ -271,7 +276,7 @@ class UNet(nn.Module):
             inputs = (width,)
         return nn.ModuleList(units)
 
-    def _check(self, x: Tensor) -> None:
+    def _check(self, x: Tensor, mask: Tensor | None) -> None:
         config, vertices = self.config, self.bases[0].n_vertices
         if x.ndim != 6 or x.shape[1] != config.in_channels or x.shape[5] != vertices:
             raise ValueError(
@@ -281,6 +286,11 @@ class UNet(nn.Module):
             raise ValueError(
                 f"patch has size {tuple(x.shape[2:5])}, expected {config.patch_size} along each axis; "
                 "build the network with form='volume' for other sizes"
+            )
+        if mask is not None and (config.form == "patch" or mask.shape != (len(x), *x.shape[2:5])):
+            raise ValueError(
+                f"found a mask of shape {tuple(mask.shape)} for a network in {config.form} form, expected one of "
+                f"{(len(x), *x.shape[2:5])} for one in volume form"
             )
 
 
@@ -324,9 +334,20 @@ def _unpool(pool: Pooling, x: Tensor) -> Tensor | Unpooled:
     return result
 
 
-def _run(block: nn.ModuleList, inputs: list[Any]) -> Tensor:
+def _run(block: nn.ModuleList, inputs: list[Any], mask: Tensor | None) -> Tensor:
     """Run a block; the list is used up, so that what nothing else holds is freed as soon as it was read."""
     for unit in block:
         inputs[:] = [unit.convolve(*inputs)]
         inputs[:] = [unit.normalise(*inputs)]
+        if mask is not None:
+            inputs[:] = [_masked(inputs[0], mask)]
     return inputs.pop()
+
+
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    marks = mask[None, ..., None].to(x.dtype)
+    result = x * marks
+    if torch.is_grad_enabled():
+        recipe = recipe_of(x)
+        remember(result, lambda: recipe() * marks)
+    return result

@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from shd_bids.nn import native
+from shd_bids.nn.boxes import cells_of
 from shd_bids.nn.cheb import SphereBasis, chebyshev
 from shd_bids.nn.conv import SpatioSphericalConv, shell_sums
 from shd_bids.nn.native import build
@@ -141,22 +142,23 @@ def test_a_few_planes_at_a_time_are_those_of_the_whole(generator, start, unpoole
     if unpooled and not spatial:
         pytest.skip("where space is pooled there is a spatial kernel")
     conv, pool = make((3, 2), 4, spatial=spatial, dtype=torch.float32), Pooling(2, hemisphere=True, stride=2)
-    wanted = np.random.default_rng(0).random((10, 8, 22)) < 0.05
+    rng = np.random.default_rng(0)
+    wanted, inside = (rng.random((10, 8, 22)) < share for share in (0.05, 0.3))
     wanted[:start] = wanted[:, :2] = wanted[:, :, 18:] = False
     wanted[start, 3, 5] = wanted[9, 7, 1] = True
-    inputs = [torch.randn(24, 1, 10, 8, 22, 3, generator=generator)]
-    coarse = torch.randn(6, 1, 5, 4, 11, 2, generator=generator)
-    inputs.append(pool.unpool(coarse) if unpooled else torch.randn(24, 1, 10, 8, 22, 2, generator=generator))
+    sizes = [(24, 1, 10, 8, 22, 3), (6, 1, 5, 4, 11, 2) if unpooled else (24, 1, 10, 8, 22, 2)]
+    inputs = [torch.randn(*size, generator=generator) for size in sizes]
+    marks = [inside, cells_of(inside) if unpooled else inside]
+    for x, holding in zip(inputs, marks, strict=True):
+        x[:, :, ~holding] = 0
     with torch.no_grad():
-        whole = conv(*inputs, relu=True)
+        whole = conv(inputs[0], pool.unpool(inputs[1]) if unpooled else inputs[1], relu=True)
     read = ndimage.maximum_filter(wanted, 3) if spatial else wanted
-    inputs[0][:, :, ~read] = torch.nan  # must not matter
-    if unpooled:
-        inputs[1] = coarse
-        inputs[1][:, :, ~read.reshape(5, 2, 4, 2, 11, 2).any(axis=(1, 3, 5))] = torch.nan
-    else:
-        inputs[1][:, :, ~read] = torch.nan
-    layer = conv.slabwise(wanted=wanted, thickness=thickness, relu=True, pool=pool if unpooled else None)
+    reads = [read, cells_of(read) if unpooled else read]
+    for x, holding, needed in zip(inputs, marks, reads, strict=True):
+        x[:, :, ~(holding & needed)] = torch.nan  # must not matter
+    course = native.Course(wanted, inside, thickness, unit=2)
+    layer = conv.slabwise(course, relu=True, pool=pool if unpooled else None)
     done = [max(start - spatial, 0), max(start - spatial, 0)]
     if unpooled:
         done[1] //= 2

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from shd_bids.nn import memory, native, norm, tiles
+from shd_bids.nn.boxes import box_of
 from shd_bids.nn.pool import Pooling
 from shd_bids.nn.tiles import Plan, apply_in_tiles, column_bytes, plan
 from shd_bids.nn.unet import UNet, UNetConfig
@@ -133,12 +134,15 @@ def test_activations_are_made_again_once(generator, monkeypatch, dtype):
 
 
 @pytest.mark.parametrize("size", [(3, 5, 2), (1, 1, 7)])
-def test_odd_sizes_are_a_larger_volume_of_zeros(generator, size):
+def test_odd_sizes_are_a_part_of_a_larger_volume(generator, size):
     net = build(**SMALL)
     x = field(generator, *size)
-    larger = torch.zeros(1, 2, *(n + n % 2 for n in size), 24, dtype=torch.float64)
-    larger[:, :, : size[0], : size[1], : size[2]] = x
-    torch.testing.assert_close(net(x), net(larger)[:, :, : size[0], : size[1], : size[2]], rtol=0, atol=1e-14)
+    larger = field(generator, *(n + n % 2 for n in size))
+    part = (..., *(slice(n) for n in size))
+    larger[(*part, slice(None))] = x
+    mask = torch.zeros(larger.shape[0], *larger.shape[2:5], dtype=torch.bool)
+    mask[part] = True
+    torch.testing.assert_close(net(x), net(larger, mask)[(*part, slice(None))], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("size", [(4, 6, 2), (5, 1, 3)])
@@ -167,7 +171,13 @@ def test_receptive_radius_is_reached_and_not_passed(generator):
         assert max(place - used.min(), used.max() - place) >= radius - 1
 
 
-def run_in_tiles(net, x, mask, *, memory_bytes, support=None):
+def on_mask(net, x, mask):
+    """Evaluate on a mask at once; give the values there."""
+    with torch.no_grad():
+        return net(x, torch.tensor(mask)[None])[:, :, mask]
+
+
+def run_in_tiles(net, x, mask, *, memory_bytes):
     """Evaluate in tiles and check the contract; give what was written, how often each voxel was read, and the progress."""
     found = torch.full((1, 2, *mask.shape, x.shape[-1]), torch.nan, dtype=x.dtype)
     written, read, told = np.zeros(mask.shape, int), np.zeros(mask.shape, int), []
@@ -180,7 +190,7 @@ def run_in_tiles(net, x, mask, *, memory_bytes, support=None):
         found[(slice(None), slice(None), *box)] = values
         written[box] += 1
 
-    apply_in_tiles(net, mask, read=take, write=write, memory_bytes=memory_bytes, support=support, progress=told.append)
+    apply_in_tiles(net, mask, read=take, write=write, memory_bytes=memory_bytes, progress=told.append)
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1)
     assert written.max() == 1
@@ -209,8 +219,7 @@ def test_tiles_are_exact(generator, monkeypatch, settings, dtype):
     mask[5:8, 3:9, 2:] = False
     mask[7:10, 4:9, 12:34] = True
     mask[20, 13, 36] = True
-    with torch.no_grad():
-        whole = build(**settings)(x.double())[:, :, mask].to(dtype)
+    whole = on_mask(build(**settings), x.double(), mask).to(dtype)
     atol = 1e-12 if dtype == torch.float64 else 1e-5 * whole.abs().max().item()
     ways = [Plan((40, 40), 16, False), Plan((14, 20), 4, False), Plan((20, 40), 2, False)]
     if net.config.pool_strides[:1] == (2,):
@@ -222,50 +231,46 @@ def test_tiles_are_exact(generator, monkeypatch, settings, dtype):
         torch.testing.assert_close(found[:, :, mask], whole, rtol=0, atol=atol)
 
 
-def test_places_far_from_the_support_are_not_read_and_change_nothing(generator):
-    net = build(**SMALL)
-    x = field(generator, 33, 30, 29)
-    mask = np.zeros((33, 30, 29), bool)
-    mask[14:18, 4:8, 22:27] = True  # so near an end that the border is seen
-    mask[30:, 12:14, 5] = True
-    support = mask.copy()
-    support[16, 20, 3] = True  # seen by no voxel of the mask
-    x[:, :, ~torch.tensor(support)] = 0
-    found, read, _ = run_in_tiles(net, x, mask, memory_bytes=1 << 30, support=support)
-    torch.testing.assert_close(found[:, :, mask], net(x)[:, :, mask], rtol=0, atol=1e-12)
-    _, everywhere, _ = run_in_tiles(net, x, mask, memory_bytes=1 << 30)
-    assert read.sum() < everywhere.sum() / 2
-    assert not read[16, 20, 3]
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("staged", [True, False])
 @pytest.mark.parametrize("thickness", [1, 2, 3, 4, 5, 7])
-def test_places_far_from_the_support_change_nothing_in_a_thin_volume(generator, monkeypatch, thickness, staged, dtype):
+def test_tiles_are_exact_in_a_thin_volume(generator, monkeypatch, thickness, staged, dtype):
     net = build(**SMALL)
     shape = (33, 30, thickness)
-    x = field(generator, *shape)
-    mask = np.zeros(shape, bool)
+    x, mask = field(generator, *shape), np.zeros(shape, bool)
     mask[14:18, 4:8] = True
-    x[:, :, ~torch.tensor(mask)] = 0
-    whole = net(x)[:, :, mask]
+    mask[17, 7:25, thickness // 2] = True
+    whole = on_mask(net, x, mask)
     atol = 1e-12 if dtype == torch.float64 else 1e-5 * whole.abs().max().item()
-    monkeypatch.setattr(tiles, "plan", lambda *arguments, **options: Plan((40, 40), 2, staged))
-    found, _, _ = run_in_tiles(net.to(dtype), x.to(dtype), mask, memory_bytes=0, support=mask)
+    monkeypatch.setattr(tiles, "plan", lambda *arguments, **options: Plan((8, 40), 2, staged))
+    found, _, _ = run_in_tiles(net.to(dtype), x.to(dtype), mask, memory_bytes=0)
     torch.testing.assert_close(found[:, :, mask].double(), whole, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_tile_that_is_all_far_from_the_support_is_as_in_an_empty_volume(generator, monkeypatch, dtype):
-    net = build(**SMALL)
-    x, mask = field(generator, 33, 30, 29), np.zeros((33, 30, 29), bool)
-    mask[14:18, 4:6, 4:6] = True  # in tiles of 4 x 4 voxels others hold but background, which the coarse levels read
-    x[:, :, ~torch.tensor(mask)] = 0
-    whole = net(x)[:, :, mask]
-    atol = 1e-12 if dtype == torch.float64 else 1e-5 * whole.abs().max().item()
-    monkeypatch.setattr(tiles, "plan", lambda *arguments, **options: Plan((4, 4), 2, True))
-    found, _, _ = run_in_tiles(net.to(dtype), x.to(dtype), mask, memory_bytes=0, support=mask)
-    torch.testing.assert_close(found[:, :, mask].double(), whole, rtol=0, atol=atol)
+def test_what_lies_outside_the_mask_is_not_computed_and_changes_nothing(generator, monkeypatch, dtype):
+    net = build(**SMALL).to(dtype)
+    x, mask = field(generator, 22, 18, 16, dtype=dtype), np.zeros((22, 18, 16), bool)
+    mask[3:9, 2:7, 5:11] = True
+    mask[9:15, 4, 6:9] = True
+    whole = on_mask(net, x, mask)
+    cut = tuple(slice(side.start // 2 * 2, side.stop) for side in box_of(mask))
+    torch.testing.assert_close(on_mask(net, x[:, :, *cut], mask[cut]), whole, rtol=0, atol=1e-5)
+    x[:, :, ~torch.tensor(mask)] = torch.nan if native.suits(x) else 1e3
+    monkeypatch.setattr(tiles, "plan", lambda *arguments, **options: Plan((4, 6), 2, False))
+    found, read, _ = run_in_tiles(net, x, mask, memory_bytes=0)
+    torch.testing.assert_close(found[:, :, mask], whole, rtol=0, atol=1e-5 * whole.abs().max().item())
+    assert not read[:, 8:].any()
+
+
+def test_a_mask_of_everything_is_no_mask(generator):
+    net, x = build(**SMALL), field(generator, 6, 4, 8)
+    torch.testing.assert_close(net(x, torch.ones(1, 6, 4, 8, dtype=torch.bool)), net(x), rtol=0, atol=0)
+
+
+def test_a_mask_that_does_not_fit_is_refused(generator):
+    with pytest.raises(ValueError, match="found a mask of shape"):
+        build(**SMALL)(field(generator, 6, 4, 8), torch.ones(1, 6, 4, 9, dtype=torch.bool))
 
 
 def test_axes_come_in_any_order(generator):
@@ -276,7 +281,7 @@ def test_axes_come_in_any_order(generator):
     for axes in itertools.permutations((0, 1, 2)):
         turned = x.permute(0, 1, *(2 + axis for axis in axes), 5)
         found, _, _ = run_in_tiles(net, turned, mask.transpose(axes), memory_bytes=1 << 30)
-        expected = net(turned)[:, :, mask.transpose(axes)]
+        expected = on_mask(net, turned, mask.transpose(axes))
         torch.testing.assert_close(found[:, :, mask.transpose(axes)], expected, rtol=0, atol=1e-12)
 
 
@@ -290,9 +295,9 @@ def test_each_convolution_takes_and_makes_each_plane_once(generator, monkeypatch
         taken[self, index] = taken.get((self, index), 0) + planes.stop - planes.start
         return analyse(self, index, values, place, planes)
 
-    def counted_out(self, planes):
+    def counted_out(self, planes, spare):
         made[self] = made.get(self, 0) + planes.stop - planes.start
-        return combine(self, planes)
+        return combine(self, planes, spare)
 
     monkeypatch.setattr(native.Slabwise, "analyse", counted_in)
     monkeypatch.setattr(native.Slabwise, "combine", counted_out)
@@ -305,11 +310,11 @@ def test_each_convolution_takes_and_makes_each_plane_once(generator, monkeypatch
 def test_tiles_need_some_memory():
     net, mask = build(**SMALL), np.ones((60, 60, 60), bool)
     with pytest.raises(ValueError, match="not enough for the smallest tile"):
-        plan(net, mask, mask, memory_bytes=1000)
+        plan(net, mask, memory_bytes=1000)
     column = column_bytes(net, 2, levels=range(2))
-    assert plan(net, mask, mask, memory_bytes=1 << 40) == Plan((60, 60), 16, False)
-    assert plan(net, mask, mask, memory_bytes=60 * 60 * column) == Plan((60, 60), 2, False)
-    assert plan(net, mask, mask, memory_bytes=0.5 * 60 * 60 * column).staged
+    assert plan(net, mask, memory_bytes=1 << 40) == Plan((60, 60), 16, False)
+    assert plan(net, mask, memory_bytes=60 * 60 * column) == Plan((60, 60), 2, False)
+    assert plan(net, mask, memory_bytes=0.5 * 60 * 60 * column).staged
 
 
 @pytest.mark.skipif(native.library() is None, reason="no compiled kernel and no compiler")
@@ -317,18 +322,16 @@ def test_kernel_needs_no_thick_slabs_and_few_tiles_cost_less_than_stages():
     net, mask = build(**SMALL, dtype=torch.float32), np.ones((20, 200, 20), bool)
     whole = 200 * 20 * column_bytes(net, 2, levels=range(2))
     for enough in (1 << 40, whole):
-        assert plan(net, mask, mask, memory_bytes=enough) == Plan((200, 20), 2, False)
-    assert plan(net, mask, mask, memory_bytes=0.8 * whole) == Plan((100, 20), 2, False)
-    assert plan(net, mask, mask, memory_bytes=0.2 * whole).staged
+        assert plan(net, mask, memory_bytes=enough) == Plan((200, 20), 2, False)
+    assert plan(net, mask, memory_bytes=0.8 * whole) == Plan((100, 20), 2, False)
+    assert plan(net, mask, memory_bytes=0.2 * whole).staged
 
 
-def test_a_halo_far_from_the_support_is_no_reason_for_stages():
+def test_a_halo_outside_the_mask_is_no_reason_for_stages():
     net, mask = build(**SMALL, dtype=torch.float32), np.zeros((40, 80, 80), bool)
     mask[10:30, 20:60, 20:60] = True
-    reach = 2 * net.config.convs_per_block
     column = column_bytes(net, 2, levels=range(2))
-    assert net.config.receptive_radius > reach
-    assert plan(net, mask, mask, memory_bytes=(40 + 2 * reach) ** 2 * column) == Plan((40, 40), 2, False)
+    assert plan(net, mask, memory_bytes=40**2 * column) == Plan((40, 40), 2, False)
 
 
 def memory_of_tiles(memory_bytes):
@@ -349,7 +352,7 @@ def memory_of_tiles(memory_bytes):
     with torch.no_grad():
         net(read((slice(0, 2),) * 3))
     before = peak()
-    apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=memory_bytes, support=mask)
+    apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=memory_bytes)
     return peak() - before
 
 

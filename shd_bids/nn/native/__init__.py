@@ -7,6 +7,7 @@ layer runs in plain PyTorch, computing the same at a fraction of the speed.
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from shd_bids.nn.boxes import cells_of, rectangle
+from shd_bids.nn.boxes import cells_of, doubled, rectangle
 from shd_bids.nn.cheb import chebyshev
+from shd_bids.nn.memory import lasting_zeros
 from shd_bids.nn.native.build import library
 from shd_bids.nn.recompute import is_spare
 from shd_bids.sphere import symmetry
@@ -59,8 +61,10 @@ class _Layer(ctypes.Structure):
         ("cache_bytes", ctypes.c_int64),
         ("wanted", ctypes.c_void_p),
         ("read", ctypes.c_void_p),
+        ("inside", ctypes.c_void_p),
         ("parent", ctypes.c_void_p),
         ("read_cells", ctypes.c_void_p),
+        ("inside_cells", ctypes.c_void_p),
         ("held", ctypes.c_void_p),
         ("ring", ctypes.c_int64),
         ("cells_ring", ctypes.c_int64),
@@ -177,6 +181,26 @@ def forward(
     return output
 
 
+@dataclass(frozen=True, eq=False)
+class Course:
+    """What is asked of a layer over a volume whose planes come a few at a time.
+
+    Attributes
+    ----------
+    wanted, inside : array of bool, shape (X, Y, Z)
+        Voxels whose result matters (that of others may be anything), and those whose input is not zero, whatever it holds.
+    thickness : int
+        Planes of the result that are asked for at once, at most.
+    unit : int
+        Results come in rectangles whose ends in y and z are multiples of it: 2 where cells of 2 x 2 x 2 voxels are read of them.
+    """
+
+    wanted: np.ndarray
+    inside: np.ndarray
+    thickness: int
+    unit: int
+
+
 class Slabwise:
     """One layer over a volume (V, 1, X, Y, Z, I_j) whose planes of x come, and are asked for, a few at a time and in order.
 
@@ -189,12 +213,9 @@ class Slabwise:
     weight_sph, weight_spa, bias : Tensor
     nside, hemisphere, relu
         As in :func:`forward`.
-    wanted : array of bool, shape (X, Y, Z)
-        Voxels whose result matters; that of others may be anything.
-    thickness : int
-        Planes of the result that are asked for at once, at most.
+    course : Course
     parents : Tensor, optional
-        The last input is given on cells, see :func:`forward`.
+        The last input is given on cells, see :func:`forward`. It is zero but in the cells that hold a voxel of ``inside``.
     level : int, optional
 
     Attributes
@@ -213,27 +234,32 @@ class Slabwise:
         nside: int,
         hemisphere: bool,
         relu: bool,
-        wanted: np.ndarray,
-        thickness: int,
+        course: Course,
         parents: Tensor | None = None,
         level: int | None = None,
     ):
+        wanted, inside = course.wanted, course.inside
         read = wanted if weight_spa is None else ndimage.maximum_filter(wanted, 3, mode="constant")
-        self.sides = sides = rectangle(read)
-        self._marks = [np.ascontiguousarray(marks[:, *sides], dtype=np.uint8) for marks in (wanted, read)]
+        marks = [wanted, read, read & inside]
         if parents is not None:
-            self._marks.append(cells_of(self._marks[1]))
+            marks += [cells_of(read), cells_of(read) & cells_of(inside)]
+        holding = marks[2] if parents is None else doubled(marks[4])
+        self.sides = sides = rectangle(wanted | holding, course.unit)  # beyond which are zeros
+        marks[3:] = [cells[:, *(slice(side.start // 2, side.stop // 2) for side in sides)] for cells in marks[3:]]
+        marks[:3] = [voxels[:, *sides] for voxels in marks[:3]]
+        self._marks = [np.ascontiguousarray(part, dtype=np.uint8) for part in marks]
         self._basis, tables = _basis(nside, hemisphere, weight_sph.shape[2])
         size = self._marks[0].shape
         layer, kept = _layer((1, *size), channels, weight_sph, weight_spa, level)
-        layer.ring = min(thickness + 2 * (weight_spa is not None), size[0])
-        layer.wanted, layer.read = (marks.ctypes.data for marks in self._marks[:2])
+        layer.ring = min(course.thickness + 2 * (weight_spa is not None), size[0])
+        layer.wanted, layer.read, layer.inside = (marks.ctypes.data for marks in self._marks[:3])
         numbers = layer.ring * size[1] * size[2] * sum(channels[: len(channels) - (parents is not None)])
         if parents is not None:
-            layer.cells_ring = min(thickness // 2 + 2, size[0] // 2)
-            layer.parent, layer.read_cells = parents.data_ptr(), self._marks[2].ctypes.data
+            layer.cells_ring = min(course.thickness // 2 + 2, size[0] // 2)
+            layer.parent = parents.data_ptr()
+            layer.read_cells, layer.inside_cells = (marks.ctypes.data for marks in self._marks[3:])
             numbers += layer.cells_ring * size[1] // 2 * size[2] // 2 * (channels[-1] + 4 * len(weight_sph))
-        self._held = bias.new_empty(len(tables[2]) - 1, numbers)  # as many rows as vertices
+        self._held = lasting_zeros((len(tables[2]) - 1, numbers))  # as many rows as vertices
         layer.held = self._held.data_ptr()
         self._layer, self._relu, self._bias = layer, relu, bias
         self._kept = kept, weight_sph, weight_spa, parents  # which the layer points to
@@ -242,22 +268,31 @@ class Slabwise:
     def analyse(self, index: int, values: Tensor, place: tuple[slice, ...], planes: slice) -> None:
         """Take some planes of an input from a slab of it that covers ``sides`` and lies at ``place`` of the volume."""
         values = values.contiguous()
-        on_cells = self._layer.parent is not None and index == self._layer.inputs - 1
         low, left = (
-            side.start // (1 + on_cells) - there.start for side, there in zip(self.sides, place[1:], strict=True)
+            side.start // (1 + self._on_cells(index)) - there.start
+            for side, there in zip(self.sides, place[1:], strict=True)
         )
-        slab = _Slab(values.data_ptr(), place[0].start, *values.shape[2:5], low, left)
+        self._take(index, _Slab(values.data_ptr(), place[0].start, *values.shape[2:5], low, left), planes)
+
+    def leave_out(self, index: int, planes: slice) -> None:
+        """Go on without some planes of an input, in which there are but zeros."""
+        self._take(index, _Slab(), planes)
+
+    def _on_cells(self, index: int) -> bool:
+        return self._layer.parent is not None and index == self._layer.inputs - 1
+
+    def _take(self, index: int, slab: _Slab, planes: slice) -> None:
         library().shd_analyse(
             ctypes.byref(self._basis), ctypes.byref(self._layer), index, ctypes.byref(slab), planes.start, planes.stop
         )
-        if on_cells:
+        if self._on_cells(index):
             begin, end = self._cells
             self._cells = begin if begin < end else planes.start, planes.stop
 
-    def combine(self, planes: slice) -> Tensor:
-        """Give planes of the result, (V, 1, x, y, z, O) on ``sides``."""
-        size = self._marks[0].shape
-        output = self._held.new_empty(len(self._held), 1, planes.stop - planes.start, *size[1:], len(self._bias))
+    def combine(self, planes: slice, spare: Tensor | None = None) -> Tensor:
+        """Give planes of the result, (V, 1, x, y, z, O) on ``sides``, in the memory of an earlier result where it fits."""
+        shape = (len(self._held), 1, planes.stop - planes.start, *self._marks[0].shape[1:], len(self._bias))
+        output = spare if spare is not None and spare.shape == shape else lasting_zeros(shape)
         library().shd_combine(
             ctypes.byref(self._basis),
             ctypes.byref(self._layer),

@@ -54,13 +54,13 @@ struct ShdLayer {
   const float *weight_spa;    // [out][in][4]
   int32_t threads, level;     // level: instruction set, see shd_best_level
   int64_t cache_bytes;        // size of the expansion held at once
-  // Marks, [planes][y z], of a volume whose planes come a few at a time: voxels whose result matters, and all voxels they depend
-  // on. The others are left as they are. Null: all matter.
-  const uint8_t *wanted, *read;
+  // Marks, [planes][y z], of a volume whose planes come a few at a time: voxels whose result matters, all voxels they depend on
+  // (the others are left as they are), and those whose input is not zero. Null: all.
+  const uint8_t *wanted, *read, *inside;
   // Forward only: the last input lies on cells of 2 x 2 x 2 voxels and on a coarser grid, of which each vertex copies one, and
   // is read as if it were copied to all of them. With the marks of the cells. Null: it is like the others.
   const int64_t *parent;
-  const uint8_t *read_cells;
+  const uint8_t *read_cells, *inside_cells;
   // Of a volume whose planes come a few at a time, what stays from call to call: rings of so many analysed planes of each input,
   // [vertex][ring][y z][channel], and in that of cells also of products, [vertex][ring][4][y z][out].
   float *held;
@@ -844,11 +844,23 @@ SHD_TARGET void gather(int rows, const float *first, const int64_t *parent, int6
   }
 }
 
+// Put zeros into the columns of a tile whose voxel is not marked; it begins at `column` of all columns, of F channels.
+SHD_TARGET void blank(int rows, const uint8_t *marks, int64_t column, int columns, int F, float *tile) {
+  for (int q = 0, next; q < columns; q = next) {
+    const int64_t voxel = (column + q) / F;
+    next = int(std::min<int64_t>((voxel + 1) * F - column, columns));
+    if (marks[voxel]) continue;
+    for (int row = 0; row < rows; ++row) std::fill(tile + row * kTile + q, tile + row * kTile + next, 0.0f);
+  }
+}
+
+// Marks: of the voxels of x that are not zero, counted from its columns' beginning, of which these start at `column`.
 SHD_TARGET void to_modes(const Job &job, const float *x, const int64_t *parent, int64_t x_stride, float *y, int64_t y_stride,
-                         int columns, float *scratch) {
+                         int columns, float *scratch, const uint8_t *marks = nullptr, int64_t column = 0, int F = 1) {
   const ShdBasis &basis = *job.basis;
   float *adapted = scratch + int64_t(basis.vertices) * kTile;
   gather(basis.vertices, x, parent, x_stride, columns, scratch);
+  if (marks) blank(basis.vertices, marks, column, columns, F, scratch);
   butterflies(basis.vertices, basis.analyse_start, basis.analyse_index, basis.analyse_sign, scratch, adapted);
   blocks(basis, job.analyse_panels, adapted, y, y_stride, columns);
 }
@@ -902,9 +914,10 @@ SHD_TARGET void accumulate(int64_t n, const float *a, const float *b, float *r) 
   for (; i < n; ++i) r[i] += a[i] + b[i];
 }
 
-// Lines [low, high) along z of planes [begin, end): a block, of which at most one of the two is a part of all there is.
+// Lines [low, high) along z of planes [begin, end): a block, of which at most one of the two is a part of all there is. Of each
+// line those voxels count that lie in [first, last).
 struct Block {
-  int64_t begin, end, low, high;
+  int64_t begin, end, low, high, first, last;
 };
 
 // Lines along z that the shell sums of one line are made of: the line itself and those beside it in its plane, and of all
@@ -956,19 +969,22 @@ SHD_TARGET void shells_along(const Lines &x, int64_t line, int F, int f, float *
 // Shell sums 1 to 3 of a block of one mode, each into an array [voxel][F]; shell 0 is the ring itself. With A the sum of two
 // neighbours along an axis: S1 = Ax + Ay + Az, S2 = Ax(Ay + Az) + AyAz, S3 = AxAyAz. Line after line, with three of Ax in cache.
 SHD_TARGET void shells(const Job &job, const float *x, int F, const Block &block, float *const *sums, float *scratch) {
-  const int64_t Y = job.layer->shape.y, X = job.x, plane = job.plane_voxels * F, line = job.layer->shape.z * F;
+  const int64_t Y = job.layer->shape.y, Z = job.layer->shape.z, X = job.x, plane = job.plane_voxels * F, line = Z * F;
+  // With a voxel more on each side, whose own sums lack a neighbour and do not count.
+  const int64_t from = std::max<int64_t>(block.first - 1, 0), count = (std::min(block.last + 1, Z) - from) * F;
   float *across[3]; // of lines y - 1, y, y + 1
   for (float *&row : across) row = take(scratch, plane_stride(line));
   float *const zeros = take(scratch, plane_stride(line));
-  add(line, nullptr, nullptr, zeros);
-  int64_t done = 0;
+  add(count, nullptr, nullptr, zeros);
+  x += from * F;
+  int64_t done = from * F;
   for (int64_t p = block.begin; p < block.end; ++p) {
     const float *centre = x + (p % job.ring) * plane;
     const float *left = p % X > 0 ? x + ((p - 1) % job.ring) * plane : nullptr;
     const float *right = p % X + 1 < X ? x + ((p + 1) % job.ring) * plane : nullptr;
     for (int64_t next = block.low - 1; next <= block.high; ++next) {
       const bool inside = next >= 0 && next < Y;
-      add(line, inside && left ? left + next * line : nullptr, inside && right ? right + next * line : nullptr,
+      add(count, inside && left ? left + next * line : nullptr, inside && right ? right + next * line : nullptr,
           across[(next + 1) % 3]);
       const int64_t y = next - 1;
       if (y < block.low) continue;
@@ -977,8 +993,8 @@ SHD_TARGET void shells(const Job &job, const float *x, int F, const Block &block
       const Lines lines{centre + y * line, above, below, across[(y + 1) % 3], across[y % 3], across[(y + 2) % 3]};
       int f = 0;
       for (; f + kWidth <= F; f += kWidth)
-        shells_along<Many>(lines, line, F, f, sums[0] + done, sums[1] + done, sums[2] + done);
-      for (; f < F; ++f) shells_along<One>(lines, line, F, f, sums[0] + done, sums[1] + done, sums[2] + done);
+        shells_along<Many>(lines, count, F, f, sums[0] + done, sums[1] + done, sums[2] + done);
+      for (; f < F; ++f) shells_along<One>(lines, count, F, f, sums[0] + done, sums[1] + done, sums[2] + done);
       done += line;
     }
   }
@@ -1062,19 +1078,20 @@ inline int64_t blocks_of(const Job &job, int64_t planes) {
   return (planes + job.span - 1) / job.span * ((job.layer->shape.y + job.lines - 1) / job.lines);
 }
 inline Block block_of(const Job &job, int64_t begin, int64_t end, int64_t at) {
-  const int64_t high = job.layer->shape.y, parts = (high + job.lines - 1) / job.lines;
+  const int64_t high = job.layer->shape.y, Z = job.layer->shape.z, parts = (high + job.lines - 1) / job.lines;
   const int64_t p = begin + at / parts * job.span, low = at % parts * job.lines;
-  return {p, std::min(p + job.span, end), low, std::min(low + job.lines, high)};
-}
-
-// Whether a block holds a voxel whose result matters.
-inline bool any(const Job &job, const Block &block) {
-  const int64_t z = job.layer->shape.z;
-  for (int64_t p = block.begin; p < block.end; ++p) {
-    const int64_t end = p * job.plane_voxels + block.high * z;
-    if (skip(job.layer->wanted, p * job.plane_voxels + block.low * z, end, 0) < end) return true;
-  }
-  return false;
+  Block block{p, std::min(p + job.span, end), low, std::min(low + job.lines, high), 0, Z};
+  if (!job.layer->wanted) return block;
+  block.first = Z;
+  block.last = 0;
+  for (int64_t plane = block.begin; plane < block.end; ++plane)
+    for (int64_t y = block.low; y < block.high; ++y) {
+      const uint8_t *const marks = job.layer->wanted + plane * job.plane_voxels + y * Z;
+      block.first = skip(marks, 0, block.first, 0);
+      for (int64_t z = Z; z > block.last; --z)
+        if (marks[z - 1]) block.last = z;
+    }
+  return block;
 }
 
 // Analyse planes [begin, end) of x into a ring of planes, together with the other threads: takes tiles number
@@ -1154,6 +1171,9 @@ SHD_TARGET void add_cells(const Job &job, const float *products, const Block &bl
   const ShdShape &shape = job.layer->shape;
   const int out = job.layer->out_channels;
   const int64_t plane = cells.y * cells.z * out, short_line = cells.z * out, line = shape.z * out;
+  // Cells whose voxels count, and a cell more on each side.
+  const int64_t begin = block.first / 2, end = (block.last + 1) / 2;
+  const int64_t from = std::max<int64_t>(begin - 1, 0) * out, count = std::min(end + 1, cells.z) * out - from;
   float *along_x[3], *own[3], *beside[3];
   for (float *&row : along_x) {
     row = take(scratch, cell_line(job)) + out; // with a cell of zeros at each end
@@ -1172,11 +1192,12 @@ SHD_TARGET void add_cells(const Job &job, const float *products, const Block &bl
         add(line, nullptr, nullptr, beside[slot]);
       } else {
         for (int n = 0; n < 3; ++n) {
-          const int64_t from = n * plane + y * short_line;
-          add(short_line, here + from, there ? there + plane + from : nullptr, along_x[n]);
+          const int64_t cell = n * plane + y * short_line + from;
+          add(count, here + cell, there ? there + plane + cell : nullptr, along_x[n] + from);
         }
-        widen(cells.z, out, along_x[0], along_x[1], own[slot]);
-        widen(cells.z, out, along_x[1], along_x[2], beside[slot]);
+        const int64_t at = begin * out;
+        widen(end - begin, out, along_x[0] + at, along_x[1] + at, own[slot] + 2 * at);
+        widen(end - begin, out, along_x[1] + at, along_x[2] + at, beside[slot] + 2 * at);
       }
       // Both lines of the cells before these; what lies beside the first of them came two turns ago.
       for (int64_t fine = std::max(2 * y - 2, block.low); fine < std::min(2 * y, block.high); ++fine) {
@@ -1204,6 +1225,7 @@ SHD_TARGET void analyse(const Job &job, int thread) {
   for (int j = 0; !on_cells && j < job.input; ++j)
     out += int64_t(job.basis->vertices) * ring * job.plane_voxels * layer.in_channels[j];
   const uint8_t *const read = on_cells ? layer.read_cells : layer.read;
+  const uint8_t *const inside = on_cells ? layer.inside_cells : layer.inside;
   float *const tiles = job.scratch + thread * job.scratch_size;
   // What lies on end in the slab as in the ring: lines, or all lines of a plane.
   const int64_t lines = slab.line == Z ? Y : 1, run = lines * Z * F, columns = (run + kTile - 1) / kTile;
@@ -1214,9 +1236,13 @@ SHD_TARGET void analyse(const Job &job, int thread) {
     const int64_t y = ticket / columns % (Y / lines) * lines, p = job.first + ticket / columns / (Y / lines);
     const int64_t at = (p * Y + y) * Z * F + column;
     if (!any(read, at, width, F)) continue;
+    float *const target = out + (p % ring * Y + y) * Z * F + column;
+    if (!any(inside, at, width, F)) {
+      for (int row = 0; row < job.basis->vertices; ++row) std::fill_n(target + row * out_stride, width, 0.0f);
+      continue;
+    }
     const float *const x = slab.data + (p - slab.first) * slab_plane + ((slab.low + y) * slab.line + slab.left) * F + column;
-    to_modes(job, x, on_cells ? layer.parent : nullptr, slab_stride, out + (p % ring * Y + y) * Z * F + column, out_stride,
-             int(width), tiles);
+    to_modes(job, x, on_cells ? layer.parent : nullptr, slab_stride, target, out_stride, int(width), tiles, inside, at, F);
   }
 }
 
@@ -1275,7 +1301,7 @@ SHD_TARGET void forward(const Job &job, int thread) {
                        cell_weights, products);
         for (int64_t at = 0, blocks = blocks_of(job, end - begin); at < blocks; ++at) {
           const Block block = block_of(job, begin, end, at);
-          if (!any(job, block)) continue;
+          if (block.first >= block.last) continue;
           const float *ring = job.expansion;
           for (int j = 0; j < job.fine; ++j) {
             const int64_t stride = ring_voxels * layer.in_channels[j];
