@@ -368,9 +368,7 @@ class _Stream:
         Bytes of the process beyond which it hands back freed memory.
     """
 
-    def __init__(
-        self, net: UNet, source: Callable[[Box, Tensor | None], Tensor], mask: np.ndarray, thickness: int, most: int
-    ):
+    def __init__(self, net: UNet, source: Callable[[Box], Tensor], mask: np.ndarray, thickness: int, most: int):
         self._net, self._source, self._thickness, self._most = net, source, thickness, most
         # The kernel computes what is marked, and slabs of one size fit where others were. PyTorch computes all.
         self._tight = not native.suits(net.head.bias)
@@ -443,7 +441,7 @@ class _Stream:
         return self._block(0, self._net.decoder[-1], [skip, _Unpooled(coarse, self._net.pools[0])], needed)
 
     def _input(self, needed: np.ndarray) -> _Feature:
-        return self._feature(0, needed, lambda box, spare: _Slab(box, self._source(box, spare)))
+        return self._feature(0, needed, lambda box, _: _Slab(box, self._source(box)))
 
     def _kept(self, level: int, store: "_Store", needed: np.ndarray) -> _Feature:
         return self._feature(level, needed, lambda box, _: _Slab(box, store.read(box)))
@@ -590,18 +588,17 @@ def _turned(
     return read_turned, write_turned
 
 
-def _source(net: UNet, read: Callable[[Box], Tensor], size: tuple[int, ...]) -> Callable[[Box, Tensor | None], Tensor]:
-    """Give the input with vertices first, and whatever beyond the volume's end."""
+def _source(net: UNet, read: Callable[[Box], Tensor], size: tuple[int, ...]) -> Callable[[Box], Tensor]:
+    """Give the input with vertices first, and zeros beyond the volume's end."""
 
-    def source(box: Box, spare: Tensor | None) -> Tensor:
+    def source(box: Box) -> Tensor:
         there = overlap(box, (slice(0, size[0]), slice(0, size[1]), slice(0, size[2])))
-        read_values = None if there is None else read(there).permute(5, 0, 2, 3, 4, 1)
-        if there == box and read_values.is_contiguous():
-            return read_values
-        shape = (net.bases[0].n_vertices, 1, *(s.stop - s.start for s in box), net.config.in_channels)
-        values = spare if spare is not None and spare.shape == shape else net.head.bias.new_zeros(shape)
+        if there == box:
+            return read(box).permute(5, 0, 2, 3, 4, 1).contiguous()
+        shape = (s.stop - s.start for s in box)
+        values = net.head.bias.new_zeros(net.bases[0].n_vertices, 1, *shape, net.config.in_channels)
         if there is not None:
-            values[index_in(there, box)] = read_values
+            values[index_in(there, box)] = read(there).permute(5, 0, 2, 3, 4, 1)
         return values
 
     return source
