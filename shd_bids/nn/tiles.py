@@ -43,7 +43,7 @@ _THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
 _MOST_CUTS = 16  # of one side of the cross-section
 _ENCODED_AGAIN = 1.4  # work of the three stages, which run the finest encoder twice
 _VERTICES_AT_ONCE = 48  # that the last step takes
-_FULL = 0.9  # share of the memory from which on freed memory is handed back; the next layer has to fit into the rest
+_FULL = 0.85  # share of the memory from which on freed memory is handed back; the next layer has to fit into the rest
 
 
 def apply_in_tiles(
