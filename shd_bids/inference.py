@@ -272,9 +272,8 @@ def predict(
 
         def read(box: Box) -> Tensor:
             near = grown(box, REACH, mask.shape)
-            return maps(*signal_block(voxels, row[near], where), within(box, near))[None].to(
-                dtype
-            )  # (1, C, X, Y, Z, V)
+            signal, inside = signal_block(voxels, row[near], where)
+            return maps(signal, inside, within(box, near))[None].to(dtype)  # (1, C, X, Y, Z, V)
 
         return read
 

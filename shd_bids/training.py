@@ -449,8 +449,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             inputs = torch.stack([c.channels for c in cases]).to(where).float()
-            cut = any(not bool(c.mask.all()) for c in cases)
-            mask = torch.stack([c.mask for c in cases]).to(where) if cut else None
+            mask = torch.stack([c.mask for c in cases]).to(where)
             with torch.autocast(where.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 output = net(inputs, mask)
             terms = loss_terms(output.float(), cases, config, device=where)

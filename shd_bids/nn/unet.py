@@ -218,7 +218,9 @@ class UNet(nn.Module):
         """
         self._check(x, mask)
         size = x.shape[2:5]
-        lacking = [(-n) % self.config.spatial_stride for n in size] if self.config.form == "volume" else [0]
+        lacking = [(-n) % self.config.spatial_stride for n in size] if self.config.form == "volume" else [0, 0, 0]
+        if mask is not None and bool(mask.all()):
+            mask = None  # the same, and nothing to multiply
         if any(lacking) and mask is None:
             mask = x.new_ones((len(x), *size), dtype=torch.bool)
         x = x.permute(5, 0, 2, 3, 4, 1).contiguous()  # (V, B, X, Y, Z, C)

@@ -1259,6 +1259,7 @@ SHD_TARGET void forward(const Job &job, int thread) {
   float *const weights = take(free, weights_size(job, job.fine_channels, out));
   float *const cell_weights = take(free, kShells * cell_matrix(job)), *const cell_lines = take(free, cell_lines_size(job));
   std::vector<Segment> rows(kShells * job.fine);
+  std::vector<Block> blocks; // those of a group that hold a voxel whose result matters
   std::vector<float *> sums;
   for (int j = 0; j < job.fine; ++j)
     for (int d = 1; d < kShells; ++d) sums.push_back(take(free, sum_size(job, layer.in_channels[j])));
@@ -1284,6 +1285,11 @@ SHD_TARGET void forward(const Job &job, int thread) {
       analyse_planes(job, x, cells_begin, cells_end, cells.expansion, cells.ring, base, ticket, counter[0], tiles);
     }
     done = want;
+    blocks.clear();
+    for (int64_t at = 0, count = blocks_of(job, end - begin); at < count; ++at) {
+      const Block block = block_of(job, begin, end, at);
+      if (block.first < block.last) blocks.push_back(block);
+    }
     job.barrier->wait();
     for (int64_t mode; (mode = counter[1].fetch_add(1)) < basis.distinct;) {
       int copies;
@@ -1299,9 +1305,7 @@ SHD_TARGET void forward(const Job &job, int thread) {
         float *const products = cells.products + (row + copy) * cells_voxels * kShells * out;
         multiply_cells(job, cells.expansion + (row + copy) * cells_voxels * cells.channels, cells_begin, cells_end,
                        cell_weights, products);
-        for (int64_t at = 0, blocks = blocks_of(job, end - begin); at < blocks; ++at) {
-          const Block block = block_of(job, begin, end, at);
-          if (block.first >= block.last) continue;
+        for (const Block &block : blocks) {
           const float *ring = job.expansion;
           for (int j = 0; j < job.fine; ++j) {
             const int64_t stride = ring_voxels * layer.in_channels[j];
