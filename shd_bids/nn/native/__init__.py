@@ -23,7 +23,7 @@ from shd_bids.nn.recompute import is_spare
 from shd_bids.sphere import symmetry
 
 # Bytes of the expansion held at once, measured: tests/benchmarks/README.md.
-_CACHE_BYTES = 24 << 20
+_CACHE_BYTES = 48 << 20
 
 # Below this many vertices one dense block costs less than the butterflies.
 _DENSE_VERTICES = 24
