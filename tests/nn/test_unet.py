@@ -12,8 +12,9 @@ import torch
 
 from shd_bids.nn import memory, native, norm, tiles
 from shd_bids.nn.boxes import box_of
+from shd_bids.nn.plan import Plan, column_bytes, plan
 from shd_bids.nn.pool import Pooling
-from shd_bids.nn.tiles import Plan, apply_in_tiles, column_bytes, plan
+from shd_bids.nn.tiles import apply_in_tiles
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere import healpix, symmetry
 from tests.helpers import assert_adjoint, assert_equivariant
