@@ -160,12 +160,10 @@ def track(
         max_len=math.ceil(max_length + 2 * step_size),
         step_size=step_size,
         voxel_size=voxel_size,
-        max_angle=_ptt_angle(max_angle, voxel_size) if algorithm == "ptt" else max_angle,
-        # dipy's trackers read this as a share of the largest amplitude, its PTT as an amplitude
-        pmf_threshold=stop_amplitude if algorithm == "ptt" else 0.1,
         probe_length=3 * step_size,
         probe_quality=5,
         random_seed=int(rng.integers(2**19, 2**20)),  # times a place in the box this stays below 2^32
+        **_limits(algorithm, max_angle, stop_amplitude, voxel_size),
     )
     streamlines, n_seeds, n_generated, n_out_of_box = ArraySequence(), 0, 0, 0
     for batch in _batches(len(places), max_length / step_size, select or len(places)):
@@ -182,10 +180,9 @@ def track(
         )
         n_seeds += len(places[batch])
         n_generated += len(places[batch]) - sum(len(points) < 2 for points in raw)  # dipy withholds those too long
-        long_enough = [points for points in raw if min_length <= _length(points) <= max_length]
-        inside = _inside_box(long_enough, affine, mask.shape)
-        n_out_of_box += int((~inside).sum())
-        new = [points.astype(np.float32) for points, is_in in zip(long_enough, inside, strict=True) if is_in]
+        fitting = [points for points in raw if min_length <= _length(points) <= max_length]
+        new = _inside_image(fitting, affine, mask.shape)
+        n_out_of_box += len(fitting) - len(new)
         streamlines.extend(new[: select - len(streamlines)] if select else new)
         if progress:
             progress("tracking", len(streamlines) / select if select else n_seeds / len(places))
@@ -352,13 +349,17 @@ def _voxel_frame(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sizes, affine[:3, :3] / sizes
 
 
-def _ptt_angle(max_angle: float, voxel_size: np.ndarray) -> float:
-    """Return the angle to give dipy's PTT for a largest turn of ``max_angle`` a step, degrees.
+def _limits(algorithm: str, max_angle: float, stop_amplitude: float, voxel_size: np.ndarray) -> dict[str, float]:
+    """Return the limits as dipy reads them.
 
-    dipy 1.12 finds the largest curvature in voxels and applies it in mm: turns came out larger by the voxel size
-    (measured: 20 degrees for 8 at 2.5 mm).
+    Its PTT takes an amplitude as the threshold where the other trackers take a share of the largest. And dipy 1.12 finds the
+    largest curvature of PTT in voxels and applies it in mm: turns came out larger by the voxel size (measured: 20 degrees for
+    8 at 2.5 mm).
     """
-    return math.degrees(2 * math.asin(min(1.0, math.sin(math.radians(max_angle) / 2) / float(voxel_size.mean()))))
+    if algorithm != "ptt":
+        return {"max_angle": max_angle, "pmf_threshold": 0.1}
+    sine = math.sin(math.radians(max_angle) / 2) / float(voxel_size.mean())
+    return {"max_angle": math.degrees(2 * math.asin(min(1.0, sine))), "pmf_threshold": stop_amplitude}
 
 
 def _even_axes(n: int) -> np.ndarray:
@@ -411,14 +412,15 @@ def _length(points: np.ndarray) -> float:
     return float(np.sqrt((np.diff(points, axis=0) ** 2).sum(axis=1)).sum())
 
 
-def _inside_box(streamlines: list[np.ndarray], affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return for each streamline whether all its points lie inside the image, faces included."""
+def _inside_image(streamlines: list[np.ndarray], affine: np.ndarray, shape: tuple[int, int, int]) -> list[np.ndarray]:
+    """Return, in float32, the streamlines all of whose points lie inside the image, faces included."""
     if not streamlines:
-        return np.zeros(0, dtype=bool)
+        return []
     points = nib.affines.apply_affine(np.linalg.inv(affine), np.concatenate(streamlines))
     is_in = ((points >= -0.5) & (points <= np.asarray(shape) - 0.5)).all(axis=1)
     starts = np.cumsum([0] + [len(points) for points in streamlines[:-1]])
-    return np.logical_and.reduceat(is_in, starts)
+    whole = np.logical_and.reduceat(is_in, starts)
+    return [points.astype(np.float32) for points, is_whole in zip(streamlines, whole, strict=True) if is_whole]
 
 
 def _check_options(
