@@ -35,7 +35,7 @@ SECONDS_ON_GPU = 0.1  # share of the CPU's time that the network takes on a GPU
 
 BASE_GB = 0.7  # interpreter, torch, tables
 TRACKING_GB = 1.8  # amplitudes and batches of streamlines
-NETWORK_GB = 1.4e-3  # times the voxels of a cross-section, their number to the power 2/3; tiles fit into less
+NETWORK_GB_PER_AREA = 1.4e-3  # voxels of a cross-section: their number to the power 2/3; tiles fit into less
 POINT_BYTES = 12
 
 
@@ -185,7 +185,7 @@ def _memory_gb(run: DWIRun, settings: Settings, *, on_gpu: bool) -> float:
     if settings.level == "response":
         return BASE_GB + 8 * math.prod(run.shape) / GB
     network, beside = memory_of_the_fit(run, settings, use_gpu=on_gpu)
-    needed = [beside + min(network, NETWORK_GB * _n_voxels(run) ** (2 / 3))]
+    needed = [beside + min(network, NETWORK_GB_PER_AREA * _n_voxels(run) ** (2 / 3))]
     if settings.level == "full":
         needed.append(TRACKING_GB)
     return max(needed)
