@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shd_bids.chunks import chunks
 from shd_bids.conditioning import lobes
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel
@@ -27,10 +28,12 @@ MODEL_ERROR = 0.03
 UPDATES = (0, 1, 2, 4, 8, 16, 32, 48, 64, 96, 128)
 """Numbers of updates among which left-out volumes choose; 0 keeps the answer of the network."""
 
+VOXELS_PER_CHUNK = 16384
+"""Bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB."""
+
 SHARPNESS = 80.0
 """Concentration of the lobes that stand for axes in the end; degree 18 holds narrower ones with ripples."""
 
-_VOXELS_PER_CHUNK = 16384  # bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB
 _SHARPENING = 15  # updates
 _SMALL_LOBE = 0.05  # of the largest amplitude: what is below does not grow
 _LEAST_AMPLITUDE = 1e-6
@@ -42,11 +45,6 @@ _TOLERANCE = 1.05  # the fewest updates win whose error is this close to the lea
 _SAMPLE = 2000  # voxels that decide on their number
 _FLOOR = 1e-3  # of the largest amplitude of a voxel: what mass every axis has to grow from
 _NSIDE = 8  # of the grid of axes: two for each coefficient of degree 18
-
-
-def chunks(voxels: np.ndarray) -> list[slice]:
-    """Cut voxels, along the first axis, into chunks whose predicted signal takes little memory."""
-    return [slice(start, start + _VOXELS_PER_CHUNK) for start in range(0, len(voxels), _VOXELS_PER_CHUNK)]
 
 
 def sharpen(wm: np.ndarray, *, taught: float) -> np.ndarray:
@@ -76,7 +74,7 @@ def sharpen(wm: np.ndarray, *, taught: float) -> np.ndarray:
     narrow = torch.as_tensor(area * lobes(axes, axes, SHARPNESS) @ sh_inverse(axes, l_max).T, dtype=torch.float32)
     update = Updater.build(factors(area * lobes(axes, axes, taught)))
     result = np.empty_like(wm)
-    for part in chunks(wm):
+    for part in chunks(len(wm), VOXELS_PER_CHUNK):
         amplitudes = (torch.as_tensor(wm[part], dtype=torch.float32) @ basis).clamp_min_(_LEAST_AMPLITUDE)
         largest = amplitudes.amax(dim=1, keepdim=True)
         masses = (amplitudes - _SMALL_LOBE * largest).clamp_min_(_LEAST_AMPLITUDE)
@@ -121,7 +119,7 @@ def calibrate(
     basis, amplitudes = np.stack(columns, axis=1), np.stack(estimates, axis=1)  # (N, K), (n, K)
     b0 = gradients.b0_indices
     noise = max(sigma, MODEL_ERROR * _wm_signal(model, gradients))
-    for part in chunks(voxels):
+    for part in chunks(len(voxels), VOXELS_PER_CHUNK):
         measured = voxels[part]
         shape = wm[part] @ matrix[:, :n_wm].T  # (n, N)
         first = _b0_factor(measured, shape + amplitudes[part] @ basis.T, b0)
@@ -211,7 +209,7 @@ def correct(
     if times == 0:
         return wm, isotropic, times
     update = Updater.build(factors(axes.kernel))
-    for part in chunks(voxels):
+    for part in chunks(len(voxels), VOXELS_PER_CHUNK):
         signal = torch.as_tensor(voxels[part] / scale, dtype=torch.float32)
         masses = update(axes.masses(wm[part], isotropic[part]), signal, times=times, momentum=True)
         wm[part], isotropic[part] = axes.coefficients(masses)

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from shd_bids.adaptation import AdaptationOptions, Adapted, Scan, adapt
-from shd_bids.calibration import MODEL_ERROR, calibrate, chunks, correct, sharpen
+from shd_bids.calibration import MODEL_ERROR, VOXELS_PER_CHUNK, calibrate, correct, sharpen
+from shd_bids.chunks import chunks
 from shd_bids.conditioning import CHANNELS, REACH, Conditioner, ShellInput, condition, estimate_noise, signal_block
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.gradients import GradientTable
@@ -335,7 +336,7 @@ def _quality(
     by_shell = np.zeros((len(voxels), len(shells)), dtype=np.float32)
     r_squared = np.zeros(len(voxels), dtype=np.float32)
     by_volume = np.zeros(voxels.shape[1])
-    for part in chunks(voxels):
+    for part in chunks(len(voxels), VOXELS_PER_CHUNK):
         error = (voxels[part] - wm[part] @ matrix[:, :n_wm].T - isotropic[part] @ matrix[:, n_wm:].T) ** 2
         by_volume += error.sum(axis=0)
         spread = np.maximum(voxels[part].var(axis=1) * voxels.shape[1], 1e-12)

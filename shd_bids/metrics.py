@@ -13,6 +13,8 @@ from itertools import pairwise
 import numpy as np
 from scipy.integrate import trapezoid
 
+from shd_bids.chunks import chunks
+
 THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
 """Relative amplitude thresholds of the precision-recall curve."""
 
@@ -190,8 +192,7 @@ def score_peaks(
     thresholds = np.asarray(thresholds, dtype=np.float64)
     total = np.zeros((5, len(thresholds)))
     n_voxels = n_empty = hit = 0
-    for start in range(0, len(directions), _VOXELS_PER_CHUNK):
-        part = slice(start, start + _VOXELS_PER_CHUNK)
+    for part in chunks(len(directions), _VOXELS_PER_CHUNK):
         true, is_true = _unit(truth[part])
         peaks, is_peak = _unit(directions[part])
         is_peak &= amplitudes[part] > 0

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy.spatial import ConvexHull
 
+from shd_bids.chunks import chunks
 from shd_bids.sphere.harmonics import l_max_of, sh_basis
 from shd_bids.sphere.healpix import hemisphere
 
@@ -135,15 +136,15 @@ def find_peaks(
         )
         directions[part], amplitudes[part] = (array.cpu().numpy() for array in found)
         if progress:
-            progress("peaks", next(done) / len(chunks))
+            progress("peaks", next(done) / len(parts))
 
     size = _VOXELS_PER_CHUNK if search.device.type == "cpu" else _VOXELS_PER_DEVICE_CHUNK
-    chunks = [slice(start, start + size) for start in range(0, n, size)]
-    if search.device.type == "cpu" and len(chunks) > 1:
-        _run_on_threads(work, chunks)
+    parts = chunks(n, size)
+    if search.device.type == "cpu" and len(parts) > 1:
+        _run_on_threads(work, parts)
     else:
-        for chunk in chunks:
-            work(chunk)
+        for part in parts:
+            work(part)
     return Peaks(directions, amplitudes)
 
 
@@ -169,8 +170,7 @@ def dec(coefficients: np.ndarray) -> np.ndarray:
     basis = sh_basis(axes, l_max_of(coefficients.shape[1])).astype(np.float32)
     weights = np.abs(axes).astype(np.float32)
     colour = np.zeros((len(coefficients), 3), dtype=np.float32)
-    for start in range(0, len(coefficients), 8 * _VOXELS_PER_CHUNK):
-        part = slice(start, start + 8 * _VOXELS_PER_CHUNK)
+    for part in chunks(len(coefficients), 8 * _VOXELS_PER_CHUNK):
         colour[part] = np.maximum(coefficients[part] @ basis.T, 0) @ weights
     length = np.linalg.norm(colour, axis=1, keepdims=True)
     return colour * (np.maximum(afd_total(coefficients), 0)[:, None] / np.where(length > 0, length, 1))
@@ -228,16 +228,16 @@ def _sample_of(indices: np.ndarray, limit: int = 5000) -> np.ndarray:
     return indices[np.linspace(0, len(indices) - 1, min(limit, len(indices))).astype(int)]
 
 
-def _run_on_threads(work: Callable[[slice], None], chunks: list[slice]) -> None:
-    """Run the chunks side by side, one thread each, on as many threads as torch may use.
+def _run_on_threads(work: Callable[[slice], None], parts: list[slice]) -> None:
+    """Run the parts side by side, one thread each, on as many threads as torch may use.
 
-    The operations of a chunk are too short to be split among threads: doing so was up to ten times slower on two busy
+    The operations of a part are too short to be split among threads: doing so was up to ten times slower on two busy
     cores than one thread alone (measured with 20 000 voxels of degree 18).
     """
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(work, chunks))
+            list(pool.map(work, parts))
     finally:
         torch.set_num_threads(threads)
 

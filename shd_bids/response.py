@@ -13,6 +13,7 @@ from scipy.ndimage import binary_erosion
 from scipy.optimize import nnls
 from scipy.special import eval_legendre
 
+from shd_bids.chunks import chunks
 from shd_bids.exceptions import InputError
 from shd_bids.gradients import GradientTable
 from shd_bids.peaks import find_peaks
@@ -27,6 +28,7 @@ L_MAX = (
 MIN_VOXELS = {"wm": 10, "gm": 5, "csf": 5}  # fewer are not averaged but topped up from the next best
 MAX_FRACTION_ERROR = 0.25  # of a tissue fraction; see `separable_tissues`
 ASSUMED_SNR = 20.0  # of one b=0 volume in white matter
+_VOXELS_PER_CHUNK = 32768  # bounds the memory beside the result
 RIDGE = 1e-10  # of the largest diagonal entry: decides between solutions the data cannot tell apart
 
 
@@ -315,8 +317,8 @@ def _safe_voxels(
     weights = n_volumes / n_volumes.sum()
     voxels = signal.reshape(-1, signal.shape[3])
     n_safe = 0
-    for start in range(0, len(flat), 32768):  # bounds the memory beside the result
-        block = flat[start : start + 32768]
+    for part in chunks(len(flat), _VOXELS_PER_CHUNK):
+        block = flat[part]
         values = voxels[block]
         means = np.stack(
             [np.maximum(values[:, s.indices], 0).mean(axis=1, dtype=np.float64) for s in gradients.shells], axis=1
@@ -462,7 +464,7 @@ def _constrained_fit(rows: np.ndarray, design: np.ndarray, constraints: np.ndarr
     lower = np.linalg.cholesky(normal)
     inverse = np.linalg.inv(lower)
     whitened = design @ inverse.T
-    blocks = [rows[start : start + 32768].astype(np.float64) @ whitened for start in range(0, len(rows), 32768)]
+    blocks = [rows[part].astype(np.float64) @ whitened for part in chunks(len(rows), _VOXELS_PER_CHUNK)]
     target = np.concatenate([np.empty((0, len(lower))), *blocks])  # (n, p), L^-1 A^T y
     normals = inverse @ constraints.T  # (p, k)
     size = np.abs(target).max(axis=1)

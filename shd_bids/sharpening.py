@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
+from shd_bids.chunks import chunks
+
 ROUNDS = 24
 """Rounds of alternating directions."""
 
@@ -162,7 +164,7 @@ class Sharpener:
 def pieces(voxels: Tensor) -> list[slice]:
     """Cut voxels, along the first axis, into pieces that stay in the cache; a GPU takes all at once."""
     step = VOXELS_IN_CACHE * torch.get_num_threads() if voxels.device.type == "cpu" else max(len(voxels), 1)
-    return [slice(start, start + step) for start in range(0, len(voxels), step)]
+    return chunks(len(voxels), step)
 
 
 def _through(maps: tuple[Tensor, ...], values: Tensor) -> Tensor:

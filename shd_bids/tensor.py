@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from shd_bids.chunks import chunks
 from shd_bids.gradients import GradientTable
 
 
@@ -33,8 +34,8 @@ def fit_tensor(signal: np.ndarray, table: GradientTable, *, n_iterations: int = 
     square = np.empty((7, 7), dtype=int)
     square[upper] = square[upper[::-1]] = np.arange(28)
     tensors = np.zeros((len(signal), 3, 3))
-    for start in range(0, len(signal), 16384):  # bounds the memory of the normal matrices
-        block = np.asarray(signal[start : start + 16384], dtype=np.float64)
+    for part in chunks(len(signal), 16384):  # bounds the memory of the normal matrices
+        block = np.asarray(signal[part], dtype=np.float64)
         top = block.max(axis=1, initial=0)
         has_signal = np.flatnonzero(top > 0)
         block = np.maximum(block[has_signal], 1e-6 * top[has_signal, None])
@@ -46,7 +47,7 @@ def fit_tensor(signal: np.ndarray, table: GradientTable, *, n_iterations: int = 
             normal += 1e-10 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(7)
             solution = np.linalg.solve(normal, ((weight * log_signal) @ design)[..., None])[..., 0]
             weight = np.exp(np.clip(2 * solution @ design.T, -60, 10))
-        tensors[start + has_signal] = solution[:, [[0, 3, 4], [3, 1, 5], [4, 5, 2]]] * 1e-3
+        tensors[part.start + has_signal] = solution[:, [[0, 3, 4], [3, 1, 5], [4, 5, 2]]] * 1e-3
     return tensors
 
 

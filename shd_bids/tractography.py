@@ -8,7 +8,7 @@ columns of the affine at unit length. No coefficient is rotated, and streamlines
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from dipy.tracking.tractogen import generate_tractogram
 from nibabel.streamlines import ArraySequence
 
 from shd_bids.atomic import atomic_path
+from shd_bids.chunks import chunks
 from shd_bids.exceptions import InputError
 from shd_bids.peaks import find_peaks, largest_amplitude
 from shd_bids.sphere.harmonics import l_max_of, sh_basis
@@ -226,8 +227,8 @@ def track_density(streamlines: ArraySequence, affine: np.ndarray, shape: tuple[i
     """
     density = np.zeros(math.prod(shape), dtype=np.int64)
     to_voxel = np.linalg.inv(affine)
-    for start in range(0, len(streamlines), 2000):
-        part = streamlines[start : start + 2000]
+    for some in chunks(len(streamlines), 2000):
+        part = streamlines[some]
         points = nib.affines.apply_affine(to_voxel, part.get_data())
         owner = np.repeat(np.arange(len(part)), _lengths(part))
         joined = np.flatnonzero(owner[1:] == owner[:-1])  # first point of every segment
@@ -329,8 +330,7 @@ class _AmplitudeField:
         table = np.zeros((*shape, n_directions))
         rows = np.ravel_multi_index(tuple((corners - low).T), tuple(shape))
         flat = table.reshape(-1, n_directions)
-        for start in range(0, len(rows), _VOXELS_PER_CHUNK):
-            part = slice(start, start + _VOXELS_PER_CHUNK)
+        for part in chunks(len(rows), _VOXELS_PER_CHUNK):
             amplitudes = np.asarray(coefficients[part], dtype=np.float32) @ basis.T
             flat[rows[part]] = np.where(amplitudes >= stop_amplitude, np.maximum(amplitudes, 0), 0)
         is_open = flat.any(axis=1).reshape(tuple(shape))
@@ -395,16 +395,15 @@ def _seeds(
     return nib.affines.apply_affine(affine, places), along_axes
 
 
-def _batches(n_seeds: int, n_points: float, wanted: int) -> Iterator[slice]:
-    """Yield slices of the seeds.
+def _batches(n_seeds: int, n_points: float, wanted: int) -> list[slice]:
+    """Cut the seeds into batches.
 
     A batch is as large as its buffer of twice ``n_points`` points a seed allows, and not much larger than the
     streamlines ``wanted`` need, because a batch is tracked to its end.
     """
     largest = int(np.clip(_BUFFER_BYTES / (2 * 3 * 8 * n_points), 100, 10_000))
     size = min(largest, max(wanted // 4, 100))
-    for start in range(0, n_seeds, size):
-        yield slice(start, start + size)
+    return chunks(n_seeds, size)
 
 
 def _length(points: np.ndarray) -> float:

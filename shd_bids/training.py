@@ -321,11 +321,10 @@ def interpret(output: Tensor) -> tuple[Tensor, Tensor]:
     return positive[:, 0], positive[:, 1:].mean(dim=-1).permute(0, 2, 3, 4, 1)
 
 
-def loss_terms(output: Tensor, cases: list[Case], config: TrainingConfig, *, device: torch.device) -> dict[str, Tensor]:
-    """Evaluate every term with a weight; the keys are those of :class:`LossWeights`."""
-    weights = config.loss
+def loss_terms(output: Tensor, mask: Tensor, cases: list[Case], config: TrainingConfig) -> dict[str, Tensor]:
+    """Evaluate every term with a weight, in the masks (B, X, Y, Z) of the cases; the keys are those of :class:`LossWeights`."""
+    weights, device, mask = config.loss, output.device, mask.float()
     amplitudes, fractions = interpret(output)
-    mask = torch.stack([c.mask for c in cases]).to(device, torch.float32)
     terms = {}
     if weights.hellinger or weights.fibre_density:
         truth = torch.stack([c.density for c in cases]).to(device, torch.float32)
@@ -452,7 +451,7 @@ def train(
             mask = torch.stack([c.mask for c in cases]).to(where)
             with torch.autocast(where.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 output = net(inputs, mask)
-            terms = loss_terms(output.float(), cases, config, device=where)
+            terms = loss_terms(output.float(), mask, cases, config)
             total = sum(weights[name] * value for name, value in terms.items())
             optimiser.zero_grad(set_to_none=True)
             total.backward()

@@ -89,8 +89,7 @@ class Feature:
         return begin, end
 
     def between(self, begin: int, end: int) -> Iterator[tuple[Slab, slice]]:
-        """Yield the slabs with planes from ``begin`` to ``end``, and which of those planes they hold."""
-        self.prepare(end)
+        """Yield the slabs with planes from ``begin`` to ``end``, all made before, and which of those planes they hold."""
         for slab in self._slabs:
             planes = slice(max(slab.box[0].start, begin), min(slab.box[0].stop, end))
             if planes.start < planes.stop:
@@ -127,7 +126,7 @@ class UnpooledFeature:
         return begin // 2, -(-end // 2)
 
     def between(self, begin: int, end: int) -> Iterator[tuple[Slab, slice]]:
-        """Yield the slabs with planes of cells from ``begin`` to ``end``, and which of those they hold."""
+        """Yield the slabs with planes of cells from ``begin`` to ``end``, all made before, and which of those they hold."""
         return self._coarse.between(begin, end)
 
     def forget(self, before: int) -> None:
