@@ -1,13 +1,15 @@
-"""Let the data of each voxel correct the answer of the network, whose lobes are narrowed first.
+"""Let the data of each voxel correct the answer of the network.
 
-A network that was trained on simulations knows what fODFs look like; the signal knows what it is. :func:`sharpen` takes back
-part of the width that lobes had in the training. :func:`calibrate` scales the tissues of a voxel and keeps the shape of the
-fODF. :func:`correct` then goes from that answer towards the deconvolution of the voxel, and lets left-out volumes decide how
-far.
+A network that was trained on simulations knows what fODFs look like; the signal knows what it is. Its answer is taken as masses
+along the axes of a grid (:func:`axis_masses`), which undoes the width that lobes had in the training. The data then scale the
+tissues of the voxel (:func:`_calibrated`) and move the masses towards the deconvolution of the voxel, as far as left-out volumes
+say. Masses stand for lobes of one shape, so that a crossing that the network told apart does not melt on the way.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
@@ -28,116 +30,210 @@ MODEL_ERROR = 0.03
 UPDATES = (0, 1, 2, 4, 8, 16, 32, 48, 64, 96, 128)
 """Numbers of updates among which left-out volumes choose; 0 keeps the answer of the network."""
 
+SHARPNESS = 90.0
+"""Concentration of the lobes that stand for axes in the end; degree 18 holds narrower ones with ripples."""
+
 VOXELS_PER_CHUNK = 16384
 """Bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB."""
 
-SHARPNESS = 80.0
-"""Concentration of the lobes that stand for axes in the end; degree 18 holds narrower ones with ripples."""
-
-_SHARPENING = 15  # updates
+_SHARPENING = 10  # updates
 _SMALL_LOBE = 0.05  # of the largest amplitude: what is below does not grow
 _LEAST_AMPLITUDE = 1e-6
 _SQRT_4PI = float(np.sqrt(4 * np.pi))
 _AMPLITUDE_SPREAD = 0.15  # typical error of the network's tissue fractions
 _AMPLITUDE_RANGE = (0.1, 10.0)  # of the scale that the data give the fODF; within (0.5, 2) real scans got too little
 _DESCENT_STEPS = 30
-_TOLERANCE = 1.05  # the fewest updates win whose error is this close to the least: more cost sharpness
+_TOLERANCE = 1.02  # the fewest updates win whose error is this close to the least
 _SAMPLE = 2000  # voxels that decide on their number
-_FLOOR = 1e-3  # of the largest amplitude of a voxel: what mass every axis has to grow from
+_SPREAD_SHARE = 0.03  # of the mass of a voxel: laid evenly on all axes, so that every one can grow
+_LEAST_ISOTROPIC = 1e-3  # for the same reason
 _NSIDE = 8  # of the grid of axes: two for each coefficient of degree 18
 
 
-def sharpen(wm: np.ndarray, *, taught: float) -> np.ndarray:
-    r"""Undo part of the width that an axis has in what the network was taught.
-
-    It learned a lobe :math:`e^{-\kappa\sin^2}` in place of each axis, so that a crossing narrower than the lobe shows as one that
-    is long. Masses of the axes come from multiplicative updates with those lobes as the kernel, and stand for lobes of
-    :data:`SHARPNESS` instead. The total mass of a voxel stays.
-
-    Parameters
-    ----------
-    wm : ndarray, shape (n, C)
-    taught : float
-        Concentration kappa of the lobes taught.
-
-    Returns
-    -------
-    ndarray, shape (n, C)
-        A new array; ``wm`` itself where the lobes taught are no wider.
-    """
-    if taught >= SHARPNESS:
-        return wm
-    axes = hemisphere(_NSIDE)
-    l_max = l_max_of(wm.shape[1])
-    area = 4 * np.pi / len(axes)
-    basis = torch.as_tensor(sh_basis(axes, l_max).T, dtype=torch.float32)
-    narrow = torch.as_tensor(area * lobes(axes, axes, SHARPNESS) @ sh_inverse(axes, l_max).T, dtype=torch.float32)
-    update = Updater.build(factors(area * lobes(axes, axes, taught)))
-    result = np.empty_like(wm)
-    for part in chunks(len(wm), VOXELS_PER_CHUNK):
-        amplitudes = (torch.as_tensor(wm[part], dtype=torch.float32) @ basis).clamp_min_(_LEAST_AMPLITUDE)
-        largest = amplitudes.amax(dim=1, keepdim=True)
-        masses = (amplitudes - _SMALL_LOBE * largest).clamp_min_(_LEAST_AMPLITUDE)
-        sharp = (update(masses, amplitudes, times=_SHARPENING, momentum=True) @ narrow).numpy()
-        result[part] = sharp * (wm[part, :1] / np.maximum(sharp[:, :1], _LEAST_AMPLITUDE))
-    return result
-
-
-def calibrate(
+def correct(
     wm: np.ndarray,
     fractions: np.ndarray,
     *,
+    taught: float,
     voxels: np.ndarray,
     gradients: GradientTable,
     model: ForwardModel,
     sigma: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    r"""Let the data of each voxel settle how much of each tissue there is; the network settles the shape of the fODF.
+) -> tuple[np.ndarray, np.ndarray, int]:
+    r"""Move the answer of the network towards the data as far as that predicts left-out volumes better.
 
-    The amplitude s of the network's fODF and those z of the isotropic tissues minimise
+    From its masses f along the axes of a grid and of the isotropic tissues, scaled to the data, go multiplicative updates
 
-    .. math:: \frac{\|y - s\,A\hat c - Bz\|^2}{\sigma^2} + \frac{(s-1)^2}{\tau_s^2} + \frac{\|z-\hat z\|^2}{\tau^2},
-              \qquad \tfrac1{10} \le s \le 10,\; z \ge 0,
+    .. math:: f \leftarrow f\,\frac{K^T y}{K^T K f},
 
-    so that what the data cannot tell stays as the network said. Before and after, all amplitudes are scaled to match the
-    measured b=0 exactly (method of the paper). Grey matter that is not fitted becomes an isotropic part of the fODF, as in any
-    deconvolution with two tissues.
+    with the predicted signal K of unit masses, hastened by momentum. What the network found empty stays nearly so, and nothing
+    becomes negative. One number of updates serves all voxels: the smallest of :data:`UPDATES` at which the error of a fifth of
+    the directions, hidden from the updates, is within 2 % of the least. The b=0 signal is fitted as any other: matching it
+    exactly would hand its noise on to all shells.
+
+    Parameters
+    ----------
+    wm : ndarray, shape (n, C)
+        SH coefficients of the fODF that the network gives; overwritten by the result.
+    fractions : ndarray, shape (n, 2)
+        Its fractions of GM and CSF.
+    taught : float
+        Concentration of the lobe that stood for an axis in its training.
+    voxels : ndarray, shape (n, N)
+    gradients : GradientTable
+    model : ForwardModel
+    sigma : float
+        Noise level, in the units of the signal.
 
     Returns
     -------
     wm : ndarray, shape (n, C)
     isotropic : ndarray, shape (n, T - 1)
         SH coefficients of degree 0, in the order of the model.
+    times : int
+        Number of updates; 0 where the scaled answer of the network predicts best.
     """
-    matrix = model.matrix.numpy()
-    n_wm, tissues = wm.shape[1], model.tissues[1:]
-    columns = [matrix[:, n_wm + i] for i in range(len(tissues))]
-    estimates = [fractions[:, ("gm", "csf").index(tissue)] / _SQRT_4PI for tissue in tissues]
-    if "gm" not in tissues:
-        columns.append(matrix[:, 0])
-        estimates.append(fractions[:, 0] / _SQRT_4PI)
-    basis, amplitudes = np.stack(columns, axis=1), np.stack(estimates, axis=1)  # (N, K), (n, K)
-    b0 = gradients.b0_indices
-    noise = max(sigma, MODEL_ERROR * _wm_signal(model, gradients))
+    axes = _Axes.build(model, gradients)
+    noise = max(sigma / axes.scale, MODEL_ERROR)
+
+    def answer(part: slice) -> tuple[Tensor, np.ndarray]:
+        signal = (voxels[part] / axes.scale).astype(np.float32)
+        return _calibrated(axis_masses(wm[part], taught=taught), fractions[part], signal, axes, noise), signal
+
+    times = _best_times(axes, *answer(slice(None, None, max(1, len(voxels) // _SAMPLE))), gradients)
+    update = Updater.build(factors(axes.kernel))
+    isotropic = np.empty((len(wm), len(model.tissues) - 1), dtype=np.float32)
     for part in chunks(len(voxels), VOXELS_PER_CHUNK):
-        measured = voxels[part]
-        shape = wm[part] @ matrix[:, :n_wm].T  # (n, N)
-        first = _b0_factor(measured, shape + amplitudes[part] @ basis.T, b0)
-        shape *= first
-        amplitudes[part] *= first
-        s, z = _solve(measured / noise, shape / noise, basis / noise, amplitudes[part], mass=wm[part, :1] * first)
-        second = _b0_factor(measured, s * shape + z @ basis.T, b0)
-        wm[part] *= first * s * second
-        amplitudes[part] = z * second
-    if "gm" in tissues:
-        return wm, amplitudes
-    wm[:, 0] += amplitudes[:, -1]
-    return wm, amplitudes[:, :-1]
+        masses, signal = answer(part)
+        if times:
+            masses = update(axes.everywhere(masses), torch.as_tensor(signal), times=times, momentum=True)
+        wm[part], isotropic[part] = axes.coefficients(masses)
+    return wm, isotropic, times
 
 
-def _wm_signal(model: ForwardModel, gradients: GradientTable) -> float:
-    """Return the signal of pure white matter at b=0."""
-    return float(model.matrix[gradients.b0_indices[0], 0]) / _SQRT_4PI
+def axis_masses(wm: np.ndarray, *, taught: float) -> np.ndarray:
+    r"""Give the masses along the axes of the grid whose lobes add up to an fODF.
+
+    The network learned a lobe :math:`e^{-\kappa\sin^2}` in place of each axis, so that a crossing narrower than the lobe shows as
+    one that is long. The masses come from a few multiplicative updates with those lobes as the kernel.
+
+    Parameters
+    ----------
+    wm : ndarray, shape (n, C)
+    taught : float
+        Concentration kappa of the lobes.
+
+    Returns
+    -------
+    ndarray, shape (n, A), float32
+        Their sum is the integral of the fODF.
+    """
+    basis = torch.as_tensor(sh_basis(hemisphere(_NSIDE), l_max_of(wm.shape[1])).T, dtype=torch.float32)
+    amplitudes = (torch.as_tensor(wm, dtype=torch.float32) @ basis).clamp_min_(_LEAST_AMPLITUDE)
+    largest = amplitudes.amax(dim=1, keepdim=True)
+    start = (amplitudes - _SMALL_LOBE * largest).clamp_min_(_LEAST_AMPLITUDE)
+    masses = _updater_of_lobes(taught)(start, amplitudes, times=_SHARPENING, momentum=True).numpy()
+    return masses * (_SQRT_4PI * wm[:, :1].clip(0) / np.maximum(masses.sum(axis=1, keepdims=True), _LEAST_AMPLITUDE))
+
+
+@lru_cache
+def _updater_of_lobes(sharpness: float) -> Updater:
+    axes = hemisphere(_NSIDE)
+    return Updater.build(factors(4 * np.pi / len(axes) * lobes(axes, axes, sharpness)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Axes:
+    """What masses along the axes of the grid, and of the isotropic tissues, predict, and the coefficients they stand for.
+
+    Parameters
+    ----------
+    lobes : ndarray, shape (A, C)
+        Coefficients of a unit mass along each axis.
+    kernel : ndarray, shape (N, A + T - 1)
+        Signal of unit masses; of the isotropic tissues, of unit coefficients.
+    even : ndarray, shape (N,)
+        Signal of an fODF that is the same everywhere, of unit coefficient.
+    b0 : ndarray of int
+        Volumes without weighting.
+    tissues : tuple of str
+        The isotropic ones.
+    scale : float
+        White-matter signal at b=0, by which the signal is divided.
+    """
+
+    lobes: np.ndarray
+    kernel: np.ndarray
+    even: np.ndarray
+    b0: np.ndarray
+    tissues: tuple[str, ...]
+    scale: float
+
+    @classmethod
+    def build(cls, model: ForwardModel, gradients: GradientTable) -> _Axes:
+        grid = hemisphere(_NSIDE)
+        lobe = lobes(grid, grid, SHARPNESS) @ sh_inverse(grid, model.l_max).T
+        lobe /= _SQRT_4PI * lobe[:, :1]
+        matrix = model.matrix.double().numpy()
+        scale = float(matrix[gradients.b0_indices[0], 0]) / _SQRT_4PI
+        wm, isotropic = np.split(matrix / scale, [lobe.shape[1]], axis=1)
+        kernel = np.concatenate([wm @ lobe.T, isotropic], axis=1)
+        return cls(lobe.astype(np.float32), kernel, wm[:, 0], gradients.b0_indices, model.tissues[1:], scale)
+
+    def everywhere(self, masses: Tensor) -> Tensor:
+        """Lay a little mass on all axes."""
+        along, isotropic = masses.split([len(self.lobes), len(self.tissues)], dim=1)
+        even = _SPREAD_SHARE * along.mean(dim=1, keepdim=True) + _LEAST_AMPLITUDE
+        return torch.cat([along + even, isotropic.clamp_min(_LEAST_ISOTROPIC)], dim=1)
+
+    def coefficients(self, masses: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Expand masses in harmonics, so that both predict the same signal."""
+        values = masses.numpy()
+        return values[:, : len(self.lobes)] @ self.lobes, values[:, len(self.lobes) :]
+
+
+def _calibrated(along: np.ndarray, fractions: np.ndarray, signal: np.ndarray, axes: _Axes, noise: float) -> Tensor:
+    r"""Let the data of each voxel settle how much of each tissue there is; the network settles the shape of the fODF.
+
+    The factor s of the network's masses and the amplitudes z of the isotropic tissues minimise
+
+    .. math:: \frac{\|y - s\,K\hat f - Bz\|^2}{\sigma^2} + \frac{(s-1)^2}{\tau_s^2} + \frac{\|z-\hat z\|^2}{\tau^2},
+              \qquad \tfrac1{10} \le s \le 10,\; z \ge 0,
+
+    so that what the data cannot tell stays as the network said. Before and after, all amplitudes are scaled to match the
+    measured b=0 exactly (method of the paper). Grey matter that is not fitted becomes an isotropic part of the fODF, as in any
+    deconvolution with two tissues.
+
+    Parameters
+    ----------
+    along : ndarray, shape (n, A)
+        Masses along the axes.
+    fractions : ndarray, shape (n, 2)
+    signal : ndarray, shape (n, N)
+        In units of the scale, as ``noise`` is.
+
+    Returns
+    -------
+    Tensor, shape (n, A + T - 1)
+        Masses along the axes and coefficients of the isotropic tissues.
+    """
+    kernel = axes.kernel.astype(np.float32)
+    columns = list(kernel.T[len(axes.lobes) :])
+    estimates = [fractions[:, ("gm", "csf").index(tissue)] / _SQRT_4PI for tissue in axes.tissues]
+    if "gm" not in axes.tissues:
+        columns.append(axes.even.astype(np.float32))
+        estimates.append(fractions[:, 0] / _SQRT_4PI)
+    basis, prior = np.stack(columns, axis=1), np.stack(estimates, axis=1)  # (N, K), (n, K)
+    shape = along @ kernel[:, : len(axes.lobes)].T  # (n, N)
+    first = _b0_factor(signal, shape + prior @ basis.T, axes.b0)
+    shape *= first
+    mass = first * along.sum(axis=1, keepdims=True) / _SQRT_4PI
+    s, z = _solve(signal / noise, shape / noise, basis / noise, first * prior, mass=mass)
+    second = _b0_factor(signal, s * shape + z @ basis.T, axes.b0)
+    along, z = along * (first * s * second), z * second
+    if "gm" not in axes.tissues:
+        along, z = along + z[:, -1:] * (_SQRT_4PI / len(axes.lobes)), z[:, :-1]
+    return torch.as_tensor(np.concatenate([along, z], axis=1), dtype=torch.float32)
 
 
 def _b0_factor(measured: np.ndarray, predicted: np.ndarray, b0: np.ndarray) -> np.ndarray:
@@ -149,7 +245,7 @@ def _b0_factor(measured: np.ndarray, predicted: np.ndarray, b0: np.ndarray) -> n
 def _solve(
     measured: np.ndarray, shape: np.ndarray, basis: np.ndarray, prior: np.ndarray, *, mass: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minimise the bounded quadratic of :func:`calibrate` by coordinate descent; return s (n, 1) and z (n, K).
+    """Minimise the bounded quadratic of :func:`_calibrated` by coordinate descent; return s (n, 1) and z (n, K).
 
     All signals are in units of the noise; ``mass`` (n, 1) is the degree-0 coefficient of the fODF, which sets how far s may
     go: an fODF that hardly fills the voxel may change by more of itself.
@@ -172,75 +268,7 @@ def _solve(
     return s, z
 
 
-def correct(
-    wm: np.ndarray, isotropic: np.ndarray, *, voxels: np.ndarray, gradients: GradientTable, model: ForwardModel
-) -> tuple[np.ndarray, np.ndarray, int]:
-    r"""Move the amplitudes towards the data as far as that predicts left-out volumes better.
-
-    From the answer of the network, as masses f along the axes of a grid and of the isotropic tissues, go multiplicative updates
-
-    .. math:: f \leftarrow f\,\frac{K^T y}{K^T K f},
-
-    with the predicted signal K of unit masses, hastened by momentum. What the network found empty stays nearly so, and nothing
-    becomes negative. One number of updates serves all voxels: the smallest of :data:`UPDATES` at which the error of a fifth of
-    the directions, hidden from the updates, is within 5 % of the least. The b=0 signal is fitted as any other: matching it
-    exactly, as :func:`calibrate` does, would hand its noise on to all shells.
-
-    Parameters
-    ----------
-    wm : ndarray, shape (n, C)
-        Overwritten by the result.
-    isotropic : ndarray, shape (n, T - 1)
-        SH coefficients of degree 0, in the order of the model; overwritten too.
-    voxels : ndarray, shape (n, N)
-    gradients : GradientTable
-    model : ForwardModel
-
-    Returns
-    -------
-    wm, isotropic : ndarray
-    times : int
-        Number of updates; 0 where the answer of the network predicts best, and nothing is changed then.
-    """
-    scale = _wm_signal(model, gradients)
-    axes = _Axes(model, scale)
-    sample = slice(None, None, max(1, len(voxels) // _SAMPLE))
-    times = _best_times(axes, wm[sample], isotropic[sample], signal=voxels[sample] / scale, gradients=gradients)
-    if times == 0:
-        return wm, isotropic, times
-    update = Updater.build(factors(axes.kernel))
-    for part in chunks(len(voxels), VOXELS_PER_CHUNK):
-        signal = torch.as_tensor(voxels[part] / scale, dtype=torch.float32)
-        masses = update(axes.masses(wm[part], isotropic[part]), signal, times=times, momentum=True)
-        wm[part], isotropic[part] = axes.coefficients(masses)
-    return wm, isotropic, times
-
-
-class _Axes:
-    """The grid of axes: what unit masses along them predict, (N, V + T - 1), and the way from coefficients and back."""
-
-    def __init__(self, model: ForwardModel, scale: float):
-        self.basis = sh_basis(hemisphere(_NSIDE), model.l_max).astype(np.float32)  # (V, C)
-        self.matrix = model.matrix.double().numpy() / scale
-        wm, isotropic = np.split(self.matrix, [self.basis.shape[1]], axis=1)
-        self.kernel = np.concatenate([wm @ self.basis.T.astype(np.float64), isotropic], axis=1)
-
-    def masses(self, wm: np.ndarray, isotropic: np.ndarray) -> Tensor:
-        """Sample amplitudes, so that a little mass is everywhere and can grow."""
-        amplitudes = (wm @ self.basis.T).clip(0)
-        amplitudes += _FLOOR * amplitudes.max(axis=1, keepdims=True, initial=0) + _LEAST_AMPLITUDE
-        density = amplitudes * (4 * np.pi / len(self.basis))
-        return torch.as_tensor(np.concatenate([density, isotropic.clip(_FLOOR)], axis=1), dtype=torch.float32)
-
-    def coefficients(self, masses: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Expand masses in harmonics, so that both predict the same signal."""
-        values = masses.numpy()
-        return values[:, : len(self.basis)] @ self.basis, values[:, len(self.basis) :]
-
-
-def _best_times(
-    axes: _Axes, wm: np.ndarray, isotropic: np.ndarray, *, signal: np.ndarray, gradients: GradientTable
-) -> int:
+def _best_times(axes: _Axes, masses: Tensor, signal: np.ndarray, gradients: GradientTable) -> int:
     """Return the smallest number of updates whose error on hidden directions is close to the least."""
     hidden = np.concatenate([shell.indices[2::5] for shell in gradients.shells[1:]])
     if not len(hidden) or not len(signal):
@@ -249,10 +277,9 @@ def _best_times(
     update = Updater.build(factors(axes.kernel[shown]))
     known, wanted = (torch.as_tensor(signal[:, volumes], dtype=torch.float32) for volumes in (shown, hidden))
     predicting = torch.as_tensor(axes.kernel[hidden].T, dtype=torch.float32)
-    answer = np.concatenate([wm, isotropic], axis=1) @ axes.matrix[hidden].T
-    errors = {0: float(((answer - signal[:, hidden]) ** 2).mean())}
-    steps = update.steps(axes.masses(wm, isotropic), known, momentum=True)
-    for times, masses in enumerate(islice(steps, UPDATES[-1] + 1)):
+    errors = {0: float(((masses @ predicting - wanted) ** 2).mean())}
+    steps = update.steps(axes.everywhere(masses), known, momentum=True)
+    for times, updated in enumerate(islice(steps, UPDATES[-1] + 1)):
         if times in UPDATES[1:]:
-            errors[times] = float(((masses @ predicting - wanted) ** 2).mean())
+            errors[times] = float(((updated @ predicting - wanted) ** 2).mean())
     return next(times for times, error in errors.items() if error <= _TOLERANCE * min(errors.values()))

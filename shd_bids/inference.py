@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from shd_bids.adaptation import AdaptationOptions, Adapted, Scan, adapt
-from shd_bids.calibration import MODEL_ERROR, VOXELS_PER_CHUNK, calibrate, correct, sharpen
+from shd_bids.calibration import MODEL_ERROR, SHARPNESS, VOXELS_PER_CHUNK, correct
 from shd_bids.chunks import chunks
 from shd_bids.conditioning import CHANNELS, REACH, Conditioner, ShellInput, condition, estimate_noise, signal_block
 from shd_bids.exceptions import DeviceError, WeightsError
@@ -166,10 +166,10 @@ def fit_fod(
         memory_gb=memory_gb, l_max=l_max, progress=report,
     )  # fmt: skip
     model = forward_model(gradients, responses, l_max=l_max)
-    if taught := (weights.training.get("sharpness") if weights else None):
-        wm = sharpen(wm, taught=taught)
-    wm, isotropic = calibrate(wm, fractions, voxels=voxels, gradients=gradients, model=model, sigma=sigma)
-    wm, isotropic, updates = correct(wm, isotropic, voxels=voxels, gradients=gradients, model=model)
+    taught = weights.training.get("sharpness", SHARPNESS) if weights else SHARPNESS
+    wm, isotropic, updates = correct(
+        wm, fractions, taught=taught, voxels=voxels, gradients=gradients, model=model, sigma=sigma
+    )
     quality = _quality(voxels, wm, isotropic, model=model, gradients=gradients)
     info = _info(adapted, weights, sigma=sigma, device=where, conditioner=conditioner) | {
         "fit": fit if adapted is None or adapted.improved else "amortised",

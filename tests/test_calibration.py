@@ -11,6 +11,7 @@ from shd_bids.sphere.harmonics import sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 
 L_MAX = 6
+TAUGHT = 45.0
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,10 @@ def voxels(subject, rng):
 
 def correct(prior, signal, subject):
     gradients, model = subject
-    wm, isotropic = prior[:, :-2].copy(), prior[:, -2:].copy()
-    return calibration.correct(wm, isotropic, voxels=signal, gradients=gradients, model=model)
+    fractions = prior[:, -2:] * np.sqrt(4 * np.pi)
+    return calibration.correct(
+        prior[:, :-2].copy(), fractions, taught=TAUGHT, voxels=signal, gradients=gradients, model=model, sigma=0.01
+    )
 
 
 def lobes_along(directions, sharpness, l_max):
@@ -46,34 +49,38 @@ def lobes_along(directions, sharpness, l_max):
     return density @ sh_inverse(hemisphere(8), l_max).T
 
 
-def test_sharpened_lobes_are_narrow_lobes_of_the_same_mass(rng):
+def test_masses_lie_along_the_axes_of_their_lobes(rng):
     axis = simulation.uniform_directions(rng, 20)[:, None]
-    found = calibration.sharpen(lobes_along(axis, 45.0, 18), taught=45.0)
-    expected = lobes_along(axis, calibration.SHARPNESS, 18)
-    np.testing.assert_allclose(found[:, 0], lobes_along(axis, 45.0, 18)[:, 0], rtol=1e-5)
-    grid = sh_basis(hemisphere(8), 18)
-    heights = [(c @ grid.T).max(axis=1).mean() for c in (lobes_along(axis, 45.0, 18), found, expected)]
-    assert 1.02 * heights[0] < heights[1] < 1.02 * heights[2]
+    wm = 2.5 * lobes_along(axis, 45.0, 18)
+    masses = calibration.axis_masses(wm, taught=45.0)
+    np.testing.assert_allclose(masses.sum(axis=1), np.sqrt(4 * np.pi) * wm[:, 0], rtol=1e-5)
+    near = np.abs(axis[:, 0] @ hemisphere(8).T) > np.cos(np.radians(12))
+    assert (masses * near).sum(axis=1).min() > 0.8 * 2.5
 
 
-def test_sharpening_parts_a_crossing_that_the_lobes_taught_hide(rng):
+def test_the_lobes_of_the_masses_resemble_the_answer(rng):
+    wm = lobes_along(simulation.uniform_directions(rng, 40).reshape(20, 2, 3), 45.0, 18)
+    grid = hemisphere(8)
+    amplitudes = calibration.axis_masses(wm, taught=45.0) @ lobes(grid, grid, 45.0)
+    for found, expected in zip(amplitudes, wm @ sh_basis(grid, 18).T, strict=True):
+        assert np.corrcoef(found, expected)[0, 1] > 0.98
+
+
+def test_masses_part_a_crossing_that_the_lobes_taught_hide(rng):
     first = simulation.uniform_directions(rng, 20)
     side = np.cross(first, simulation.uniform_directions(rng, 20))
     side /= np.linalg.norm(side, axis=1, keepdims=True)
     half = np.radians(9)
     pair = np.stack([np.cos(half) * first + sign * np.sin(half) * side for sign in (-1, 1)], axis=1)
     before = lobes_along(pair, 45.0, 18)
-    after = calibration.sharpen(before, taught=45.0)
+    after = calibration.axis_masses(before, taught=45.0) @ lobes_along(
+        hemisphere(8)[:, None], calibration.SHARPNESS, 18
+    )
     dip = []
     for c in (before, after):
         middle = np.einsum("nc,nc->n", c, sh_basis(first, 18))
         dip.append(middle / np.einsum("nc,nc->n", c, sh_basis(pair[:, 0], 18)))
     assert np.mean(dip[1]) < np.mean(dip[0]) - 0.02
-
-
-def test_lobes_that_are_narrow_already_stay(rng):
-    wm = lobes_along(simulation.uniform_directions(rng, 3)[:, None], 90.0, 18)
-    assert calibration.sharpen(wm, taught=90.0) is wm
 
 
 def test_the_data_settle_the_amplitudes_and_the_network_what_they_cannot_tell(rng):
@@ -93,51 +100,41 @@ def test_the_data_settle_the_amplitudes_and_the_network_what_they_cannot_tell(rn
 @pytest.mark.parametrize("without", ["", "gm"])
 def test_calibrated_amounts_predict_the_measured_b0_exactly(subject, voxels, rng, without):
     gradients, model = subject
-    truth, signal = voxels
-    wm, fractions = truth[:, :-2] * rng.uniform(0.5, 1.5, size=(30, 1)), rng.uniform(0.1, 0.5, size=(30, 2))
+    _truth, signal = voxels
+    masses, fractions = rng.random((30, len(hemisphere(8)))), rng.uniform(0.1, 0.5, size=(30, 2))
     if without:
         matrix = torch.cat([model.matrix[:, :-2], model.matrix[:, -1:]], dim=1)
         model = ForwardModel(matrix, l_max=L_MAX, tissues=("wm", "csf"))
-    wm, isotropic = calibration.calibrate(
-        wm.copy(), fractions, voxels=signal, gradients=gradients, model=model, sigma=0.01
-    )
-    predicted = np.concatenate([wm, isotropic], axis=1) @ model.matrix.numpy().T
+    axes = calibration._Axes.build(model, gradients)
+    signal = signal / axes.scale
+    found = calibration._calibrated(masses, fractions, signal, axes, 0.01)
     b0 = gradients.b0_indices
+    predicted = found.numpy() @ axes.kernel.T
     np.testing.assert_allclose(predicted[:, b0].mean(axis=1), signal[:, b0].mean(axis=1), rtol=1e-5)
 
 
 def test_masses_predict_what_their_coefficients_predict(subject, rng):
-    _, model = subject
-    axes = calibration._Axes(model, 1.0)
+    gradients, model = subject
+    axes = calibration._Axes.build(model, gradients)
     masses = torch.as_tensor(rng.random((5, axes.kernel.shape[1])), dtype=torch.float32)
     wm, isotropic = axes.coefficients(masses)
-    expected = masses.numpy() @ axes.kernel.T
+    expected = masses.numpy() @ axes.kernel.T * axes.scale
     np.testing.assert_allclose(np.concatenate([wm, isotropic], axis=1) @ model.matrix.numpy().T, expected, rtol=1e-4)
     np.testing.assert_allclose(wm[:, 0] * np.sqrt(4 * np.pi), masses[:, :-2].sum(dim=1), rtol=1e-5)
 
 
-def test_coefficients_come_back_from_masses(subject, voxels):
-    _, model = subject
-    wm, isotropic = voxels[0][:, :-2], voxels[0][:, -2:]
-    axes = calibration._Axes(model, 1.0)
-    back = axes.coefficients(axes.masses(wm, isotropic))
-    # Beside the floor, the grid is not quite a quadrature.
-    np.testing.assert_allclose(back[0], wm, atol=0.02 * np.abs(wm).max())
-    np.testing.assert_allclose(back[1], isotropic, rtol=1e-6)
-
-
-def test_a_prior_that_already_predicts_is_kept_to_the_last_digit(subject, voxels):
+def test_an_answer_that_predicts_well_keeps_its_shape(subject, voxels):
     truth, signal = voxels
-    wm, isotropic, times = correct(truth, signal, subject)
-    assert times == 0
-    np.testing.assert_array_equal(np.concatenate([wm, isotropic], axis=1), truth)
+    wm, isotropic, _ = correct(truth, signal, subject)
+    assert np.abs(wm - truth[:, :-2]).max() < 0.15 * np.abs(truth).max()
+    np.testing.assert_allclose(isotropic, truth[:, -2:], atol=0.05)
 
 
-def test_a_wrong_prior_is_moved_towards_the_data_and_stays_positive(subject, voxels):
+def test_a_wrong_answer_is_moved_towards_the_data_and_stays_positive(subject, voxels):
     _, model = subject
     truth, signal = voxels
     prior = truth.copy()
-    prior[:, 1:-2] *= 0.7  # too blunt
+    prior[:, 1:-2] *= 0.3  # too blunt
     prior[:, -2:] *= 1.5
     wm, isotropic, times = correct(prior, signal, subject)
     clean, matrix = truth @ model.matrix.numpy().T, model.matrix.numpy()
@@ -149,4 +146,5 @@ def test_a_wrong_prior_is_moved_towards_the_data_and_stays_positive(subject, vox
 
 def test_no_voxels_are_no_problem(subject, voxels):
     truth, signal = voxels
-    assert correct(truth[:0], signal[:0], subject)[2] == 0
+    wm, isotropic, times = correct(truth[:0], signal[:0], subject)
+    assert (wm.shape, isotropic.shape, times) == (truth[:0, :-2].shape, (0, 2), 0)
