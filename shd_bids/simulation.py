@@ -133,13 +133,15 @@ def draw_microstructure(rng: np.random.Generator, n_bundles: int) -> Microstruct
     )
 
 
-def random_bundles(rng: np.random.Generator, size: int, *, narrowness: float = 1.0) -> tuple[Bundle, ...]:
-    """Draw curved bundles that cross, kiss, bend and fan inside a cube of ``size`` voxels; see :func:`random_phantom`."""
+def random_bundles(
+    rng: np.random.Generator, size: int, *, narrowness: float = 1.0, bending: float = 1.0
+) -> tuple[Bundle, ...]:
+    """Draw bundles that cross, kiss, bend and fan inside a cube of ``size`` voxels; see :func:`random_phantom`."""
     bundles: list[Bundle] = []
     for _ in range(rng.integers(3, 7)):
         centre = rng.uniform(0.1, 0.9, size=3) * size
         direction = _unit(rng.normal(size=3))
-        bend = rng.normal(size=3) * rng.choice([0.0, 0.02, 0.06]) * 16 / max(size, 16)
+        bend = bending * rng.normal(size=3) * rng.choice([0.0, 0.02, 0.06]) * 16 / max(size, 16)
         if bundles and rng.random() < 0.75:
             other = bundles[rng.integers(len(bundles))]
             near = rng.integers(len(other.curve) // 3, 2 * len(other.curve) // 3)
@@ -147,21 +149,21 @@ def random_bundles(rng: np.random.Generator, size: int, *, narrowness: float = 1
             side = _unit(np.cross(tangent, rng.normal(size=3)))
             if rng.random() < 0.2:  # kissing: touch, run along, bend away
                 centre = other.curve[near] + side * other.radius[near] * 1.8
-                direction, bend = tangent, side * rng.uniform(0.02, 0.08)
+                direction, bend = tangent, bending * side * rng.uniform(0.02, 0.08)
             else:
                 angle = np.deg2rad(12.0 + 78.0 * rng.random() ** narrowness)
                 centre = other.curve[near] + side * rng.uniform(-0.7, 0.7) * other.radius[near]
                 direction = np.cos(angle) * tangent + np.sin(angle) * _unit(
                     np.cross(tangent, side + rng.normal(size=3))
                 )
-        bundles.append(_cubic_bundle(rng, size, centre.clip(0, size), direction, bend))
+        bundles.append(_cubic_bundle(rng, size, centre.clip(0, size), direction, bend, bending))
     return tuple(bundles)
 
 
-def _cubic_bundle(rng, size, centre, direction, bend) -> Bundle:
+def _cubic_bundle(rng, size, centre, direction, bend, bending) -> Bundle:
     """Return a tube around the curve ``c + s d + s^2 bend / 2 + s^3 twist / 6``."""
     s = np.arange(-1.2 * size, 1.2 * size, 0.25)
-    twist = rng.normal(size=3) * rng.choice([0.0, 0.003]) * 16 / max(size, 16)
+    twist = bending * rng.normal(size=3) * rng.choice([0.0, 0.003]) * 16 / max(size, 16)
     curve = centre + s[:, None] * direction + s[:, None] ** 2 / 2 * bend + s[:, None] ** 3 / 6 * twist
     outside = np.flatnonzero(np.any((curve < -8) | (curve > size + 8), axis=1))
     middle = len(s) // 2  # the centre itself: keep the stretch of the curve around it
@@ -295,16 +297,20 @@ def _membership(bundle: Bundle, voxels: np.ndarray) -> tuple[np.ndarray, np.ndar
     return member, direction
 
 
-def random_phantom(rng: np.random.Generator, size: int, *, narrowness: float = 1.0) -> Phantom:
+def random_phantom(
+    rng: np.random.Generator, size: int, *, narrowness: float = 1.0, straight_share: float = 0.0
+) -> Phantom:
     """Draw a cube of ``size`` voxels with bundles, grey matter, CSF and sometimes an oedema-like region.
 
-    Bundles that cross do so at 12 to 90 degrees, evenly spread with a ``narrowness`` of 1 and mostly narrow above.
+    Bundles that cross do so at 12 to 90 degrees, evenly spread with a ``narrowness`` of 1 and mostly narrow above. In a
+    ``straight_share`` of the cubes none of them bends.
     """
     shape = (size, size, size)
+    bending = 0.0 if straight_share and rng.random() < straight_share else 1.0
     csf = _blob(rng, shape) if rng.random() < 0.5 else None
     oedema = _blob(rng, shape) * rng.uniform(0.2, 0.7) if rng.random() < 0.2 else None
     return build_phantom(
-        random_bundles(rng, size, narrowness=narrowness),
+        random_bundles(rng, size, narrowness=narrowness, bending=bending),
         shape,
         csf=csf,
         oedema=oedema,

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from importlib.resources import files
 from itertools import islice
 
 import numpy as np
@@ -29,6 +30,14 @@ def test_a_seed_fixes_a_case():
     one, again, other = (draw_case((1, n), CONFIG) for n in (0, 0, 1))
     torch.testing.assert_close(one.channels, again.channels, rtol=0, atol=0)
     assert not torch.equal(one.density, other.density)
+
+
+def test_the_shipped_weights_are_of_the_last_of_the_shipped_configurations():
+    stages = ("training", "refinement", "straight")
+    configs = [TrainingConfig.from_toml((files("shd_bids.data") / f"{name}.toml").read_text()) for name in stages]
+    assert len({config.seed for config in configs}) == len(configs) == len(list(files("shd_bids.data").glob("*.toml")))
+    assert len({config.network() for config in configs}) == 1
+    assert load_weights().training == json.loads(json.dumps(asdict(configs[-1])))
 
 
 def test_true_density_integrates_to_the_white_matter(rng):
