@@ -14,6 +14,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike
 
 from shd_bids.atomic import atomic_path
+from shd_bids.chunks import chunks
 from shd_bids.exceptions import InputError, OutputError
 
 GRID_TOLERANCE = 1e-3  # mm, over the whole field of view: headers hold float32
@@ -319,15 +320,15 @@ def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
         data = np.empty((*grid, n_volumes), dtype=np.float32)
         with ImageOpener(path) as stream, np.errstate(over="ignore"):  # too large for float32 is infinite: repaired
             stream.seek(proxy.offset)
-            for start in range(0, n_volumes, step):
-                count = min(step, n_volumes - start)
+            for part in chunks(n_volumes, step):
+                count = part.stop - part.start
                 raw = stream.read(count * volume_bytes)
                 if len(raw) < count * volume_bytes:
-                    raise EOFError(f"ends in volume {start + len(raw) // volume_bytes} of {n_volumes}")
+                    raise EOFError(f"ends in volume {part.start + len(raw) // volume_bytes} of {n_volumes}")
                 block = np.frombuffer(raw, dtype=proxy.dtype).reshape((*grid, count), order="F")
                 if proxy.slope != 1 or proxy.inter != 0:
                     block = block * np.float64(proxy.slope) + np.float64(proxy.inter)
-                data[..., start : start + count] = block
+                data[..., part] = block
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: damaged or truncated ({_first_line(error)}); copy it again") from None
     except MemoryError:

@@ -136,7 +136,7 @@ def draw_microstructure(rng: np.random.Generator, n_bundles: int) -> Microstruct
 def random_bundles(
     rng: np.random.Generator, size: int, *, narrowness: float = 1.0, bending: float = 1.0
 ) -> tuple[Bundle, ...]:
-    """Draw bundles that cross, kiss, bend and fan inside a cube of ``size`` voxels; see :func:`random_phantom`."""
+    """Draw bundles that cross, kiss, bend (``bending`` times as much as usual) and fan in a cube; see :func:`random_phantom`."""
     bundles: list[Bundle] = []
     for _ in range(rng.integers(3, 7)):
         centre = rng.uniform(0.1, 0.9, size=3) * size
@@ -306,6 +306,7 @@ def random_phantom(
     ``straight_share`` of the cubes none of them bends.
     """
     shape = (size, size, size)
+    # No number is drawn without a share, so that a seed gives the phantom it always gave.
     bending = 0.0 if straight_share and rng.random() < straight_share else 1.0
     csf = _blob(rng, shape) if rng.random() < 0.5 else None
     oedema = _blob(rng, shape) * rng.uniform(0.2, 0.7) if rng.random() < 0.2 else None

@@ -134,7 +134,7 @@ def test_a_wrong_answer_is_moved_towards_the_data_and_stays_positive(subject, vo
     _, model = subject
     truth, signal = voxels
     prior = truth.copy()
-    prior[:, 1:-2] *= 0.3  # too blunt
+    prior[:, 1:-2] *= 0.7  # too blunt
     prior[:, -2:] *= 1.5
     wm, isotropic, times = correct(prior, signal, subject)
     clean, matrix = truth @ model.matrix.numpy().T, model.matrix.numpy()

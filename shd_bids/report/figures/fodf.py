@@ -11,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
+from shd_bids.chunks import chunks
 from shd_bids.report.curves import (
     TISSUES,
     draw_courses,
@@ -286,16 +287,16 @@ def plot_training(
     terms = list(dict.fromkeys(term for _, values, _, _ in sources for term in values)) or ["loss"]
     last = max((len(course) for _, values, _, _ in sources for course in values.values()), default=1)
     n_columns = min(len(terms), 3)
-    chunks = [terms[start : start + n_columns] for start in range(0, len(terms), n_columns)]
+    lines = [terms[part] for part in chunks(len(terms), n_columns)]
     aspect, height = (4.9 / n_columns, 2.6) if n_columns > 1 else (3.2, 3.0)
     rows = [
         Row(
             [aspect] * n_columns,
             max_height=height,
             padding=CURVE_PADDING,
-            titles=[*chunk, *[""] * n_columns][:n_columns],
+            titles=[*line, *[""] * n_columns][:n_columns],
         )
-        for chunk in chunks
+        for line in lines
     ]
     with rc_context(FONT):
         figure, axes = gallery(rows)

@@ -10,6 +10,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from shd_bids.chunks import chunks
 from shd_bids.report.curves import (
     TISSUES,
     draw_decay,
@@ -71,24 +72,24 @@ def plot_gradients(
     bvals, directions = np.asarray(bvals, float), np.asarray(directions, float).reshape(-1, 3)
     numbers = np.asarray(shell_index, int)
     shells = [int(shell) for shell in np.unique(numbers) if shell > 0]
-    chunks = [shells[start : start + MAX_SPHERES] for start in range(0, len(shells), MAX_SPHERES)] or [[]]
-    titles = [[_shell_title(bvals[numbers == shell]) for shell in chunk] or [" "] for chunk in chunks]
+    lines = [shells[part] for part in chunks(len(shells), MAX_SPHERES)] or [[]]
+    titles = [[_shell_title(bvals[numbers == shell]) for shell in line] or [" "] for line in lines]
     heading = "Directions by shell, seen from above (open circles: seen from below)"
     rows = [
-        Row([1.0] * max(len(chunk), 1), title="" if number else heading, max_height=3.3, titles=names)
-        for number, (chunk, names) in enumerate(zip(chunks, titles, strict=True))
+        Row([1.0] * max(len(line), 1), title="" if number else heading, max_height=3.3, titles=names)
+        for number, (line, names) in enumerate(zip(lines, titles, strict=True))
     ]
     rows.append(Row([5.2], title="Order of the volumes", padding=CURVE_PADDING))
     if len(scores):
         rows.append(Row([4.6], title="Orientation check: all flips and permutations", padding=(0.8, 0.1, 0.6, 0.05)))
     with rc_context(FONT):
         figure, axes = gallery(rows, gap=0.3)
-        spheres = [ax for row in axes[: len(chunks)] for ax in row]
+        spheres = [ax for row in axes[: len(lines)] for ax in row]
         if not shells:
             note_empty(spheres[0], "no diffusion-weighted volumes", on_black=False)
         for ax, shell in zip(spheres, shells, strict=False):
             draw_sphere(ax, directions[numbers == shell])
-        draw_scheme(axes[len(chunks)][0], bvals, numbers)
+        draw_scheme(axes[len(lines)][0], bvals, numbers)
         if len(scores):
             draw_scores(axes[-1][0], scores)
         return save(figure, out_file)
