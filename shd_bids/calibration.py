@@ -1,7 +1,7 @@
 """Let the data of each voxel correct the answer of the network.
 
 A network that was trained on simulations knows what fODFs look like; the signal knows what it is. Its answer is taken as masses
-along the axes of a grid (:func:`axis_masses`), which undoes the width that lobes had in the training. The data then scale the
+along many axes (:func:`axis_masses`), which undoes the width that lobes had in the training. The data then scale the
 tissues of the voxel (:func:`_calibrated`) and move the masses towards the deconvolution of the voxel, as far as left-out volumes
 say. Masses stand for lobes of one shape, so that a crossing that the network told apart does not melt on the way.
 """
@@ -23,6 +23,7 @@ from shd_bids.model import ForwardModel
 from shd_bids.sharpening import Updater, factors
 from shd_bids.sphere.harmonics import l_max_of, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
+from shd_bids.sphere.spiral import spiral
 
 MODEL_ERROR = 0.03
 """Share of the b=0 signal by which responses miss the signal of a voxel, besides noise."""
@@ -33,10 +34,14 @@ UPDATES = (0, 1, 2, 4, 8, 16, 32, 48, 64, 96, 128)
 SHARPNESS = 90.0
 """Concentration of the lobes that stand for axes in the end; degree 18 holds narrower ones with ripples."""
 
+N_AXES = 768
+"""Axes that can hold mass: four for each coefficient of degree 18. On 384 a fibre between them came out as two peaks."""
+
 VOXELS_PER_CHUNK = 16384
 """Bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB."""
 
-_SHARPENING = 10  # updates
+_SHARPENING = 20  # updates
+_ASSUMED_SHARE = 0.75  # of the concentration taught: what is not quite certain comes out wider
 _SMALL_LOBE = 0.05  # of the largest amplitude: what is below does not grow
 _LEAST_AMPLITUDE = 1e-6
 _SQRT_4PI = float(np.sqrt(4 * np.pi))
@@ -45,9 +50,9 @@ _AMPLITUDE_RANGE = (0.1, 10.0)  # of the scale that the data give the fODF; with
 _DESCENT_STEPS = 30
 _TOLERANCE = 1.02  # the fewest updates win whose error is this close to the least
 _SAMPLE = 2000  # voxels that decide on their number
-_SPREAD_SHARE = 0.03  # of the mass of a voxel: laid evenly on all axes, so that every one can grow
+_SPREAD_SHARE = 0.12  # of the mass of a voxel: laid evenly on all axes, so that every one can grow
 _LEAST_ISOTROPIC = 1e-3  # for the same reason
-_NSIDE = 8  # of the grid of axes: two for each coefficient of degree 18
+_NSIDE = 8  # of the grid on which lobes are expanded in harmonics: two vertices for each coefficient of degree 18
 
 
 def correct(
@@ -62,7 +67,7 @@ def correct(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     r"""Move the answer of the network towards the data as far as that predicts left-out volumes better.
 
-    From its masses f along the axes of a grid and of the isotropic tissues, scaled to the data, go multiplicative updates
+    From its masses f along the axes and of the isotropic tissues, scaled to the data, go multiplicative updates
 
     .. math:: f \leftarrow f\,\frac{K^T y}{K^T K f},
 
@@ -112,10 +117,14 @@ def correct(
 
 
 def axis_masses(wm: np.ndarray, *, taught: float) -> np.ndarray:
-    r"""Give the masses along the axes of the grid whose lobes add up to an fODF.
+    r"""Give masses along :data:`N_AXES` axes whose lobes add up to an fODF.
 
-    The network learned a lobe :math:`e^{-\kappa\sin^2}` in place of each axis, so that a crossing narrower than the lobe shows as
-    one that is long. The masses come from a few multiplicative updates with those lobes as the kernel.
+    The network learned a lobe :math:`e^{-\kappa\sin^2}` in place of each axis, and gives a wider one where it is not certain, so
+    that a crossing narrower than the lobe shows as one that is long. The masses f come from multiplicative updates
+
+    .. math:: f \leftarrow f\,\frac{B^T c}{B^T B f},
+
+    with the coefficients c of the fODF and those of the lobes, B, whose concentration is three quarters of the one taught.
 
     Parameters
     ----------
@@ -128,23 +137,38 @@ def axis_masses(wm: np.ndarray, *, taught: float) -> np.ndarray:
     ndarray, shape (n, A), float32
         Their sum is the integral of the fODF.
     """
-    basis = torch.as_tensor(sh_basis(hemisphere(_NSIDE), l_max_of(wm.shape[1])).T, dtype=torch.float32)
-    amplitudes = (torch.as_tensor(wm, dtype=torch.float32) @ basis).clamp_min_(_LEAST_AMPLITUDE)
+    coefficients = torch.as_tensor(wm, dtype=torch.float32)
+    l_max = l_max_of(wm.shape[1])
+    amplitudes = (coefficients @ _basis(l_max)).clamp_min_(_LEAST_AMPLITUDE)
     largest = amplitudes.amax(dim=1, keepdim=True)
     start = (amplitudes - _SMALL_LOBE * largest).clamp_min_(_LEAST_AMPLITUDE)
-    masses = _updater_of_lobes(taught)(start, amplitudes, times=_SHARPENING, momentum=True).numpy()
+    narrow = _updater_of_lobes(_ASSUMED_SHARE * taught, l_max)
+    masses = narrow(start, coefficients, times=_SHARPENING, momentum=True).numpy()
     return masses * (_SQRT_4PI * wm[:, :1].clip(0) / np.maximum(masses.sum(axis=1, keepdims=True), _LEAST_AMPLITUDE))
 
 
 @lru_cache
-def _updater_of_lobes(sharpness: float) -> Updater:
-    axes = hemisphere(_NSIDE)
-    return Updater.build(factors(4 * np.pi / len(axes) * lobes(axes, axes, sharpness)))
+def _basis(l_max: int) -> Tensor:
+    """Return what maps coefficients to amplitudes along the axes, (C, A)."""
+    return torch.as_tensor(sh_basis(spiral(N_AXES), l_max).T, dtype=torch.float32).contiguous()
+
+
+@lru_cache
+def _lobes(sharpness: float, l_max: int) -> np.ndarray:
+    """Return the coefficients of a unit mass along each axis, (A, C)."""
+    grid = hemisphere(_NSIDE)
+    lobe = lobes(grid, spiral(N_AXES), sharpness) @ sh_inverse(grid, l_max).T
+    return lobe / (_SQRT_4PI * lobe[:, :1])
+
+
+@lru_cache
+def _updater_of_lobes(sharpness: float, l_max: int) -> Updater:
+    return Updater.build(factors(_lobes(sharpness, l_max).T))
 
 
 @dataclass(frozen=True, eq=False)
 class _Axes:
-    """What masses along the axes of the grid, and of the isotropic tissues, predict, and the coefficients they stand for.
+    """What masses along the axes, and of the isotropic tissues, predict, and the coefficients they stand for.
 
     Parameters
     ----------
@@ -171,9 +195,7 @@ class _Axes:
 
     @classmethod
     def build(cls, model: ForwardModel, gradients: GradientTable) -> _Axes:
-        grid = hemisphere(_NSIDE)
-        lobe = lobes(grid, grid, SHARPNESS) @ sh_inverse(grid, model.l_max).T
-        lobe /= _SQRT_4PI * lobe[:, :1]
+        lobe = _lobes(SHARPNESS, model.l_max)
         matrix = model.matrix.double().numpy()
         scale = float(matrix[gradients.b0_indices[0], 0]) / _SQRT_4PI
         wm, isotropic = np.split(matrix / scale, [lobe.shape[1]], axis=1)
