@@ -38,7 +38,7 @@ N_AXES = 768
 """Axes that can hold mass: four for each coefficient of degree 18. On 384 a fibre between them came out as two peaks."""
 
 VOXELS_PER_CHUNK = 16384
-"""Bounds the predicted signal: 16 384 voxels x 300 volumes x 4 bytes = 20 MB."""
+"""Bounds the masses and the predicted signal: 16 384 voxels x (768 axes + 300 volumes) x 4 bytes = 70 MB."""
 
 _SHARPENING = 20  # updates
 _ASSUMED_SHARE = 0.75  # of the concentration taught: what is not quite certain comes out wider

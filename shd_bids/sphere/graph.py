@@ -10,6 +10,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from shd_bids.sphere import healpix
+from shd_bids.sphere.constant import constant
 
 _NEIGHBOURS = 8
 _TIE = 1e-5  # chord lengths closer than this are equal: dropping one of two ties would break the antipodal symmetry
@@ -40,7 +41,7 @@ def adjacency(nside: int) -> np.ndarray:
     edge = distance < reach[:, None] + _TIE
     np.fill_diagonal(edge, False)
     edge |= edge.T
-    return _constant(np.where(edge, np.exp2(-((distance / kernel_width(nside)) ** 2)), 0.0))
+    return constant(np.where(edge, np.exp2(-((distance / kernel_width(nside)) ** 2)), 0.0))
 
 
 @lru_cache
@@ -48,7 +49,7 @@ def laplacian(nside: int) -> np.ndarray:
     r"""Build the normalised Laplacian :math:`I - D^{-1/2} W D^{-1/2}`, shape (V, V)."""
     weights = adjacency(nside)
     scale = 1 / np.sqrt(weights.sum(axis=1))
-    return _constant(np.eye(len(weights)) - scale[:, None] * weights * scale)
+    return constant(np.eye(len(weights)) - scale[:, None] * weights * scale)
 
 
 @lru_cache
@@ -68,12 +69,7 @@ def rescaled_laplacian(nside: int, *, hemisphere_only: bool) -> np.ndarray:
     """
     scaled = 2 / (_MARGIN * largest_eigenvalue(nside)) * laplacian(nside) - np.eye(12 * nside**2)
     if not hemisphere_only:
-        return _constant(scaled)
+        return constant(scaled)
     kept = healpix.hemisphere_indices(nside)
     opposite = healpix.antipodes(nside)[kept]
-    return _constant(scaled[np.ix_(kept, kept)] + scaled[np.ix_(kept, opposite)])
-
-
-def _constant(values: np.ndarray) -> np.ndarray:
-    values.flags.writeable = False
-    return values
+    return constant(scaled[np.ix_(kept, kept)] + scaled[np.ix_(kept, opposite)])

@@ -10,6 +10,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
+from shd_bids.sphere.constant import constant
+
 
 def n_coefficients(l_max: int) -> int:
     """Count the even coefficients up to degree ``l_max``: (l_max + 1)(l_max + 2) / 2."""
@@ -31,13 +33,13 @@ def l_max_of(n: int) -> int:
 @lru_cache
 def degrees(l_max: int) -> np.ndarray:
     """List the degree l of each coefficient, shape (C,)."""
-    return _constant(np.concatenate([np.full(2 * degree + 1, degree) for degree in _even(l_max)]))
+    return constant(np.concatenate([np.full(2 * degree + 1, degree) for degree in _even(l_max)]))
 
 
 @lru_cache
 def orders(l_max: int) -> np.ndarray:
     """List the order m of each coefficient, shape (C,)."""
-    return _constant(np.concatenate([np.arange(-degree, degree + 1) for degree in _even(l_max)]))
+    return constant(np.concatenate([np.arange(-degree, degree + 1) for degree in _even(l_max)]))
 
 
 @lru_cache
@@ -47,7 +49,7 @@ def zonal_factors(l_max: int) -> np.ndarray:
     Times a zonal coefficient r_l they turn spherical convolution with a kernel symmetric about the pole into a product
     of coefficients (Driscoll and Healy 1994, theorem 1).
     """
-    return _constant(np.sqrt(4 * np.pi / (2 * degrees(l_max) + 1)))
+    return constant(np.sqrt(4 * np.pi / (2 * degrees(l_max) + 1)))
 
 
 def sh_basis(directions: ArrayLike, l_max: int) -> np.ndarray:
@@ -124,8 +126,3 @@ def _legendre_column(m: int, sectoral: float, z: np.ndarray, l_max: int):
 def _even(l_max: int) -> range:
     n_coefficients(l_max)  # refuses odd degrees
     return range(0, l_max + 1, 2)
-
-
-def _constant(values: np.ndarray) -> np.ndarray:
-    values.flags.writeable = False
-    return values

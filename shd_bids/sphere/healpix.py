@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 from astropy_healpix import healpy
 
+from shd_bids.sphere.constant import constant
+
 _ZERO = 1e-10  # coordinates below are zero: HEALPix centres on the equator or a meridian plane carry rounding only
 
 
@@ -19,13 +21,13 @@ def vertices(nside: int) -> np.ndarray:
         raise ValueError(f"nside is {nside}, expected a power of two (nested order needs one)")
     points = np.stack(healpy.pix2vec(nside, np.arange(12 * nside**2), nest=True), axis=1)
     points[np.abs(points) < _ZERO] = 0.0
-    return _constant(points / np.linalg.norm(points, axis=1, keepdims=True))
+    return constant(points / np.linalg.norm(points, axis=1, keepdims=True))
 
 
 @lru_cache
 def antipodes(nside: int) -> np.ndarray:
     """Give for each vertex the index of the opposite one, shape (V,)."""
-    return _constant(match(-vertices(nside), nside))
+    return constant(match(-vertices(nside), nside))
 
 
 @lru_cache
@@ -36,13 +38,13 @@ def hemisphere_indices(nside: int) -> np.ndarray:
     """
     x, y, z = vertices(nside).T
     north = (z > 0) | ((z == 0) & (y > 0)) | ((z == 0) & (y == 0) & (x > 0))
-    return _constant(np.flatnonzero(north))
+    return constant(np.flatnonzero(north))
 
 
 @lru_cache
 def hemisphere(nside: int) -> np.ndarray:
     """List the kept vertices, shape (V/2, 3)."""
-    return _constant(vertices(nside)[hemisphere_indices(nside)])
+    return constant(vertices(nside)[hemisphere_indices(nside)])
 
 
 @lru_cache
@@ -52,7 +54,7 @@ def hemisphere_lookup(nside: int) -> np.ndarray:
     lookup = np.empty(12 * nside**2, dtype=np.int64)
     lookup[kept] = np.arange(len(kept))
     lookup[antipodes(nside)[kept]] = np.arange(len(kept))
-    return _constant(lookup)
+    return constant(lookup)
 
 
 @lru_cache
@@ -71,8 +73,8 @@ def children(nside: int, *, hemisphere_only: bool) -> np.ndarray:
         raise ValueError(f"nside is {nside}, expected at least 2: the 12 base pixels have no parents")
     nested = np.arange(12 * nside**2).reshape(-1, 4)
     if not hemisphere_only:
-        return _constant(nested)
-    return _constant(hemisphere_lookup(nside)[nested[hemisphere_indices(nside // 2)]])
+        return constant(nested)
+    return constant(hemisphere_lookup(nside)[nested[hemisphere_indices(nside // 2)]])
 
 
 @lru_cache
@@ -81,7 +83,7 @@ def parents(nside: int, *, hemisphere_only: bool) -> np.ndarray:
     table = children(nside, hemisphere_only=hemisphere_only)
     inverse = np.empty(table.size, dtype=np.int64)
     inverse[table] = np.arange(len(table))[:, None]
-    return _constant(inverse)
+    return constant(inverse)
 
 
 def match(points: np.ndarray, nside: int) -> np.ndarray:
@@ -94,8 +96,3 @@ def match(points: np.ndarray, nside: int) -> np.ndarray:
             f"points are up to {worst:.1e} away from the vertices of nside {nside}, expected rounding only"
         )
     return index
-
-
-def _constant(values: np.ndarray) -> np.ndarray:
-    values.flags.writeable = False
-    return values

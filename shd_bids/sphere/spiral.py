@@ -4,6 +4,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from shd_bids.sphere.constant import constant
+
 _GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 
 
@@ -20,6 +22,4 @@ def spiral(n: int) -> np.ndarray:
     index = np.arange(n)
     z = 1 - (index + 0.5) / n
     radius, azimuth = np.sqrt(1 - z**2), index * _GOLDEN_ANGLE
-    axes = np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z], axis=1)
-    axes.setflags(write=False)
-    return axes
+    return constant(np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z], axis=1))

@@ -17,6 +17,7 @@ from itertools import product
 import numpy as np
 
 from shd_bids.sphere import graph, healpix
+from shd_bids.sphere.constant import constant
 
 _ROTATION = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 _MIRROR = np.diag([-1.0, 1.0, 1.0])
@@ -74,13 +75,13 @@ def eigenbasis(nside: int, *, hemisphere_only: bool) -> Eigenbasis:
         values, vectors = np.linalg.eigh((block + block.T) / 2)
         mode.append(np.repeat(sum(map(np.size, eigenvalues)) + np.arange(len(values)), rows.shape[2]))
         columns.append(rows.reshape(len(laplacian), -1))
-        blocks.append((_constant(vectors * _signs(vectors)), rows.shape[2]))
+        blocks.append((constant(vectors * _signs(vectors)), rows.shape[2]))
         eigenvalues.append(values)
     return Eigenbasis(
-        adapted=_constant(np.concatenate(columns, axis=1)),
+        adapted=constant(np.concatenate(columns, axis=1)),
         blocks=tuple(blocks),
-        eigenvalues=_constant(np.concatenate(eigenvalues)),
-        mode=_constant(np.concatenate(mode)),
+        eigenvalues=constant(np.concatenate(eigenvalues)),
+        mode=constant(np.concatenate(mode)),
     )
 
 
@@ -102,7 +103,7 @@ def permutation(nside: int, matrix: tuple[tuple[float, ...], ...], *, hemisphere
     """Give for each vertex the index of its image under an orthogonal matrix that maps the grid to itself, shape (V,)."""
     moved = healpix.grid(nside, hemisphere_only=hemisphere_only) @ np.array(matrix).T
     index = healpix.match(moved, nside)
-    return _constant(healpix.hemisphere_lookup(nside)[index] if hemisphere_only else index)
+    return constant(healpix.hemisphere_lookup(nside)[index] if hemisphere_only else index)
 
 
 def _adapted_vectors(nside: int, *, hemisphere_only: bool):
@@ -147,8 +148,3 @@ def _signs(vectors: np.ndarray) -> np.ndarray:
     size = np.abs(vectors)
     first = np.argmax(size > size.max(axis=0) - 1e-6, axis=0)
     return np.sign(vectors[first, np.arange(vectors.shape[1])])
-
-
-def _constant(values: np.ndarray) -> np.ndarray:
-    values.flags.writeable = False
-    return values
