@@ -14,6 +14,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+from scipy.special import eval_legendre
 from torch import Tensor
 
 from shd_bids.chunks import chunks
@@ -21,7 +22,7 @@ from shd_bids.conditioning import lobes
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel
 from shd_bids.sharpening import Updater, factors
-from shd_bids.sphere.harmonics import l_max_of, sh_basis, sh_inverse
+from shd_bids.sphere.harmonics import degrees, l_max_of, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 from shd_bids.sphere.spiral import spiral
 
@@ -41,8 +42,13 @@ VOXELS_PER_CHUNK = 16384
 """Bounds the masses and the predicted signal: 16 384 voxels x (768 axes + 300 volumes) x 4 bytes = 70 MB."""
 
 _SHARPENING = 20  # updates
-_ASSUMED_SHARE = 0.75  # of the concentration taught: what is not quite certain comes out wider
+_SINGLE_QUANTILE = 0.8  # of the concentrations in white matter: voxels with one fibre are the most concentrated
+_WHITE_MATTER = 0.7  # of the largest amount in the scan
+_PROBED_DEGREE = 8
+_CONCENTRATIONS = np.arange(4.0, 91.0)  # that are told apart
+_LEAST_CONCENTRATION = 10.0
 _SMALL_LOBE = 0.05  # of the largest amplitude: what is below does not grow
+_RIPPLE_MARGIN = 2.0  # times what keeps lobes from predicting less than nothing of one another
 _LEAST_AMPLITUDE = 1e-6
 _SQRT_4PI = float(np.sqrt(4 * np.pi))
 _AMPLITUDE_SPREAD = 0.15  # typical error of the network's tissue fractions
@@ -100,10 +106,12 @@ def correct(
     """
     axes = _Axes.build(model, gradients)
     noise = max(sigma / axes.scale, MODEL_ERROR)
+    assumed = assumed_concentration(wm, taught=taught)
 
     def answer(part: slice) -> tuple[Tensor, np.ndarray]:
         signal = (voxels[part] / axes.scale).astype(np.float32)
-        return _calibrated(axis_masses(wm[part], taught=taught), fractions[part], signal, axes, noise), signal
+        masses = axis_masses(wm[part], concentration=assumed)
+        return _calibrated(masses, fractions[part], signal, axes, noise), signal
 
     times = _best_times(axes, *answer(slice(None, None, max(1, len(voxels) // _SAMPLE))), gradients)
     update = Updater.build(factors(axes.kernel))
@@ -116,21 +124,55 @@ def correct(
     return wm, isotropic, times
 
 
-def axis_masses(wm: np.ndarray, *, taught: float) -> np.ndarray:
-    r"""Give masses along :data:`N_AXES` axes whose lobes add up to an fODF.
+def assumed_concentration(wm: np.ndarray, *, taught: float) -> float:
+    r"""Give the concentration of the lobes that the fODFs of a scan are to be taken apart into.
 
-    The network learned a lobe :math:`e^{-\kappa\sin^2}` in place of each axis, and gives a wider one where it is not certain, so
-    that a crossing narrower than the lobe shows as one that is long. The masses f come from multiplicative updates
+    The network learned a lobe :math:`e^{-\kappa\sin^2}` in place of each axis and gives a wider one where it is not certain, so
+    the scan itself tells how wide: :math:`\hat\kappa` is that of voxels with one fibre, from the power of degree l,
 
-    .. math:: f \leftarrow f\,\frac{B^T c}{B^T B f},
+    .. math:: \sqrt{\frac{\sum_m c_{lm}^2}{2l + 1}} \Big/ c_{00} =
+              \frac{\int_0^1 P_l(z)\, e^{\kappa z^2} dz}{\int_0^1 e^{\kappa z^2} dz}.
 
-    with the coefficients c of the fODF and those of the lobes, B, whose concentration is three quarters of the one taught.
+    What crosses is less certain than what does not, by as much again: :math:`\hat\kappa^2 / \kappa`. Lobes too narrow would make
+    two fibres of one that is uncertain, lobes too wide one of two that cross narrowly.
 
     Parameters
     ----------
     wm : ndarray, shape (n, C)
     taught : float
-        Concentration kappa of the lobes.
+        Concentration kappa of the lobes in the training.
+
+    Returns
+    -------
+    float
+        A whole number; the one taught where there is no white matter.
+    """
+    there = wm[:, 0] > _WHITE_MATTER * np.quantile(wm[:, 0], 0.99) if len(wm) else np.zeros(0, dtype=bool)
+    if not there.any():
+        return taught
+    power = (wm[there][:, degrees(l_max_of(wm.shape[1])) == _PROBED_DEGREE] ** 2).sum(axis=1) / (2 * _PROBED_DEGREE + 1)
+    found = np.quantile(np.sqrt(power) / wm[there, 0], _SINGLE_QUANTILE)
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    lobe = weights * np.exp(_CONCENTRATIONS[:, None] * (nodes**2 - 1))
+    expected = lobe @ eval_legendre(_PROBED_DEGREE, nodes) / lobe.sum(axis=1)
+    single = float(np.interp(found, expected, _CONCENTRATIONS))
+    return round(max(single**2 / taught, _LEAST_CONCENTRATION))
+
+
+def axis_masses(wm: np.ndarray, *, concentration: float) -> np.ndarray:
+    r"""Give masses along :data:`N_AXES` axes whose lobes add up to an fODF.
+
+    Lobes that overlap show a narrow crossing as one lobe that is long. The masses f come from multiplicative updates
+
+    .. math:: f \leftarrow f\,\frac{B^T W c}{B^T W B f},
+
+    with the coefficients c of the fODF, those of the lobes, B, and weights W of the degrees, see :func:`_matching`.
+
+    Parameters
+    ----------
+    wm : ndarray, shape (n, C)
+    concentration : float
+        Kappa of the lobes.
 
     Returns
     -------
@@ -142,8 +184,8 @@ def axis_masses(wm: np.ndarray, *, taught: float) -> np.ndarray:
     amplitudes = (coefficients @ _basis(l_max)).clamp_min_(_LEAST_AMPLITUDE)
     largest = amplitudes.amax(dim=1, keepdim=True)
     start = (amplitudes - _SMALL_LOBE * largest).clamp_min_(_LEAST_AMPLITUDE)
-    narrow = _updater_of_lobes(_ASSUMED_SHARE * taught, l_max)
-    masses = narrow(start, coefficients, times=_SHARPENING, momentum=True).numpy()
+    weights, narrow = _matching(concentration, l_max)
+    masses = narrow(start, weights * coefficients, times=_SHARPENING, momentum=True).numpy()
     return masses * (_SQRT_4PI * wm[:, :1].clip(0) / np.maximum(masses.sum(axis=1, keepdims=True), _LEAST_AMPLITUDE))
 
 
@@ -162,8 +204,17 @@ def _lobes(sharpness: float, l_max: int) -> np.ndarray:
 
 
 @lru_cache
-def _updater_of_lobes(sharpness: float, l_max: int) -> Updater:
-    return Updater.build(factors(_lobes(sharpness, l_max).T))
+def _matching(sharpness: float, l_max: int) -> tuple[Tensor, Updater]:
+    """Return what finds masses whose lobes match coefficients, and the weights (C,) of the coefficients in it.
+
+    Multiplicative updates need lobes that do not predict less than nothing of one another. Cut at a degree they do, by their
+    ripples, and mass would grow without bound where they do. So the coefficient of degree 0, the same for all lobes, weighs more.
+    """
+    kernel = _lobes(sharpness, l_max)
+    lack = max(0.0, -float((kernel @ kernel.T).min()))
+    weights = np.ones(kernel.shape[1])
+    weights[0] = np.sqrt(1 + _RIPPLE_MARGIN * lack / kernel[0, 0] ** 2)
+    return torch.as_tensor(weights, dtype=torch.float32), Updater.build(factors((weights * kernel).T))
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,11 +134,14 @@ def draw_microstructure(rng: np.random.Generator, n_bundles: int) -> Microstruct
 
 
 def random_bundles(
-    rng: np.random.Generator, size: int, *, narrowness: float = 1.0, bending: float = 1.0
+    rng: np.random.Generator, size: int, *, narrowness: float = 1.0, bending: float = 1.0, sparse: bool = False
 ) -> tuple[Bundle, ...]:
-    """Draw bundles that cross, kiss, bend (``bending`` times as much as usual) and fan in a cube; see :func:`random_phantom`."""
+    """Draw bundles that cross, kiss, bend (``bending`` times as much as usual) and fan in a cube; see :func:`random_phantom`.
+
+    They are three to six, or, where they are ``sparse``, one or two.
+    """
     bundles: list[Bundle] = []
-    for _ in range(rng.integers(3, 7)):
+    for _ in range(rng.integers(1, 3) if sparse else rng.integers(3, 7)):
         centre = rng.uniform(0.1, 0.9, size=3) * size
         direction = _unit(rng.normal(size=3))
         bend = bending * rng.normal(size=3) * rng.choice([0.0, 0.02, 0.06]) * 16 / max(size, 16)
@@ -298,20 +301,26 @@ def _membership(bundle: Bundle, voxels: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def random_phantom(
-    rng: np.random.Generator, size: int, *, narrowness: float = 1.0, straight_share: float = 0.0
+    rng: np.random.Generator,
+    size: int,
+    *,
+    narrowness: float = 1.0,
+    straight_share: float = 0.0,
+    sparse_share: float = 0.0,
 ) -> Phantom:
     """Draw a cube of ``size`` voxels with bundles, grey matter, CSF and sometimes an oedema-like region.
 
     Bundles that cross do so at 12 to 90 degrees, evenly spread with a ``narrowness`` of 1 and mostly narrow above. In a
-    ``straight_share`` of the cubes none of them bends.
+    ``straight_share`` of the cubes none of them bends, and in a ``sparse_share`` there are but one or two.
     """
     shape = (size, size, size)
     # No number is drawn without a share, so that a seed gives the phantom it always gave.
     bending = 0.0 if straight_share and rng.random() < straight_share else 1.0
+    sparse = bool(sparse_share) and rng.random() < sparse_share
     csf = _blob(rng, shape) if rng.random() < 0.5 else None
     oedema = _blob(rng, shape) * rng.uniform(0.2, 0.7) if rng.random() < 0.2 else None
     return build_phantom(
-        random_bundles(rng, size, narrowness=narrowness, bending=bending),
+        random_bundles(rng, size, narrowness=narrowness, bending=bending, sparse=sparse),
         shape,
         csf=csf,
         oedema=oedema,

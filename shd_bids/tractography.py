@@ -26,6 +26,7 @@ from shd_bids.chunks import chunks
 from shd_bids.exceptions import InputError
 from shd_bids.peaks import find_peaks, largest_amplitude
 from shd_bids.sphere.harmonics import l_max_of, sh_basis
+from shd_bids.sphere.spiral import spiral
 
 ALGORITHMS = ("det", "prob", "ptt")
 
@@ -325,7 +326,7 @@ class _AmplitudeField:
         low = corners.min(axis=0) - 1  # one voxel more all around: what lies beyond the image then reads as zero
         shape = corners.max(axis=0) + 2 - low
         n_directions = int(np.clip(_TABLE_BYTES / (8 * shape.prod()), _DIRECTIONS[0], most_directions))
-        vertices = _even_axes(n_directions)
+        vertices = spiral(n_directions)
         basis = sh_basis(vertices @ _voxel_frame(affine)[1].T, l_max_of(coefficients.shape[1])).astype(np.float32)
         table = np.zeros((*shape, n_directions))
         rows = np.ravel_multi_index(tuple((corners - low).T), tuple(shape))
@@ -360,15 +361,6 @@ def _limits(algorithm: str, max_angle: float, stop_amplitude: float, voxel_size:
         return {"max_angle": max_angle, "pmf_threshold": 0.1}
     sine = math.sin(math.radians(max_angle) / 2) / float(voxel_size.mean())
     return {"max_angle": math.degrees(2 * math.asin(min(1.0, sine))), "pmf_threshold": stop_amplitude}
-
-
-def _even_axes(n: int) -> np.ndarray:
-    """Return ``n`` evenly spread axes (n, 3) of the upper hemisphere: a Fibonacci spiral."""
-    index = np.arange(n) + 0.5
-    z = index / n
-    azimuth = index * math.pi * (3 - math.sqrt(5))
-    radius = np.sqrt(1 - z**2)
-    return np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z], axis=1)
 
 
 def _seeds(

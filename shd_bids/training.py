@@ -83,7 +83,7 @@ class TrainingConfig:
         Last part of the training in which batch normalisation keeps its averages.
     sharpness : float
         Concentration kappa of the lobe ``exp(-kappa sin^2)`` that stands for a fibre in the truth.
-    narrowness, straight_share : float
+    narrowness, straight_share, sparse_share : float
         Of the crossings that are drawn, see :func:`shd_bids.simulation.random_phantom`.
     pool, reuse : int
         Crops held in memory at a time, and how often each is shown; ``batch`` must divide ``pool``.
@@ -107,6 +107,7 @@ class TrainingConfig:
     sharpness: float = 45.0
     narrowness: float = 1.0
     straight_share: float = 0.0
+    sparse_share: float = 0.0
     reuse: int = 2
     pool: int = 48
     seed: int = 1
@@ -174,7 +175,13 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     """Simulate one crop of a random subject and protocol; ``seed`` fixes it."""
     rng = np.random.default_rng(seed)
     size = config.size
-    phantom = simulation.random_phantom(rng, size, narrowness=config.narrowness, straight_share=config.straight_share)
+    phantom = simulation.random_phantom(
+        rng,
+        size,
+        narrowness=config.narrowness,
+        straight_share=config.straight_share,
+        sparse_share=config.sparse_share,
+    )
     micro = simulation.draw_microstructure(rng, len(phantom.bundles))
     gradients = config.gradients(rng)
     clean = simulation.noiseless_signal(phantom, micro, gradients)

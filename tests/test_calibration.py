@@ -56,15 +56,15 @@ def correct(prior, signal, subject):
 def test_masses_lie_along_the_axes_of_their_lobes(rng):
     axis = simulation.uniform_directions(rng, 20)[:, None]
     wm = 2.5 * lobes_along(axis, 45.0, 18)
-    masses = calibration.axis_masses(wm, taught=45.0)
+    masses = calibration.axis_masses(wm, concentration=45.0)
     np.testing.assert_allclose(masses.sum(axis=1), np.sqrt(4 * np.pi) * wm[:, 0], rtol=1e-5)
     near = np.abs(axis[:, 0] @ AXES.T) > np.cos(np.radians(12))
     assert (masses * near).sum(axis=1).min() > 0.8 * 2.5
 
 
 def test_an_axis_anywhere_becomes_one_peak(rng):
-    wm = lobes_along(simulation.uniform_directions(rng, 200)[:, None], 30.0, 18)  # wider than taught, as when uncertain
-    fod = calibration.axis_masses(wm, taught=45.0) @ lobes_along(AXES[:, None], calibration.SHARPNESS, 18)
+    wm = lobes_along(simulation.uniform_directions(rng, 200)[:, None], 30.0, 18)
+    fod = calibration.axis_masses(wm, concentration=30.0) @ lobes_along(AXES[:, None], calibration.SHARPNESS, 18)
     peaks = find_peaks(fod.astype(np.float32), max_peaks=3)
     assert (peaks.amplitudes[:, 1] < 0.1 * peaks.amplitudes[:, 0]).mean() > 0.98
 
@@ -72,7 +72,7 @@ def test_an_axis_anywhere_becomes_one_peak(rng):
 def test_the_lobes_of_the_masses_resemble_the_answer(rng):
     wm = lobes_along(simulation.uniform_directions(rng, 40).reshape(20, 2, 3), 45.0, 18)
     grid = hemisphere(8)
-    amplitudes = calibration.axis_masses(wm, taught=45.0) @ lobes(grid, AXES, 45.0)
+    amplitudes = calibration.axis_masses(wm, concentration=45.0) @ lobes(grid, AXES, 45.0)
     for found, expected in zip(amplitudes, wm @ sh_basis(grid, 18).T, strict=True):
         assert np.corrcoef(found, expected)[0, 1] > 0.98
 
@@ -84,12 +84,26 @@ def test_masses_part_a_crossing_that_the_lobes_taught_hide(rng):
     half = np.radians(9)
     pair = np.stack([np.cos(half) * first + sign * np.sin(half) * side for sign in (-1, 1)], axis=1)
     before = lobes_along(pair, 45.0, 18)
-    after = calibration.axis_masses(before, taught=45.0) @ lobes_along(AXES[:, None], calibration.SHARPNESS, 18)
+    after = calibration.axis_masses(before, concentration=34.0) @ lobes_along(AXES[:, None], calibration.SHARPNESS, 18)
     dip = []
     for c in (before, after):
         middle = np.einsum("nc,nc->n", c, sh_basis(first, 18))
         dip.append(middle / np.einsum("nc,nc->n", c, sh_basis(pair[:, 0], 18)))
     assert np.mean(dip[1]) < np.mean(dip[0]) - 0.02
+
+
+@pytest.mark.parametrize("given", [15.0, 30.0, 45.0])
+def test_the_concentration_assumed_is_that_of_single_fibres_and_less_the_less_they_have(rng, given):
+    fibres = [simulation.uniform_directions(rng, n * 100).reshape(100, n, 3) for n in (1, 2)]
+    wm = np.concatenate([rng.uniform(0.8, 1.0, size=(100, 1)) * lobes_along(axes, given, 18) for axes in fibres])
+    empty = 0.05 * lobes_along(fibres[0], 80.0, 18)  # sharp, but no white matter
+    found = calibration.assumed_concentration(np.concatenate([wm, empty]), taught=TAUGHT)
+    assert found == pytest.approx(max(given**2 / TAUGHT, 10), abs=1)
+
+
+def test_without_white_matter_the_concentration_taught_is_assumed():
+    assert calibration.assumed_concentration(np.zeros((3, 190)), taught=TAUGHT) == TAUGHT
+    assert calibration.assumed_concentration(np.zeros((0, 190)), taught=TAUGHT) == TAUGHT
 
 
 def test_the_data_settle_the_amplitudes_and_the_network_what_they_cannot_tell(rng):

@@ -53,7 +53,7 @@ struct ShdLayer {
   const float *weight_sph;    // [out][in][order]
   const float *weight_spa;    // [out][in][4]
   int32_t threads, level;     // level: instruction set, see shd_best_level
-  int64_t cache_bytes;        // size of the expansion held at once
+  int64_t cache_bytes;        // size of the expansion held at once, at most
   // Marks, [planes][y z], of a volume whose planes come a few at a time: voxels whose result matters, all voxels they depend on
   // (the others are left as they are), and those whose input is not zero. Null: all.
   const uint8_t *wanted, *read, *inside;
@@ -178,6 +178,8 @@ struct Job {
 constexpr int kTile = 64;      // columns of a change of basis
 constexpr int64_t kSlack = 32; // tiles may read one panel past the end
 constexpr int64_t kBlock = 256; // voxels whose shell sums stay in cache until they are used
+// Of a small layer's expansion no more is held than an eighth, as it would count; below the least, more is faster.
+constexpr int64_t kHeldShare = 8, kLeastHeld = 24 << 20;
 
 inline int64_t tile_size(const Job &job) { return 2 * int64_t(job.basis->vertices) * kTile; }
 // Arrays used together are kept from starting at equal addresses modulo a page, where the processor takes a load for the
@@ -384,7 +386,8 @@ static void describe(Job &job, const ShdBasis &basis, const ShdLayer &layer, int
   job.fine = layer.inputs - (layer.parent ? 1 : 0);
   job.fine_channels = job.channels - job.cells.channels;
   const int64_t plane_bytes = std::max<int64_t>(basis.vertices * job.plane_voxels * cached_channels * 4, 1);
-  const int64_t fitting = std::max<int64_t>(layer.cache_bytes / plane_bytes - 2 * job.halo, 1);
+  const int64_t held = std::min(layer.cache_bytes, std::max(job.planes * plane_bytes / kHeldShare, kLeastHeld));
+  const int64_t fitting = std::max<int64_t>(held / plane_bytes - 2 * job.halo, 1);
   const int64_t groups = (job.planes + fitting - 1) / fitting;
   job.group = groups ? (job.planes + groups - 1) / groups : 0;
   job.ring = std::min(job.group + 2 * job.halo, job.planes);
