@@ -77,6 +77,20 @@ def test_given_weights_are_the_start_and_must_fit(tmp_path, monkeypatch):
         training.train(replace(CONFIG, channels=(8, 4)), tmp_path / "third", device="cpu", start=first, n_workers=0)
 
 
+def test_what_is_written_can_be_a_mean_with_what_it_started_from(tmp_path):
+    first = load_weights(training.train(CONFIG, tmp_path / "first", device="cpu", n_workers=0))
+    parts = {}
+    for share in (0.0, 0.25, 1.0):
+        config = replace(CONFIG, seed=8, start_share=share)
+        path = training.train(config, tmp_path / str(share), device="cpu", start=first, n_workers=0)
+        parts[share] = load_weights(path).network().state_dict()
+    for name, value in first.network().state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(parts[1.0][name], value)
+            torch.testing.assert_close(parts[0.25][name], 0.75 * parts[0.0][name] + 0.25 * value)
+    assert not torch.equal(parts[0.0]["head.bias"], parts[1.0]["head.bias"])
+
+
 def test_mixed_precision_trains_nearly_as_full_precision_does(tmp_path):
     for precision, steps in (("float32", 1), ("bf16", 20)):
         config = replace(CONFIG, precision=precision, steps=steps, reuse=12, learning_rate=1e-2)
