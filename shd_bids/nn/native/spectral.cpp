@@ -20,8 +20,11 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
+
+#include <sys/mman.h>
 
 #if defined(__clang__)
 #pragma clang fp contract(fast)
@@ -109,14 +112,17 @@ struct Cells {
 };
 
 // Scratch memory of one call, cut into arrays aligned to cache lines. It stays with the calling thread: fresh pages cost more
-// than the work done in them. Unusually large ones are given back.
+// than the work done in them. Unusually large ones are given back. It has pages of its own: among other blocks, one that is
+// outgrown would leave a gap.
 class Workspace {
 public:
   ~Workspace() { release(); }
   float *reserve(int64_t size) {
     if (size > size_) {
       release();
-      data_ = new (std::align_val_t(64)) float[size];
+      void *pages = mmap(nullptr, size * sizeof(float), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (pages == MAP_FAILED) throw std::bad_alloc();
+      data_ = static_cast<float *>(pages);
       size_ = size;
     }
     return data_;
@@ -125,10 +131,9 @@ public:
     if (size_ > (int64_t(64) << 20)) release();
   }
 
-
 private:
   void release() {
-    ::operator delete[](data_, std::align_val_t(64));
+    if (data_) munmap(data_, size_ * sizeof(float));
     data_ = nullptr;
     size_ = 0;
   }
