@@ -147,11 +147,13 @@ def assumed_concentration(wm: np.ndarray, *, taught: float) -> float:
     float
         A whole number; the one taught where there is no white matter.
     """
-    there = wm[:, 0] > _WHITE_MATTER * np.quantile(wm[:, 0], 0.99) if len(wm) else np.zeros(0, dtype=bool)
-    if not there.any():
+    amount = wm[:, 0]
+    if not amount.any():
         return taught
-    power = (wm[there][:, degrees(l_max_of(wm.shape[1])) == _PROBED_DEGREE] ** 2).sum(axis=1) / (2 * _PROBED_DEGREE + 1)
-    found = np.quantile(np.sqrt(power) / wm[there, 0], _SINGLE_QUANTILE)
+    there = amount > _WHITE_MATTER * np.quantile(amount, 0.99)
+    probed = wm[np.ix_(there, degrees(l_max_of(wm.shape[1])) == _PROBED_DEGREE)]
+    power = (probed**2).sum(axis=1) / (2 * _PROBED_DEGREE + 1)
+    found = np.quantile(np.sqrt(power) / amount[there], _SINGLE_QUANTILE)
     nodes, weights = np.polynomial.legendre.leggauss(64)
     lobe = weights * np.exp(_CONCENTRATIONS[:, None] * (nodes**2 - 1))
     expected = lobe @ eval_legendre(_PROBED_DEGREE, nodes) / lobe.sum(axis=1)

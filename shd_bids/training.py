@@ -488,7 +488,7 @@ def train(
             if late:
                 return None
     target = output_dir / "weights.safetensors"
-    if start is not None:
+    if start is not None and config.start_share:
         _blend(net, start.network(), config.start_share)
     if writes:
         save_weights(target, net, l_max=config.l_max, training=asdict(config), channels=config.input_channels)
