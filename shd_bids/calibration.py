@@ -1,9 +1,10 @@
 """Let the data of each voxel correct the answer of the network.
 
 A network that was trained on simulations knows what fODFs look like; the signal knows what it is. Its answer is taken as masses
-along many axes (:func:`axis_masses`), which undoes the width that lobes had in the training. The data then scale the
-tissues of the voxel (:func:`_calibrated`) and move the masses towards the deconvolution of the voxel, as far as left-out volumes
-say. Masses stand for lobes of one shape, so that a crossing that the network told apart does not melt on the way.
+along many axes (:func:`axis_masses`), which undoes the width that lobes had in the training, and a long thin lobe of them as two
+fibres (:func:`~shd_bids.separation.separate`). The data then scale the tissues of the voxel (:func:`_calibrated`) and move the
+masses towards the deconvolution of the voxel, as far as left-out volumes say. Masses stand for lobes of one shape, so that a
+crossing that the network told apart does not melt on the way.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from shd_bids.chunks import chunks
 from shd_bids.conditioning import lobes
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel
+from shd_bids.separation import separate
 from shd_bids.sharpening import Updater, factors
 from shd_bids.sphere.harmonics import degrees, l_max_of, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
@@ -110,7 +112,7 @@ def correct(
 
     def answer(part: slice) -> tuple[Tensor, np.ndarray]:
         signal = (voxels[part] / axes.scale).astype(np.float32)
-        masses = axis_masses(wm[part], concentration=assumed)
+        masses = separate(axis_masses(wm[part], concentration=assumed), spiral(N_AXES))
         return _calibrated(masses, fractions[part], signal, axes, noise), signal
 
     times = _best_times(axes, *answer(slice(None, None, max(1, len(voxels) // _SAMPLE))), gradients)

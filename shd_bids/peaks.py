@@ -77,7 +77,7 @@ def find_peaks(
     max_peaks: int = 5,
     relative_threshold: float = 0.1,
     absolute_threshold: float = 0.0,
-    min_separation: float = 25.0,
+    min_separation: float = 15.0,
     device: str | torch.device = "cpu",
     progress: Callable[[str, float], None] | None = None,
 ) -> Peaks:

@@ -28,6 +28,7 @@ L_MAX = (
 MIN_VOXELS = {"wm": 10, "gm": 5, "csf": 5}  # fewer are not averaged but topped up from the next best
 MAX_FRACTION_ERROR = 0.25  # of a tissue fraction; see `separable_tissues`
 ASSUMED_SNR = 20.0  # of one b=0 volume in white matter
+FREE_DIFFUSIVITY = 3.0e-3  # mm2/s, of water at body temperature: nothing in tissue diffuses faster
 _VOXELS_PER_CHUNK = 32768  # bounds the memory beside the result
 RIDGE = 1e-10  # of the largest diagonal entry: decides between solutions the data cannot tell apart
 
@@ -481,24 +482,40 @@ def _isotropic(rows: np.ndarray, gradients: GradientTable) -> np.ndarray:
 
 
 def _anisotropic(rows: np.ndarray, fibres: np.ndarray, gradients: GradientTable, *, l_max: int) -> np.ndarray:
-    """Fit the zonal coefficients of each shell to all voxels at once, shape (S, l_max/2 + 1).
+    r"""Fit the zonal coefficients of each shell to all voxels at once, shape (S, l_max/2 + 1).
 
-    The signal must be non-negative and must not fall from along the fibre to across it, at every degree of the angle.
+    The signal must be non-negative and must not fall from along the fibre to across it, at every degree of the angle
+    (Smith, Tournier, Calamante and Connelly, Proc. ISMRM 2018, "amp2response"). Nor may it be sharper than any mixture of
+    Gaussian compartments could make it: with the coefficients g of a stick in which water diffuses freely,
 
-    Source: Smith, Tournier, Calamante and Connelly, Proc. ISMRM 2018 ("amp2response").
+    .. math:: 0 \le (-1)^{l/2 + 1}\, r_{l+2} \le \left|\frac{g_{l+2}}{g_l}\right| (-1)^{l/2}\, r_l,
+              \qquad g_l \propto \sqrt{2l + 1} \int_0^1 P_l(z)\, e^{-b D z^2} dz.
+
+    A shell of six directions tells nothing of degree 4 and above where all fibres of the voxels point into a few directions;
+    without the bound it would be made up there.
     """
     coefficients = np.zeros((len(gradients.shells), l_max // 2 + 1))
     coefficients[0, 0] = rows[:, gradients.b0_indices].mean(dtype=np.float64) / Y00
     angles = np.deg2rad(np.arange(91))
     amplitude = _zonal_basis(np.cos(angles), l_max)  # (91, L)
     rise = np.diff(amplitude, axis=0)
+    rise /= np.abs(rise).max(axis=1, keepdims=True)
     for number, shell in enumerate(gradients.shells[1:], start=1):
         cosine = fibres @ gradients.directions[shell.indices].T  # (n, N_s)
         design = _zonal_basis(cosine.ravel(), l_max)
         values = rows[:, shell.indices].reshape(1, -1)
-        constraints = np.concatenate([amplitude, rise / np.abs(rise).max(axis=1, keepdims=True)])
+        constraints = np.concatenate([amplitude, rise, _as_gaussians(shell.bvalue, l_max)])
         coefficients[number] = _constrained_fit(values, design, constraints)[0]
     return coefficients
+
+
+def _as_gaussians(bvalue: float, l_max: int) -> np.ndarray:
+    """Return what of the zonal coefficients must not be negative for a mixture of Gaussian compartments, (l_max, L)."""
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    stick = (weights * np.exp(-bvalue * FREE_DIFFUSIVITY * nodes**2)) @ _zonal_basis(nodes, l_max)
+    signed = np.diag((-1.0) ** np.arange(len(stick)))
+    bounded = np.abs(stick[1:] / stick[:-1])[:, None] * signed[:-1] - signed[1:]
+    return np.concatenate([signed[1:], bounded])
 
 
 def _zonal_basis(cosine: np.ndarray, l_max: int) -> np.ndarray:

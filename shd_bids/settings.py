@@ -104,7 +104,7 @@ class Settings:
     peak_max: int = 5
     peak_relative_threshold: float = 0.1
     peak_absolute_threshold: float | None = None
-    peak_separation: float = 25.0
+    peak_separation: float = 15.0
 
     tracking_algorithm: str = "prob"
     seeds: int = 2

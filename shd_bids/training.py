@@ -430,7 +430,8 @@ def train(
     Raises
     ------
     TrainingError
-        When the loss is not finite in three steps running, or the processes cannot share the crops of a step evenly.
+        When the loss is not finite in three steps running, the processes cannot share the crops of a step evenly, or the
+        weights to start from are of another network, or missing though they are to be part of the result.
     """
     n_processes, writes = parallel.n_processes(), parallel.rank() == 0
     if config.batch % n_processes:
@@ -497,6 +498,10 @@ def train(
 
 def _network(config: TrainingConfig, start: Weights | None) -> UNet:
     if start is None:
+        if config.start_share:
+            raise TrainingError(
+                f"start_share is {config.start_share:g}, but no weights were given to start from; give --start or leave it out"
+            )
         return UNet(config.network())
     if start.config != config.network() or start.channels != config.input_channels:
         raise TrainingError(

@@ -234,6 +234,30 @@ def test_constrained_fit_obeys_its_constraints_and_leaves_the_free_alone(rng):
     np.testing.assert_allclose(solution[is_free], free[is_free], rtol=1e-6)
 
 
+@pytest.mark.parametrize("bvalue", [300.0, 1000.0, 4000.0, 13000.0])
+def test_gaussian_compartments_keep_the_bounds_of_a_response(rng, bvalue):
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    attenuation = bvalue * rng.uniform(0.1, 1, size=(50, 1)) * response.FREE_DIFFUSIVITY
+    mixtures = rng.dirichlet(np.ones(50), size=20) @ np.exp(-attenuation * nodes**2)
+    coefficients = (mixtures * weights) @ response._zonal_basis(nodes, 10)
+    margin = coefficients @ response._as_gaussians(bvalue, 10).T
+    assert margin.min() > -1e-12
+    mirrored = coefficients * [1, -1, 1, 1, 1, 1]
+    assert (mirrored @ response._as_gaussians(bvalue, 10).T).min(axis=1).max() < 0
+
+
+def test_six_directions_make_up_no_high_degrees(rng):
+    """Two bundles that differ a little, as two always do, look like one response with ripples to so few directions."""
+    fibres = np.repeat(simulation.uniform_directions(rng, 2), 200, axis=0)
+    table = simulation.make_gradients(rng, {500.0: 6, 2500.0: 40}, n_b0=2)
+    truth = simulation.true_responses(MICRO, table).wm.coefficients
+    amplitudes = response._zonal_basis(fibres @ table.directions.T, 10)
+    signal = np.einsum("nvl,vl->nv", amplitudes, truth[table.shell_index])
+    differing = signal * np.repeat([0.9, 1.1], 200)[:, None]
+    found = response._anisotropic(differing, fibres, table, l_max=10)
+    np.testing.assert_allclose(found[1] / truth[0, 0], truth[1] / truth[0, 0], atol=0.01)
+
+
 def test_zonal_basis_is_the_m0_part_of_the_spherical_harmonics():
     cosine = np.linspace(-1, 1, 21)
     directions = np.stack([np.sqrt(1 - cosine**2), np.zeros(21), cosine], axis=1)

@@ -89,6 +89,8 @@ def test_what_is_written_can_be_a_mean_with_what_it_started_from(tmp_path):
             torch.testing.assert_close(parts[1.0][name], value)
             torch.testing.assert_close(parts[0.25][name], 0.75 * parts[0.0][name] + 0.25 * value)
     assert not torch.equal(parts[0.0]["head.bias"], parts[1.0]["head.bias"])
+    with pytest.raises(TrainingError, match="no weights were given to start from"):
+        training.train(config, tmp_path / "none", device="cpu", n_workers=0)
 
 
 def test_mixed_precision_trains_nearly_as_full_precision_does(tmp_path):
