@@ -57,24 +57,27 @@ class SpatioSphericalConv(nn.Module):
             self.register_parameter("weightSpa", None)
         self.bias = nn.Parameter(torch.full((out_channels,), 0.01))
 
-    def forward(self, *inputs: Tensor | Unpooled, relu: bool = False) -> Tensor:
+    def forward(self, *inputs: Tensor | Unpooled, relu: bool = False, own: bool = False) -> Tensor:
         """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), rectified where asked.
 
-        Without gradients the last input may be :class:`Unpooled`.
+        Without gradients the last input may be :class:`Unpooled`, and the result may take the memory of the first where
+        ``own`` says that nothing else reads that.
         """
         last = inputs[-1]
-        if isinstance(last, Unpooled) and self._reads_cells(last):
+        cells = isinstance(last, Unpooled) and self._reads_cells(last)
+        values = [(x.source if cells else x.formed()) if isinstance(x, Unpooled) else x for x in inputs]
+        if cells or (own and self._in_place(values)):
             return native.forward(
-                [(x.source if isinstance(x, Unpooled) else x).contiguous() for x in inputs],
+                [x.contiguous() for x in values],
                 self.weightSph,
                 self.weightSpa,
                 self.bias,
                 nside=self.basis.nside,
                 hemisphere=self.basis.hemisphere,
                 relu=relu,
-                parents=last.pool.parent_index,
+                parents=last.pool.parent_index if cells else None,
+                own=own,
             )
-        values = [x.formed() if isinstance(x, Unpooled) else x for x in inputs]
         device = values[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values[0].dtype
         values = [x.to(dtype) for x in values]
@@ -108,8 +111,17 @@ class SpatioSphericalConv(nn.Module):
 
     def _reads_cells(self, last: Unpooled) -> bool:
         """Whether a map copied to the voxels of cells can be left unformed: by the compiled kernel alone, at its precision."""
-        plain = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-        return plain and native.suits(last.source) and last.pool.stride == 2 and self.weightSpa is not None
+        return _as_is(last.source) and last.pool.stride == 2 and self.weightSpa is not None
+
+    def _in_place(self, values: list[Tensor]) -> bool:
+        """Whether the result can take the memory of an input: without gradients, by the compiled kernel alone."""
+        return not torch.is_grad_enabled() and _as_is(*values, self.bias)
+
+
+def _as_is(*values: Tensor) -> bool:
+    """Whether the compiled kernel can be called on values as they are: no other precision is asked for, nothing is traced."""
+    plain = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    return plain and native.suits(*values)
 
 
 def mode_weights(weight_sph: Tensor, weight_spa: Tensor | None, terms: Tensor) -> Tensor:

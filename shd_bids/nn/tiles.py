@@ -289,7 +289,7 @@ class _Stream:
     def _below(self, level: int, skip: Feature, box: Box, _: Tensor | None) -> Slab:
         """Run the levels below, which treat each voxel alone."""
         pool = self._net.pools[level]
-        return Slab(box, pool.unpool(self._net.descend(level + 1, pool(skip.read(box)))))
+        return Slab(box, pool.unpool(self._net.descend(level + 1, [pool(skip.read(box))])))
 
 
 def _turned(

@@ -150,10 +150,10 @@ class ConvNormReLU(nn.Module):
         """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
         return self.normalise(self.convolve(*inputs))
 
-    def convolve(self, *inputs: Tensor | Unpooled) -> Tensor:
-        """Take the first step of :meth:`forward`."""
+    def convolve(self, *inputs: Tensor | Unpooled, own: bool = False) -> Tensor:
+        """Take the first step of :meth:`forward`; ``own`` says that nothing else reads the first input."""
         with recomputed(inputs):
-            return self.conv(*inputs, relu=self.norm is None)
+            return self.conv(*inputs, relu=self.norm is None, own=own)
 
     def normalise(self, y: Tensor) -> Tensor:
         """Take the second step, after which ``y`` is of no use to others."""
@@ -223,25 +223,26 @@ class UNet(nn.Module):
             mask = None  # the same, and nothing to multiply
         if any(lacking) and mask is None:
             mask = x.new_ones((len(x), *size), dtype=torch.bool)
-        x = x.permute(5, 0, 2, 3, 4, 1).contiguous()  # (V, B, X, Y, Z, C)
+        inputs = [x.permute(5, 0, 2, 3, 4, 1).contiguous()]  # (V, B, X, Y, Z, C)
         if mask is not None:
             x_end, y_end, z_end = lacking
-            x = functional.pad(x * mask[None, ..., None], (0, 0, 0, z_end, 0, y_end, 0, x_end))
+            inputs = [functional.pad(inputs.pop() * mask[None, ..., None], (0, 0, 0, z_end, 0, y_end, 0, x_end))]
             mask = functional.pad(mask, (0, z_end, 0, y_end, 0, x_end)).to(x.dtype)
-        x = self.descend(0, x, mask)
+        x = self.descend(0, inputs, mask)
         if any(lacking):
             x = x[:, :, : size[0], : size[1], : size[2]]
         return self.classify(x).permute(1, 5, 2, 3, 4, 0)  # (B, O, X, Y, Z, V)
 
     # The steps of the network, on tensors (vertex, batch, x, y, z, channel), for running it in pieces.
 
-    def descend(self, level: int, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Run a level and everything coarser; ``mask`` (B, X, Y, Z) is one or zero."""
+    def descend(self, level: int, inputs: list[Any], mask: Tensor | None = None) -> Tensor:
+        """Run a level and everything coarser; ``mask`` (B, X, Y, Z) is one or zero. The list, of the one input, is used up."""
         if level == len(self.encoder):
-            return _run(self.bottom, [x], mask)
-        pool, inputs = self.pools[level], list[Any]([_run(self.encoder[level], [x], mask)])
+            return _run(self.bottom, inputs, mask)
+        pool = self.pools[level]
+        inputs.append(_run(self.encoder[level], inputs, mask))
         coarse = mask if mask is None or pool.stride == 0 else functional.max_pool3d(mask, pool.stride)
-        inputs.append(_unpool(pool, self.descend(level + 1, pool(inputs[0]), coarse)))
+        inputs.append(_unpool(pool, self.descend(level + 1, [pool(inputs[0])], coarse)))
         return _run(self.decoder[len(self.decoder) - 1 - level], inputs, mask)
 
     def classify(self, x: Tensor) -> Tensor:
@@ -338,8 +339,9 @@ def _unpool(pool: Pooling, x: Tensor) -> Tensor | Unpooled:
 
 def _run(block: nn.ModuleList, inputs: list[Any], mask: Tensor | None) -> Tensor:
     """Run a block; the list is used up, so that what nothing else holds is freed as soon as it was read."""
-    for unit in block:
-        inputs[:] = [unit.convolve(*inputs)]
+    for index, unit in enumerate(block):
+        # What an encoder is given may be the caller's; what it keeps for its decoder is read there for the last time.
+        inputs[:] = [unit.convolve(*inputs, own=index > 0 or len(inputs) > 1)]
         inputs[:] = [unit.normalise(*inputs)]
         if mask is not None:
             inputs[:] = [_masked(inputs[0], mask)]

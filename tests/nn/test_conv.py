@@ -221,6 +221,38 @@ def test_unpooled_input_need_not_be_formed(
     torch.testing.assert_close(plain, expected, rtol=0, atol=0)
 
 
+@needs_kernel
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("spatial", [True, False])
+@pytest.mark.parametrize("unpooled", [True, False])
+def test_result_takes_the_memory_of_an_input_that_is_its_own(generator, monkeypatch, unpooled, spatial, threads):
+    monkeypatch.setattr(native, "_CACHE_BYTES", 1 << 10)  # one plane at a time
+    conv, pool = make((3, 2), 3, spatial=spatial, dtype=torch.float32), Pooling(2, hemisphere=True, stride=2)
+    x = torch.randn(24, 2, 6, 4, 8, 3, generator=generator)
+    source = Unpooled(pool, torch.randn(6, 2, 3, 2, 4, 2, generator=generator))
+    before, threads_before = x.clone(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            other = source if unpooled else source.formed()
+            expected = conv(x, other, relu=True)
+            torch.testing.assert_close(x, before, rtol=0, atol=0)
+            found = conv(x, other, relu=True, own=True)
+    finally:
+        torch.set_num_threads(threads_before)
+    assert found.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_input_stays_where_gradients_or_widths_ask_for_it(generator):
+    conv, x = make((3,), 3, dtype=torch.float32), torch.randn(24, 1, 2, 2, 2, 3, generator=generator)
+    before = x.clone()
+    conv(x, own=True)
+    with torch.no_grad():
+        make((3,), 4, dtype=torch.float32)(x, own=True)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
 def test_without_a_kernel_the_result_is_the_same(generator, monkeypatch):
     conv = make((4,), 8, dtype=torch.float32)
     x = torch.randn(24, 2, 3, 3, 3, 4, generator=generator)

@@ -146,8 +146,18 @@ def test_odd_sizes_are_a_part_of_a_larger_volume(generator, size):
     torch.testing.assert_close(net(x), net(larger, mask)[(*part, slice(None))], rtol=0, atol=1e-14)
 
 
+def test_inference_leaves_its_input_alone(generator):
+    net = build(nside=2, channels=(2, 2), dtype=torch.float32)
+    x = torch.randn(24, 1, 4, 6, 2, 2, generator=generator)  # laid out as the network computes
+    x = x.permute(1, 5, 2, 3, 4, 0)
+    before = x.clone()
+    with torch.no_grad():
+        net(x), net.folded()(x)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("size", [(4, 6, 2), (5, 1, 3)])
-@pytest.mark.parametrize("channels", [(4, 6), (4, 3, 5)])
+@pytest.mark.parametrize("channels", [(4, 6), (4, 3, 5), (4, 4, 4)])
 def test_inference_is_what_training_computes(generator, size, channels):
     net = build(nside=4, channels=channels, spatial_levels=len(channels), dtype=torch.float32)
     x = field(generator, *size, vertices=96, batch=2, dtype=torch.float32)

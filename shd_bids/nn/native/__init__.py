@@ -159,17 +159,21 @@ def forward(
     hemisphere: bool,
     relu: bool,
     parents: Tensor | None = None,
+    own: bool = False,
     level: int | None = None,
 ) -> Tensor:
     """Evaluate one layer: inputs (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), all float32 and contiguous on the CPU.
 
     With ``parents``, (V,) of int64, the last input is (V / 4, B, X / 2, Y / 2, Z / 2, I) and stands for its copy to all children
-    of its vertices and all voxels of its cells, which is not formed.
+    of its vertices and all voxels of its cells, which is not formed. ``own`` says that nothing else reads the first input: the
+    result takes its memory if it has as many channels, as the kernel has read the planes of an input before it writes them.
     """
     basis, _ = _basis(nside, hemisphere, weight_sph.shape[2])
     layer, _channels = _layer(inputs[0].shape[1:5], _widths(inputs), weight_sph, weight_spa, level)
     layer.parent = None if parents is None else parents.data_ptr()
-    output = inputs[0].new_empty(*inputs[0].shape[:-1], len(weight_sph))
+    first = inputs[0]
+    fits = own and first.shape[-1] == len(weight_sph)
+    output = first.detach() if fits else first.new_empty(*first.shape[:-1], len(weight_sph))
     library().shd_forward(
         ctypes.byref(basis),
         ctypes.byref(layer),
