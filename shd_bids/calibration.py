@@ -15,7 +15,6 @@ from itertools import islice
 
 import numpy as np
 import torch
-from scipy.special import eval_legendre
 from torch import Tensor
 
 from shd_bids.chunks import chunks
@@ -24,7 +23,7 @@ from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel
 from shd_bids.separation import separate
 from shd_bids.sharpening import Updater, factors
-from shd_bids.sphere.harmonics import degrees, l_max_of, sh_basis, sh_inverse
+from shd_bids.sphere.harmonics import degrees, l_max_of, sh_basis, sh_inverse, zonal_means
 from shd_bids.sphere.healpix import hemisphere
 from shd_bids.sphere.spiral import spiral
 
@@ -156,9 +155,7 @@ def assumed_concentration(wm: np.ndarray, *, taught: float) -> float:
     probed = wm[np.ix_(there, degrees(l_max_of(wm.shape[1])) == _PROBED_DEGREE)]
     power = (probed**2).sum(axis=1) / (2 * _PROBED_DEGREE + 1)
     found = np.quantile(np.sqrt(power) / amount[there], _SINGLE_QUANTILE)
-    nodes, weights = np.polynomial.legendre.leggauss(64)
-    lobe = weights * np.exp(_CONCENTRATIONS[:, None] * (nodes**2 - 1))
-    expected = lobe @ eval_legendre(_PROBED_DEGREE, nodes) / lobe.sum(axis=1)
+    expected = zonal_means(_CONCENTRATIONS, _PROBED_DEGREE)[:, -1]
     single = float(np.interp(found, expected, _CONCENTRATIONS))
     return round(max(single**2 / taught, _LEAST_CONCENTRATION))
 

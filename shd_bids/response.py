@@ -17,7 +17,7 @@ from shd_bids.chunks import chunks
 from shd_bids.exceptions import InputError
 from shd_bids.gradients import GradientTable
 from shd_bids.peaks import find_peaks
-from shd_bids.sphere.harmonics import degrees, sh_basis, zonal_factors
+from shd_bids.sphere.harmonics import degrees, sh_basis, zonal_factors, zonal_means
 from shd_bids.sphere.healpix import hemisphere
 from shd_bids.tensor import fit_tensor, fractional_anisotropy
 
@@ -511,8 +511,7 @@ def _anisotropic(rows: np.ndarray, fibres: np.ndarray, gradients: GradientTable,
 
 def _as_gaussians(bvalue: float, l_max: int) -> np.ndarray:
     """Return what of the zonal coefficients must not be negative for a mixture of Gaussian compartments, (l_max, L)."""
-    nodes, weights = np.polynomial.legendre.leggauss(64)
-    stick = (weights * np.exp(-bvalue * FREE_DIFFUSIVITY * nodes**2)) @ _zonal_basis(nodes, l_max)
+    stick = zonal_means(-bvalue * FREE_DIFFUSIVITY, l_max) * np.sqrt(2 * np.arange(0, l_max + 1, 2) + 1)
     signed = np.diag((-1.0) ** np.arange(len(stick)))
     bounded = np.abs(stick[1:] / stick[:-1])[:, None] * signed[:-1] - signed[1:]
     return np.concatenate([signed[1:], bounded])

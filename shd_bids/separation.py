@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from shd_bids.chunks import chunks
+from shd_bids.conditioning import lobes
 
 _LOBE = np.deg2rad(30)  # around its middle; two fibres that a lobe hides lie within
 _ALONE = 0.85  # least share of the masses in the lobe: beside others, a long one is one of uncertain direction
@@ -13,7 +14,6 @@ _MOST_SKEW = 1.5  # of two fibres whose weaker one holds a fifth of the mass
 _NARROW = 300.0  # concentration of the lobe that stands for a direction between axes: as narrow as axes are close
 _LEAST_MASS = 1e-6
 _VOXELS_PER_CHUNK = 4096
-_TINY = np.finfo(np.float32).tiny
 
 
 def separate(masses: np.ndarray, axes: np.ndarray) -> np.ndarray:
@@ -49,9 +49,10 @@ def separate(masses: np.ndarray, axes: np.ndarray) -> np.ndarray:
     axes = axes.astype(masses.dtype)
     result = masses.copy()
     for part in chunks(len(masses), _VOXELS_PER_CHUNK):
-        total = masses[part].sum(axis=1)
-        frame = _frame(masses[part], total, axes)
-        lobe = masses[part] * (np.abs(frame[:, 0] @ axes.T) > np.cos(_LOBE))
+        block = masses[part]
+        total = block.sum(axis=1)
+        frame = _frame(block, total, axes)
+        lobe = block * (np.abs(frame[:, 0] @ axes.T) > np.cos(_LOBE))
         inside = lobe.sum(axis=1)
         alone = np.flatnonzero((inside > _ALONE * total) & (inside > _LEAST_MASS))
         lobe, inside, frame = lobe[alone], inside[alone], frame[alone]
@@ -66,7 +67,7 @@ def separate(masses: np.ndarray, axes: np.ndarray) -> np.ndarray:
 def _frame(masses: np.ndarray, total: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """Return the main axes of the masses, (n, 3, 3), that of most mass first."""
     products = (axes[:, :, None] * axes[:, None, :]).reshape(-1, 9)
-    tensors = (masses @ products / np.maximum(total, _TINY)[:, None]).reshape(-1, 3, 3)
+    tensors = (masses @ products / np.maximum(total, _LEAST_MASS)[:, None]).reshape(-1, 3, 3)
     return np.linalg.eigh(tensors)[1].transpose(0, 2, 1)[:, ::-1]
 
 
@@ -91,6 +92,6 @@ def _two_fibres(
     for side in (1, -1):
         angle = mean + spread * (skew + side * root) / 2
         direction = np.cos(angle)[:, None] * frame[:, 0] + np.sin(angle)[:, None] * frame[:, 1]
-        near = np.exp(_NARROW * ((direction @ axes.T) ** 2 - 1))
+        near = lobes(axes, direction, _NARROW)
         masses += ((1 - side * skew / root) / 2 / near.sum(axis=1))[:, None] * near
     return masses

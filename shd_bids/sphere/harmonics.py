@@ -9,8 +9,11 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import eval_legendre
 
 from shd_bids.sphere.constant import constant
+
+_QUADRATURE = 64  # Gauss-Legendre nodes on [-1, 1]
 
 
 def n_coefficients(l_max: int) -> int:
@@ -50,6 +53,27 @@ def zonal_factors(l_max: int) -> np.ndarray:
     of coefficients (Driscoll and Healy 1994, theorem 1).
     """
     return constant(np.sqrt(4 * np.pi / (2 * degrees(l_max) + 1)))
+
+
+def zonal_means(exponents: ArrayLike, l_max: int) -> np.ndarray:
+    r"""Average the Legendre polynomials of even degree over axes of density :math:`e^{a z^2}`.
+
+    .. math:: m_l = \int_0^1 P_l(z)\, e^{a z^2} dz \Big/ \int_0^1 e^{a z^2} dz
+
+    With a positive exponent this is a lobe around the pole, with :math:`a = -bD` the signal of a stick.
+
+    Parameters
+    ----------
+    exponents : array, shape (...)
+
+    Returns
+    -------
+    array, shape (..., l_max / 2 + 1)
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE)
+    exponents = np.asarray(exponents, dtype=np.float64)[..., None]
+    density = weights * np.exp(exponents * nodes**2 - exponents.clip(0))
+    return density @ eval_legendre(np.array(_even(l_max)), nodes[:, None]) / density.sum(axis=-1, keepdims=True)
 
 
 def sh_basis(directions: ArrayLike, l_max: int) -> np.ndarray:

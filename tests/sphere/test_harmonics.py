@@ -13,6 +13,7 @@ from shd_bids.sphere.harmonics import (
     sh_basis,
     sh_inverse,
     zonal_factors,
+    zonal_means,
 )
 
 
@@ -66,6 +67,15 @@ def test_counts_known_on_paper():
     assert [n_coefficients(degree) for degree in (0, 2, 8, 18)] == [1, 6, 45, 190]
     assert [l_max_of(n) for n in (1, 6, 45, 190)] == [0, 2, 8, 18]
     np.testing.assert_allclose(zonal_factors(2), np.sqrt(4 * np.pi / np.array([1, 5, 5, 5, 5, 5])))
+
+
+def test_zonal_means_are_those_of_the_density():
+    exponents, z = np.array([-9.0, 0.0, 3.0, 90.0]), np.linspace(0, 1, 200_001)
+    density = np.exp(exponents[:, None] * z**2)
+    legendre = [np.polynomial.legendre.Legendre.basis(degree)(z) for degree in (0, 2, 4, 6, 8)]
+    expected = [[np.trapezoid(p * d, z) / np.trapezoid(d, z) for p in legendre] for d in density]
+    np.testing.assert_allclose(zonal_means(exponents, 8), expected, atol=1e-8)
+    np.testing.assert_allclose(zonal_means(0.0, 8), [1, 0, 0, 0, 0], atol=1e-14)  # only degree 0 when isotropic
 
 
 def test_wrong_input_is_refused(rng):
