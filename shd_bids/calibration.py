@@ -1,8 +1,9 @@
 """Let the data of each voxel correct the answer of the network.
 
 A network that was trained on simulations knows what fODFs look like; the signal knows what it is. Its answer is taken as masses
-along many axes (:func:`axis_masses`), which undoes the width that lobes had in the training, and a long thin lobe of them as two
-fibres (:func:`~shd_bids.separation.separate`). The data then scale the tissues of the voxel (:func:`_calibrated`) and move the
+along many axes (:func:`axis_masses`), which undoes the width that lobes had in the training, and a long thin lobe of them, or one
+that the data of many voxels say is long (:func:`~shd_bids.dispersion.measured_spread`), as two fibres
+(:func:`~shd_bids.separation.separate`). The data then scale the tissues of the voxel (:func:`_calibrated`) and move the
 masses towards the deconvolution of the voxel, as far as left-out volumes say. Masses stand for lobes of one shape, so that a
 crossing that the network told apart does not melt on the way.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from shd_bids.chunks import chunks
 from shd_bids.conditioning import lobes
+from shd_bids.dispersion import measured_spread
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel
 from shd_bids.separation import separate
@@ -68,6 +70,8 @@ def correct(
     *,
     taught: float,
     voxels: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
     gradients: GradientTable,
     model: ForwardModel,
     sigma: float,
@@ -92,6 +96,10 @@ def correct(
     taught : float
         Concentration of the lobe that stood for an axis in its training.
     voxels : ndarray, shape (n, N)
+    mask : ndarray of bool, shape (X, Y, Z)
+        Where they lie.
+    affine : ndarray, shape (4, 4)
+        From voxels to the world, in which the gradients are given.
     gradients : GradientTable
     model : ForwardModel
     sigma : float
@@ -108,10 +116,13 @@ def correct(
     axes = _Axes.build(model, gradients)
     noise = max(sigma / axes.scale, MODEL_ERROR)
     assumed = assumed_concentration(wm, taught=taught)
+    spread = measured_spread(
+        wm, voxels, mask, affine=affine, gradients=gradients, model=model, scale=axes.scale, noise=noise
+    )
 
     def answer(part: slice) -> tuple[Tensor, np.ndarray]:
         signal = (voxels[part] / axes.scale).astype(np.float32)
-        masses = separate(axis_masses(wm[part], concentration=assumed), spiral(N_AXES))
+        masses = separate(axis_masses(wm[part], concentration=assumed), spiral(N_AXES), spread[part])
         return _calibrated(masses, fractions[part], signal, axes, noise), signal
 
     times = _best_times(axes, *answer(slice(None, None, max(1, len(voxels) // _SAMPLE))), gradients)

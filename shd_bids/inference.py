@@ -92,6 +92,7 @@ def fit_fod(
     gradients: GradientTable,
     responses: Responses,
     *,
+    affine: np.ndarray,
     fit: str = "amortised",
     weights: Weights | None,
     device: str = "auto",
@@ -112,6 +113,8 @@ def fit_fod(
         World axes.
     responses : Responses
         Of this subject or of a group, in the unit of the signal.
+    affine : ndarray, shape (4, 4)
+        From voxels to the world, in which the gradients are given.
     fit : {"amortised", "subject", "cohort"}
         Apply the weights as they are; adapt them to this subject first by the self-supervised loss; apply weights adapted to
         a cohort.
@@ -168,7 +171,15 @@ def fit_fod(
     model = forward_model(gradients, responses, l_max=l_max)
     taught = weights.training.get("sharpness", SHARPNESS) if weights else SHARPNESS
     wm, isotropic, updates = correct(
-        wm, fractions, taught=taught, voxels=voxels, gradients=gradients, model=model, sigma=sigma
+        wm,
+        fractions,
+        taught=taught,
+        voxels=voxels,
+        mask=mask,
+        affine=affine,
+        gradients=gradients,
+        model=model,
+        sigma=sigma,
     )
     quality = _quality(voxels, wm, isotropic, model=model, gradients=gradients)
     info = _info(adapted, weights, sigma=sigma, device=where, conditioner=conditioner) | {

@@ -16,7 +16,7 @@ _LEAST_MASS = 1e-6
 _VOXELS_PER_CHUNK = 4096
 
 
-def separate(masses: np.ndarray, axes: np.ndarray) -> np.ndarray:
+def separate(masses: np.ndarray, axes: np.ndarray, measured: np.ndarray | None = None) -> np.ndarray:
     r"""Put the masses of a lobe that is long and thin on the two directions that have the same moments.
 
     A network that cannot tell how two fibres share a narrow crossing answers with what they are on average: a lobe that is
@@ -28,7 +28,7 @@ def separate(masses: np.ndarray, axes: np.ndarray) -> np.ndarray:
               w_\pm = \frac12 \mp \frac{\gamma}{2\sqrt{4 + \gamma^2}}.
 
     They replace the lobe where :math:`\sigma` exceeds 7 degrees, neither would hold less than a fifth, and nearly all mass of
-    the voxel lies in the lobe.
+    the voxel lies in the lobe. Where the spread was measured that takes the place of the moments, with two equal fibres.
 
     Parameters
     ----------
@@ -36,6 +36,8 @@ def separate(masses: np.ndarray, axes: np.ndarray) -> np.ndarray:
         Not negative.
     axes : ndarray, shape (A, 3)
         Unit vectors; either sign.
+    measured : ndarray, shape (n, 3), optional
+        Direction and standard deviation, radians, of the spread of a lobe; zero where it was not measured.
 
     Returns
     -------
@@ -58,6 +60,11 @@ def separate(masses: np.ndarray, axes: np.ndarray) -> np.ndarray:
         lobe, inside, frame = lobe[alone], inside[alone], frame[alone]
         mean, spread, skew = _moments(lobe / inside[:, None], frame, axes)
         long = (spread > _LEAST_SPREAD) & (np.abs(skew) < _MOST_SKEW)
+        if measured is not None:
+            known = np.flatnonzero(measured[part][alone].any(axis=1))
+            mean[known] = skew[known] = 0
+            spread[known], frame[known, 1] = _beside(measured[part][alone[known]], frame[known, 0])
+            long[known] = True
         if long.any():
             fibres = _two_fibres(mean[long], spread[long], skew[long], frame[long], axes)
             result[part][alone[long]] += inside[long, None] * fibres - lobe[long]
@@ -81,6 +88,12 @@ def _moments(shares: np.ndarray, frame: np.ndarray, axes: np.ndarray) -> tuple[n
     spread = np.sqrt((power.sum(axis=1) - (shares * across**2).sum(axis=1)).clip(0))
     skew = (power * angle).sum(axis=1) / np.maximum(spread, _LEAST_SPREAD) ** 3
     return mean, spread, skew
+
+
+def _beside(vectors: np.ndarray, middle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return lengths (n,) of vectors (n, 3), and unit vectors towards them across the middle of a lobe."""
+    across = vectors - (vectors * middle).sum(axis=1, keepdims=True) * middle
+    return np.linalg.norm(vectors, axis=1), across / np.linalg.norm(across, axis=1, keepdims=True)
 
 
 def _two_fibres(

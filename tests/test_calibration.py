@@ -49,7 +49,15 @@ def correct(prior, signal, subject):
     gradients, model = subject
     fractions = prior[:, -2:] * np.sqrt(4 * np.pi)
     return calibration.correct(
-        prior[:, :-2].copy(), fractions, taught=TAUGHT, voxels=signal, gradients=gradients, model=model, sigma=0.01
+        prior[:, :-2].copy(),
+        fractions,
+        taught=TAUGHT,
+        voxels=signal,
+        mask=np.ones((len(prior), 1, 1), dtype=bool),
+        affine=np.eye(4),
+        gradients=gradients,
+        model=model,
+        sigma=0.01,
     )
 
 

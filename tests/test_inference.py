@@ -40,7 +40,7 @@ def scene():
 
 
 def test_fractions_are_shares_and_one_row_stands_for_each_voxel(scene, weights):
-    result = fit_fod(*scene, weights=weights, device="cpu")
+    result = fit_fod(*scene, affine=np.eye(4), weights=weights, device="cpu")
     assert len(result.wm) == len(result.gm) == len(result.r_squared) == scene[1].sum()
     np.testing.assert_allclose(result.fractions.sum(axis=1), 1.0, atol=1e-5)
     assert result.wm.dtype == np.float32 and np.isfinite(result.wm).all()
@@ -49,15 +49,15 @@ def test_fractions_are_shares_and_one_row_stands_for_each_voxel(scene, weights):
 def test_the_unit_of_the_signal_does_not_matter(scene, weights):
     signal, mask, gradients, responses = scene
     larger = Responses(*(Response(t.tissue, t.bvalues, 8 * t.coefficients) for t in responses.tissues))
-    plain = fit_fod(*scene, weights=weights, device="cpu")
-    scaled = fit_fod(8 * signal, mask, gradients, larger, weights=weights, device="cpu")
+    plain = fit_fod(*scene, affine=np.eye(4), weights=weights, device="cpu")
+    scaled = fit_fod(8 * signal, mask, gradients, larger, affine=np.eye(4), weights=weights, device="cpu")
     np.testing.assert_allclose(scaled.wm, plain.wm, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(scaled.residual_std, 8 * plain.residual_std, rtol=1e-3)
 
 
 def test_little_memory_gives_the_same_result(scene, weights):
-    whole = fit_fod(*scene, weights=weights, device="cpu", memory_gb=8.0)
-    tiled = fit_fod(*scene, weights=weights, device="cpu", memory_gb=0.01)
+    whole = fit_fod(*scene, affine=np.eye(4), weights=weights, device="cpu", memory_gb=8.0)
+    tiled = fit_fod(*scene, affine=np.eye(4), weights=weights, device="cpu", memory_gb=0.01)
     np.testing.assert_allclose(tiled.wm, whole.wm, rtol=1e-4, atol=1e-5)
 
 
@@ -76,7 +76,7 @@ class Device:
 
 
 def test_a_device_out_of_memory_gets_smaller_tiles_then_the_cpu_goes_on(scene, weights, monkeypatch, caplog):
-    expected = fit_fod(*scene, weights=weights, device="cpu")
+    expected = fit_fod(*scene, affine=np.eye(4), weights=weights, device="cpu")
     for fails, tried in (
         ([torch.OutOfMemoryError()] * 2, [8, 4, 2]),
         ([torch.OutOfMemoryError(), ValueError("not enough for the smallest tile")], [8, 4, 8]),
@@ -84,7 +84,7 @@ def test_a_device_out_of_memory_gets_smaller_tiles_then_the_cpu_goes_on(scene, w
     ):
         with monkeypatch.context() as patch:
             device = Device(patch, fails=fails)
-            found = fit_fod(*scene, weights=weights, device="auto", memory_gb=8.0)
+            found = fit_fod(*scene, affine=np.eye(4), weights=weights, device="auto", memory_gb=8.0)
         assert device.tried == tried
         np.testing.assert_array_equal(found.wm, expected.wm)
     assert "going on with tiles of 4096 MB" in caplog.text and "going on with the CPU" in caplog.text
@@ -96,24 +96,24 @@ def test_a_device_out_of_memory_gets_smaller_tiles_then_the_cpu_goes_on(scene, w
 def test_who_insists_on_a_device_is_told_that_its_memory_is_not_enough(scene, weights, monkeypatch, fails):
     Device(monkeypatch, fails=fails)
     with pytest.raises(type(fails[-1])):
-        fit_fod(*scene, weights=weights, device="cpu", memory_gb=8.0)
+        fit_fod(*scene, affine=np.eye(4), weights=weights, device="cpu", memory_gb=8.0)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "atol"), [("float32", 1e-4), ("tf32", 5e-3), ("bf16", 3e-2)])
 def test_a_gpu_gives_the_result_of_the_cpu(scene, weights, precision, atol):
-    here = fit_fod(*scene, weights=weights, device="cpu")
-    there = fit_fod(*scene, weights=weights, device="cuda", precision=precision)
+    here = fit_fod(*scene, affine=np.eye(4), weights=weights, device="cpu")
+    there = fit_fod(*scene, affine=np.eye(4), weights=weights, device="cuda", precision=precision)
     assert "cuda" in there.info["device"] and there.info["peak_gpu_mb"] > 0
     np.testing.assert_allclose(there.wm, here.wm, atol=atol)
 
 
 @pytest.mark.gpu
 def test_a_gpu_without_free_memory_leaves_the_work_to_the_cpu(scene, weights):
-    expected = fit_fod(*scene, weights=weights, device="cpu")
+    expected = fit_fod(*scene, affine=np.eye(4), weights=weights, device="cpu")
     torch.cuda.set_per_process_memory_fraction(1e-6)
     try:
-        found = fit_fod(*scene, weights=weights, device="auto")
+        found = fit_fod(*scene, affine=np.eye(4), weights=weights, device="auto")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     np.testing.assert_allclose(found.wm, expected.wm, atol=1e-4)
@@ -121,7 +121,7 @@ def test_a_gpu_without_free_memory_leaves_the_work_to_the_cpu(scene, weights):
 
 def test_residual_of_a_shell_is_that_of_its_volumes(scene, weights):
     signal, mask, gradients, responses = scene
-    result = fit_fod(*scene, weights=weights, device="cpu")
+    result = fit_fod(*scene, affine=np.eye(4), weights=weights, device="cpu")
     matrix = forward_model(gradients, responses, l_max=4).matrix.numpy()
     coefficients = np.concatenate([result.wm, result.gm[:, None], result.csf[:, None]], axis=1)
     error = signal[mask] - coefficients @ matrix.T
@@ -133,7 +133,7 @@ def test_residual_of_a_shell_is_that_of_its_volumes(scene, weights):
 
 def test_amortised_without_weights_is_refused(scene):
     with pytest.raises(WeightsError, match="--fit amortised applies trained weights, but none were given"):
-        fit_fod(*scene, weights=None)
+        fit_fod(*scene, affine=np.eye(4), weights=None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
@@ -156,10 +156,10 @@ def test_acquisitions_outside_the_training_are_named():
 
 def test_a_signal_that_the_fit_cannot_explain_is_named(scene, weights):
     signal, mask, gradients, responses = scene
-    good = fit_fod(*scene, weights=weights, device="cpu")
+    good = fit_fod(*scene, affine=np.eye(4), weights=weights, device="cpu")
     assert not any("misses" in warning for warning in good.info["warnings"])
     drifting = signal * np.where(np.arange(gradients.n_volumes) % 2, 0.2, 1.8)  # as scaling between volumes would
-    bad = fit_fod(drifting, mask, gradients, responses, weights=weights, device="cpu")
+    bad = fit_fod(drifting, mask, gradients, responses, affine=np.eye(4), weights=weights, device="cpu")
     assert any(warning.startswith("b=1000: the predicted signal misses") for warning in bad.info["warnings"])
 
 
@@ -262,7 +262,7 @@ def test_adaptation_from_nothing_learns_the_fibre_directions(scene, monkeypatch)
 def test_grey_matter_that_is_not_fitted_becomes_isotropic_fibre_density(scene, weights):
     signal, mask, gradients, responses = scene
     two = Responses(wm=responses.wm, gm=None, csf=responses.csf)
-    result = fit_fod(signal, mask, gradients, two, weights=weights, device="cpu")
+    result = fit_fod(signal, mask, gradients, two, affine=np.eye(4), weights=weights, device="cpu")
     assert np.all(result.gm == 0) and np.all(result.fractions[:, 1] == 0)
     matrix = forward_model(gradients, two, l_max=4).matrix.numpy()
     predicted = np.concatenate([result.wm, result.csf[:, None]], axis=1) @ matrix[gradients.b0_indices].T

@@ -71,6 +71,19 @@ def test_round_lobes_wide_crossings_and_empty_voxels_stay_as_they_are(frame):
     np.testing.assert_array_equal(separate(masses, AXES), masses)
 
 
+def test_a_measured_spread_takes_the_place_of_the_moments(frame):
+    lobe, band = along(frame, np.array([0.0]), [2.0]), along(frame, np.linspace(-18, 18, 73), np.full(73, 1 / 73))
+    masses, spread = np.stack([lobe, lobe, band]), np.radians([10, 0, 10])[:, None] * frame[2]
+    found = separate(masses, AXES, spread)
+    np.testing.assert_array_equal(found[1], lobe)
+    for one, amount in zip(found[[0, 2]], (2, 1), strict=True):
+        np.testing.assert_allclose(one.sum(), amount, rtol=1e-6)
+        directions, amplitudes = directions_of(one)
+        angles = np.degrees(np.arctan((directions @ frame[2]) / (directions @ frame[0])))
+        np.testing.assert_allclose(np.sort(angles), [-10, 10], atol=1.5)  # axes lie 6 degrees apart
+        np.testing.assert_allclose(amplitudes[0], amplitudes[1], rtol=0.1)
+
+
 def test_voxels_do_not_depend_on_one_another_nor_on_the_sign_of_axes(rng):
     frames = np.linalg.qr(rng.normal(size=(9, 3, 3)))[0]
     masses = np.stack([along(f, np.linspace(-16, 16, 9), rng.dirichlet(np.ones(9))) for f in frames])

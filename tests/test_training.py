@@ -182,7 +182,8 @@ def test_a_network_of_raw_shells_trains_and_serves_its_protocol(tmp_path, rng):
     micro = training.simulation.draw_microstructure(rng, len(phantom.bundles))
     signal = training.simulation.noiseless_signal(phantom, micro, gradients)
     responses = training.simulation.true_responses(micro, gradients)
-    found = fit_fod(signal, np.ones((4, 4, 4), dtype=bool), gradients, responses, weights=weights, device="cpu")
+    mask = np.ones((4, 4, 4), dtype=bool)
+    found = fit_fod(signal, mask, gradients, responses, affine=np.eye(4), weights=weights, device="cpu")
     assert np.isfinite(found.wm).all()
 
 

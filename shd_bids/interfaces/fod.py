@@ -90,6 +90,7 @@ def fit_image(
         mask,
         table,
         responses,
+        affine=reference.affine,
         fit=fit,
         weights=chosen_weights(weights),
         device=device,

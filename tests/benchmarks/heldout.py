@@ -171,7 +171,7 @@ def _predict_ours(scan: Scan, parts: list[np.ndarray], kept: np.ndarray, weights
     responses = estimate_responses(signal, scan.mask, table).responses
     predicted = np.zeros((*scan.mask.shape, scan.gradients.n_volumes), dtype=np.float32)
     for part in parts:
-        result = fit_fod(signal, part, table, responses, fit=fit, weights=weights, device="cpu")
+        result = fit_fod(signal, part, table, responses, affine=scan.affine, fit=fit, weights=weights, device="cpu")
         isotropic = {"gm": result.gm, "csf": result.csf}
         maps = [result.wm, *(isotropic[r.tissue][:, None] for r in responses.tissues[1:])]
         predicted[part] = predict(scan.gradients, responses, np.concatenate(maps, axis=1))

@@ -89,7 +89,7 @@ def uses_weights(name: str) -> bool:
 def ours(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, weights: Weights | None, fit: str) -> Found:
     """Run the package's own pipeline up to peaks."""
     responses = estimate_responses(signal, mask, gradients).responses
-    result = fit_fod(signal, mask, gradients, responses, fit=fit, weights=weights, device="cpu")
+    result = fit_fod(signal, mask, gradients, responses, affine=np.eye(4), fit=fit, weights=weights, device="cpu")
     cutoff = noise_threshold(result.wm, result.fractions[:, 2], wm_fraction=result.fractions[:, 0])
     return _maxima(result.wm, cutoff)
 

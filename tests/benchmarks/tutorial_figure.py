@@ -163,7 +163,9 @@ def fit_mrtrix(scan: Scan) -> np.ndarray:
 def fit_ours(scan: Scan, weights: Weights) -> np.ndarray:
     """Return the fODFs of the network at the degree that the app stores, (n, C)."""
     responses = estimate_responses(scan.signal, scan.mask, scan.gradients).responses
-    result = fit_fod(scan.signal, scan.mask, scan.gradients, responses, weights=weights, device="cpu")
+    result = fit_fod(
+        scan.signal, scan.mask, scan.gradients, responses, affine=scan.affine, weights=weights, device="cpu"
+    )
     return result.wm[:, : n_coefficients(STORED_DEGREE)]
 
 

@@ -1,0 +1,242 @@
+"""Measure how far the fibres of a voxel spread within a plane, from its signal and that of its neighbours.
+
+Two fibres that cross at 20 degrees look to one noisy voxel at b = 1000 like one fibre: the signal differs by a few percent of
+its noise. What differs is linear in the second moments of their directions, though, so that estimates of many voxels can be
+averaged before anything is decided, which no decision voxel by voxel makes up for.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.polynomial.legendre import leg2poly
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from shd_bids.chunks import chunks
+from shd_bids.gradients import GradientTable
+from shd_bids.model import ForwardModel
+from shd_bids.sphere.harmonics import degrees, sh_basis
+from shd_bids.sphere.healpix import hemisphere
+
+HALF_ANGLE = np.deg2rad(10)
+"""Between the middle and each of two equal fibres whose elongation is 1."""
+
+_ONE_LOBE = 0.85  # of the mass: least share of the largest second moment where fibres of one lobe are all there is
+_LEAST_MASS = 0.1  # relative to pure white matter
+_SCALES = ((3.0, 1.0), (3.5, 3.5))  # of averages: standard deviations along the fibre and across it, voxels
+_REACH = 5  # voxels
+_SAME_FIBRE = np.deg2rad(5)  # standard deviation of the directions that count as that of the same fibre
+_ENOUGH = 0.18  # standard error at which the first scale will do
+_LARGEST_ERROR = 0.25  # at which nothing is said
+_SIGNIFICANT = 4.0  # standard errors
+_RANGE = (0.5, 2.0)  # two fibres 14 and 28 degrees apart; wider crossings leave more than one lobe
+_NEIGHBOURHOOD = 2.0  # standard deviation, voxels, of where other fibres are looked for
+_MOST_AROUND = 0.5  # of it: elongation of all that lies around; a small share of that in the voxel would look the same
+_RIDGE = 1e-6  # of the normal equations: fewer volumes than unknowns leave a large error
+_VOXELS_PER_CHUNK = 4096
+_ELEMENTS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # of a symmetric matrix
+
+
+def measured_spread(
+    wm: np.ndarray,
+    voxels: np.ndarray,
+    mask: np.ndarray,
+    *,
+    affine: np.ndarray,
+    gradients: GradientTable,
+    model: ForwardModel,
+    scale: float,
+    noise: float,
+) -> np.ndarray:
+    r"""Give the direction and standard deviation by which one lobe is longer than wide, where the data are sure of it.
+
+    Around the main axis u of a voxel, with :math:`s_e` the signal of two equal fibres 10 degrees to either side of it towards
+    e, the signal is fitted with that of the axis, of what spreads evenly, of tilts, of the isotropic tissues, and
+
+    .. math:: a\,\tfrac12(s_{e_2} - s_{e_3}) + b\,\tfrac12(s_{e_2 + e_3} - s_{e_2 - e_3}).
+
+    The elongation :math:`E = a(e_2 e_2^T - e_3 e_3^T) + b(e_2 e_3^T + e_3 e_2^T)`, relative to the amount of white matter, is
+    averaged over neighbours with the same direction, as few as leave a small enough error. Its largest eigenvalue A belongs to
+    fibres of standard deviation :math:`\sin\sigma = \sqrt A \sin 10°`. It counts where A exceeds four standard errors and lies
+    in a range, where the voxel has one lobe, and where A is more than twice that of all that lies around, a small share of
+    which would look the same.
+
+    Parameters
+    ----------
+    wm : ndarray, shape (n, C)
+        SH coefficients of the fODF, in the order of the true entries of the mask.
+    voxels : ndarray, shape (n, N)
+    mask : ndarray of bool, shape (X, Y, Z)
+    affine : ndarray, shape (4, 4)
+        From voxels to the world, in which the gradients are given.
+    gradients : GradientTable
+    model : ForwardModel
+    scale : float
+        White-matter signal at b=0.
+    noise : float
+        Relative to the scale.
+
+    Returns
+    -------
+    ndarray, shape (n, 3)
+        World axes; its length is the standard deviation in radians, zero where nothing counts.
+    """
+    spread = np.zeros((len(wm), 3))
+    moments = _second_moments(wm)
+    amount = np.trace(moments, axis1=1, axis2=2)
+    values, vectors = np.linalg.eigh(moments)
+    main = vectors[:, :, 2]
+    lone = np.flatnonzero((values[:, 2] > _ONE_LOBE * amount) & (amount > _LEAST_MASS))
+    if not len(lone):
+        return spread
+    rows = np.full(mask.shape, -1)
+    rows[mask] = np.arange(len(wm))
+    around = _around(moments, main, mask)
+    clear = lone[around[lone] < _MOST_AROUND * _RANGE[1]]
+    elongation, precision = np.zeros((len(wm), 6), dtype=np.float32), np.zeros(len(wm), dtype=np.float32)
+    fit = _Fit(gradients, model, scale)
+    for part in chunks(len(lone), _VOXELS_PER_CHUNK):
+        here = lone[part]
+        elongation[here], precision[here] = fit(voxels[here] / scale, main[here])
+    steps = affine[:3, :3] / np.cbrt(np.abs(np.linalg.det(affine[:3, :3])))
+    places = np.argwhere(mask)
+    for part in chunks(len(clear), _VOXELS_PER_CHUNK // 2):
+        here = clear[part]
+        mean, error = _averaged(here, places[here], rows, main, elongation, precision, steps, noise)
+        size, direction = _largest_across(mean, main[here])
+        sure = (error < _LARGEST_ERROR) & (size > _SIGNIFICANT * error) & (size > _RANGE[0]) & (size < _RANGE[1])
+        sure &= around[here] < _MOST_AROUND * size
+        angle = np.arcsin(np.sqrt(size[sure]) * np.sin(HALF_ANGLE))
+        spread[here[sure]] = angle[:, None] * direction[sure]
+    return spread
+
+
+class _Fit:
+    """Estimates the elongation of voxels, each around its own axis."""
+
+    def __init__(self, gradients: GradientTable, model: ForwardModel, scale: float):
+        matrix = model.matrix.double().numpy() / scale
+        l_max = model.l_max
+        n_wm = matrix.shape[1] - len(model.tissues) + 1
+        directions = np.where(
+            np.linalg.norm(gradients.directions, axis=1, keepdims=True) > 0, gradients.directions, [0, 0, 1]
+        )
+        # A row is zonal around its gradient: with its part of each degree the kernel is a polynomial of the squared cosine.
+        parts = matrix[:, :n_wm] * sh_basis(directions, l_max)
+        zonal = np.stack([parts[:, degrees(l_max) == degree].sum(axis=1) for degree in range(0, l_max + 1, 2)], axis=1)
+        powers = np.zeros_like(zonal)
+        for column, degree in enumerate(range(0, l_max + 1, 2)):
+            powers[:, : column + 1] += zonal[:, column, None] * leg2poly(np.eye(degree + 1)[degree])[::2]
+        used = 1 + int(np.abs(zonal).max(axis=0).nonzero()[0].max())  # responses end long before the fODF
+        self._powers = torch.as_tensor(powers[:, :used], dtype=torch.float32)
+        self._directions = torch.as_tensor(directions, dtype=torch.float32)
+        self._isotropic = torch.as_tensor(matrix[:, n_wm:], dtype=torch.float32)
+
+    def __call__(self, signal: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return elongations (n, 6) of signals (n, N) around axes (n, 3), and their precision (n,) at unit noise."""
+        u = torch.as_tensor(axes, dtype=torch.float32)
+        helper = torch.nn.functional.one_hot(u.abs().argmin(dim=1), 3).to(u)
+        second = torch.nn.functional.normalize(torch.linalg.cross(u, helper), dim=1)
+        third = torch.linalg.cross(u, second)
+        middle, towards, aside = (e @ self._directions.T for e in (u, second, third))
+        diagonal = [(towards + sign * aside) / 2**0.5 for sign in (1, -1)]
+        pairs = [self._pair(middle, side) for side in (towards, aside, *diagonal)]
+        sums = [(one + other) / 2 for one, other in pairs]
+        tilts = [(one - other) / 2 for one, other in pairs[:2]]
+        alone = self._signal(middle)
+        columns = [(sums[0] - sums[1]) / 2, (sums[2] - sums[3]) / 2, alone, (sums[0] + sums[1]) / 2 - alone, *tilts]
+        isotropic = self._isotropic.expand(len(u), *self._isotropic.shape)
+        design = torch.cat([torch.stack(columns, dim=2), isotropic], dim=2)
+        gram = design.mT @ design + _RIDGE * torch.eye(design.shape[2])
+        inverse = torch.linalg.inv(gram)
+        found = (inverse @ (design.mT @ torch.as_tensor(signal, dtype=torch.float32)[:, :, None]))[:, :, 0]
+        amount = found[:, 2].clamp_min(1e-3)
+        a, b = (found[:, i, None, None] / amount[:, None, None] for i in (0, 1))
+        one, other = second[:, :, None], third[:, :, None]
+        matrices = a * (one @ one.mT - other @ other.mT) + b * (one @ other.mT + other @ one.mT)
+        variance = (inverse[:, 0, 0] + inverse[:, 1, 1]) / 2 / amount**2
+        rows, columns_ = zip(*_ELEMENTS, strict=True)
+        return matrices[:, rows, columns_].numpy(), (1 / variance).numpy()
+
+    def _signal(self, cosine: Tensor) -> Tensor:
+        """Return the signal of a fibre at the cosine of its angle with each gradient, (n, N)."""
+        square = cosine**2
+        total = self._powers[:, -1].expand_as(square)
+        for power in self._powers.T.flip(0)[1:]:
+            total = total * square + power
+        return total
+
+    def _pair(self, middle: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+        along, across = np.cos(HALF_ANGLE) * middle, np.sin(HALF_ANGLE) * side
+        return self._signal(along + across), self._signal(along - across)
+
+
+def _second_moments(wm: np.ndarray) -> np.ndarray:
+    r"""Integrate :math:`f(u)\,u u^T` over the sphere, (n, 3, 3), from SH coefficients."""
+    grid = hemisphere(4)
+    products = (grid[:, :, None] * grid[:, None, :]).reshape(-1, 9)
+    weights = sh_basis(grid, 2).T @ products * (4 * np.pi / len(grid))  # exact: degrees 0 and 2 are all there is
+    return (wm[:, : len(weights)] @ weights).reshape(-1, 3, 3)
+
+
+def _around(moments: np.ndarray, main: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the elongation, across the axis of each voxel, of all fibres in its neighbourhood, (n,)."""
+    block = np.zeros((*mask.shape, 10), dtype=np.float32)
+    block[mask, :9] = moments.reshape(-1, 9)
+    block[mask, 9] = np.trace(moments, axis1=1, axis2=2)
+    for axis in range(3):
+        block = gaussian_filter1d(block, _NEIGHBOURHOOD, axis=axis, mode="constant", truncate=2.0)
+    near = block[mask]
+    mean = (near[:, :9] / np.maximum(near[:, 9:], 1e-9)).reshape(-1, 3, 3)
+    values = np.linalg.eigvalsh(_across(mean, main))
+    return (values[:, 2] - values[:, 1]) / 2 / np.sin(HALF_ANGLE) ** 2
+
+
+def _across(matrices: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Project symmetric matrices (n, 3, 3) on the planes across axes (n, 3)."""
+    plane = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    return plane @ matrices @ plane
+
+
+def _largest_across(elongation: np.ndarray, main: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return size (n,) and direction (n, 3) of elongations (n, 6) across the main axes."""
+    matrices = np.empty((len(main), 3, 3))
+    for column, (i, j) in enumerate(_ELEMENTS):
+        matrices[:, i, j] = matrices[:, j, i] = elongation[:, column]
+    values, vectors = np.linalg.eigh(_across(matrices, main))
+    return (values[:, 2] - values[:, 0]) / 2, vectors[:, :, 2]
+
+
+def _averaged(
+    here: np.ndarray,
+    places: np.ndarray,
+    rows: np.ndarray,
+    main: np.ndarray,
+    elongation: np.ndarray,
+    precision: np.ndarray,
+    steps: np.ndarray,
+    noise: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average elongations over the neighbours of some voxels, at the first scale that will do; return also standard errors."""
+    shifts = np.array([d for d in product(range(-_REACH, _REACH + 1), repeat=3) if np.dot(d, d) <= _REACH**2])
+    at = places[:, None] + shifts  # (n, K, 3)
+    there = ((at >= 0) & (at < rows.shape)).all(axis=2)
+    near = np.where(there, rows[tuple(np.moveaxis(np.where(there[..., None], at, 0), 2, 0))], -1)
+    known = np.where(near >= 0, precision[near], 0)  # (n, K)
+    own = main[here]
+    turned = 1 - np.einsum("nkc,nc->nk", main[near], own) ** 2
+    same = np.exp(-turned.clip(0) / (2 * _SAME_FIBRE**2))
+    world = shifts @ steps.T
+    along = (own @ world.T) ** 2
+    across = (world**2).sum(axis=1) - along
+    mean, error = np.zeros((len(here), 6)), np.full(len(here), np.inf)
+    for length, width in _SCALES:
+        wanting = error > _ENOUGH
+        weight = (same * np.exp(-along / (2 * length**2) - across / (2 * width**2)))[wanting]
+        share = weight * known[wanting] / np.maximum((weight * known[wanting]).sum(axis=1, keepdims=True), 1e-12)
+        mean[wanting] = np.einsum("nk,nkc->nc", share, elongation[near[wanting]])
+        error[wanting] = noise * np.sqrt((share**2 / np.maximum(known[wanting], 1e-12)).sum(axis=1))
+    return mean, error
