@@ -29,6 +29,7 @@ _LEAST_MASS = 0.1  # relative to pure white matter
 _SCALES = ((3.0, 1.0), (3.5, 3.5))  # of averages: standard deviations along the fibre and across it, voxels
 _REACH = 5  # voxels
 _SAME_FIBRE = np.deg2rad(5)  # standard deviation of the directions that count as that of the same fibre
+_UNSURE = 1.4  # typical standard error of one voxel below which the network has seen as much, and in its context
 _ENOUGH = 0.18  # standard error at which the first scale will do
 _LARGEST_ERROR = 0.25  # at which nothing is said
 _SIGNIFICANT = 4.0  # standard errors
@@ -62,7 +63,7 @@ def measured_spread(
     averaged over neighbours with the same direction, as few as leave a small enough error. Its largest eigenvalue A belongs to
     fibres of standard deviation :math:`\sin\sigma = \sqrt A \sin 10°`. It counts where A exceeds four standard errors and lies
     in a range, where the voxel has one lobe, and where A is more than twice that of all that lies around, a small share of
-    which would look the same.
+    which would look the same; and in no scan of which a typical voxel alone can tell.
 
     Parameters
     ----------
@@ -94,13 +95,15 @@ def measured_spread(
         return spread
     rows = np.full(mask.shape, -1)
     rows[mask] = np.arange(len(wm))
-    around = _around(moments, main, mask)
-    clear = lone[around[lone] < _MOST_AROUND * _RANGE[1]]
     elongation, precision = np.zeros((len(wm), 6), dtype=np.float32), np.zeros(len(wm), dtype=np.float32)
     fit = _Fit(gradients, model, scale)
     for part in chunks(len(lone), _VOXELS_PER_CHUNK):
         here = lone[part]
         elongation[here], precision[here] = fit(voxels[here] / scale, main[here])
+    if np.median(noise / np.sqrt(precision[lone])) < _UNSURE:
+        return spread
+    around = _around(moments, main, mask)
+    clear = lone[around[lone] < _MOST_AROUND * _RANGE[1]]
     steps = affine[:3, :3] / np.cbrt(np.abs(np.linalg.det(affine[:3, :3])))
     places = np.argwhere(mask)
     for part in chunks(len(clear), _VOXELS_PER_CHUNK // 2):
