@@ -147,12 +147,12 @@ def test_averages_follow_the_fibre_however_the_image_is_stored(poor, frame, rng)
     model = forward_model(gradients, responses, l_max=L_MAX)
     scale = float(responses.wm.coefficients[0, 0]) / np.sqrt(4 * np.pi)
     signal = np.tile(model.matrix.double().numpy()[:, : len(truth)] @ truth, (9, 8, 7, 1))
-    signal += scale / 20 * rng.normal(size=signal.shape)
+    signal += scale / 12 * rng.normal(size=signal.shape)
     mask = rng.random((9, 8, 7)) < 0.9
 
     def measured(signal, mask, affine):
         wm = np.tile(seen, (int(mask.sum()), 1))
-        given = {"gradients": gradients, "model": model, "scale": scale, "noise": 1 / 20}
+        given = {"gradients": gradients, "model": model, "scale": scale, "noise": 1 / 12}
         found = np.zeros((*mask.shape, 3))
         found[mask] = measured_spread(wm, signal[mask], mask, affine=affine, **given)
         return found
