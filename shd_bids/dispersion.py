@@ -1,7 +1,7 @@
 """Measure how far the fibres of a voxel spread within a plane, from its signal and that of its neighbours.
 
-Two fibres that cross at 20 degrees look to one noisy voxel at b = 1000 like one fibre: the signal differs by a few percent of
-its noise. What differs is linear in the second moments of their directions, though, so that estimates of many voxels can be
+Two fibres that cross at 20 degrees look to one noisy voxel at b = 1000 like one fibre: the signal differs by less than its
+noise. What differs is linear in the second moments of their directions, though, so that estimates of many voxels can be
 averaged before anything is decided, which no decision voxel by voxel makes up for.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from shd_bids.chunks import chunks
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel
-from shd_bids.sphere.harmonics import degrees, sh_basis
+from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
 from shd_bids.sphere.healpix import hemisphere
 
 HALF_ANGLE = np.deg2rad(10)
@@ -38,7 +38,6 @@ _NEIGHBOURHOOD = 2.0  # standard deviation, voxels, of where other fibres are lo
 _MOST_AROUND = 0.5  # of it: elongation of all that lies around; a small share of that in the voxel would look the same
 _RIDGE = 1e-6  # of the normal equations: fewer volumes than unknowns leave a large error
 _VOXELS_PER_CHUNK = 4096
-_ELEMENTS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # of a symmetric matrix
 
 
 def measured_spread(
@@ -93,9 +92,7 @@ def measured_spread(
     lone = np.flatnonzero((values[:, 2] > _ONE_LOBE * amount) & (amount > _LEAST_MASS))
     if not len(lone):
         return spread
-    rows = np.full(mask.shape, -1)
-    rows[mask] = np.arange(len(wm))
-    elongation, precision = np.zeros((len(wm), 6), dtype=np.float32), np.zeros(len(wm), dtype=np.float32)
+    elongation, precision = np.zeros((len(wm), 3, 3), dtype=np.float32), np.zeros(len(wm), dtype=np.float32)
     fit = _Fit(gradients, model, scale)
     for part in chunks(len(lone), _VOXELS_PER_CHUNK):
         here = lone[part]
@@ -104,11 +101,10 @@ def measured_spread(
         return spread
     around = _around(moments, main, mask)
     clear = lone[around[lone] < _MOST_AROUND * _RANGE[1]]
-    steps = affine[:3, :3] / np.cbrt(np.abs(np.linalg.det(affine[:3, :3])))
-    places = np.argwhere(mask)
+    neighbours = _Neighbours(mask, affine, main)
     for part in chunks(len(clear), _VOXELS_PER_CHUNK // 2):
         here = clear[part]
-        mean, error = _averaged(here, places[here], rows, main, elongation, precision, steps, noise)
+        mean, error = neighbours.average(here, elongation, precision / noise**2)
         size, direction = _largest_across(mean, main[here])
         sure = (error < _LARGEST_ERROR) & (size > _SIGNIFICANT * error) & (size > _RANGE[0]) & (size < _RANGE[1])
         sure &= around[here] < _MOST_AROUND * size
@@ -123,7 +119,7 @@ class _Fit:
     def __init__(self, gradients: GradientTable, model: ForwardModel, scale: float):
         matrix = model.matrix.double().numpy() / scale
         l_max = model.l_max
-        n_wm = matrix.shape[1] - len(model.tissues) + 1
+        n_wm = n_coefficients(l_max)
         directions = np.where(
             np.linalg.norm(gradients.directions, axis=1, keepdims=True) > 0, gradients.directions, [0, 0, 1]
         )
@@ -139,7 +135,7 @@ class _Fit:
         self._isotropic = torch.as_tensor(matrix[:, n_wm:], dtype=torch.float32)
 
     def __call__(self, signal: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return elongations (n, 6) of signals (n, N) around axes (n, 3), and their precision (n,) at unit noise."""
+        """Return elongations (n, 3, 3) of signals (n, N) around axes (n, 3), and their precision (n,) at unit noise."""
         u = torch.as_tensor(axes, dtype=torch.float32)
         helper = torch.nn.functional.one_hot(u.abs().argmin(dim=1), 3).to(u)
         second = torch.nn.functional.normalize(torch.linalg.cross(u, helper), dim=1)
@@ -161,8 +157,7 @@ class _Fit:
         one, other = second[:, :, None], third[:, :, None]
         matrices = a * (one @ one.mT - other @ other.mT) + b * (one @ other.mT + other @ one.mT)
         variance = (inverse[:, 0, 0] + inverse[:, 1, 1]) / 2 / amount**2
-        rows, columns_ = zip(*_ELEMENTS, strict=True)
-        return matrices[:, rows, columns_].numpy(), (1 / variance).numpy()
+        return matrices.numpy(), (1 / variance).numpy()
 
     def _signal(self, cosine: Tensor) -> Tensor:
         """Return the signal of a fibre at the cosine of its angle with each gradient, (n, N)."""
@@ -177,6 +172,45 @@ class _Fit:
         return self._signal(along + across), self._signal(along - across)
 
 
+class _Neighbours:
+    """Averages over the voxels around one that lie along the same fibre.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (X, Y, Z)
+    affine : ndarray, shape (4, 4)
+    main : ndarray, shape (n, 3)
+        Direction of the fibre in each voxel of the mask.
+    """
+
+    def __init__(self, mask: np.ndarray, affine: np.ndarray, main: np.ndarray):
+        self._main, self._places = main, np.argwhere(mask) + _REACH
+        self._rows = np.full(np.add(mask.shape, 2 * _REACH), -1)  # with a margin, so that all neighbours have a place
+        self._rows[tuple(self._places.T)] = np.arange(len(main))
+        cube = product(range(-_REACH, _REACH + 1), repeat=3)
+        self._shifts = np.array([shift for shift in cube if np.dot(shift, shift) <= _REACH**2])
+        steps = affine[:3, :3] / np.cbrt(np.abs(np.linalg.det(affine[:3, :3])))
+        self._distances = self._shifts @ steps.T
+
+    def average(self, here: np.ndarray, elongation: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Average elongations (n, 3, 3) around some voxels at the first scale that will do; return also standard errors."""
+        near = self._rows[tuple(np.moveaxis(self._places[here, None] + self._shifts, 2, 0))]  # (m, K)
+        known = np.where(near >= 0, precision[near], 0)
+        own = self._main[here]
+        turned = 1 - np.einsum("mkc,mc->mk", self._main[near], own) ** 2
+        same = np.exp(-turned.clip(0) / (2 * _SAME_FIBRE**2))
+        along = (own @ self._distances.T) ** 2
+        across = (self._distances**2).sum(axis=1) - along
+        mean, error = np.zeros((len(here), 3, 3)), np.full(len(here), np.inf)
+        for length, width in _SCALES:
+            wanting = error > _ENOUGH
+            weight = known * same * np.exp(-along / (2 * length**2) - across / (2 * width**2))
+            share = (weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12))[wanting]
+            mean[wanting] = np.einsum("mk,mkij->mij", share, elongation[near[wanting]])
+            error[wanting] = np.sqrt((share**2 / np.maximum(known[wanting], 1e-12)).sum(axis=1))
+        return mean, error
+
+
 def _second_moments(wm: np.ndarray) -> np.ndarray:
     r"""Integrate :math:`f(u)\,u u^T` over the sphere, (n, 3, 3), from SH coefficients."""
     grid = hemisphere(4)
@@ -187,14 +221,13 @@ def _second_moments(wm: np.ndarray) -> np.ndarray:
 
 def _around(moments: np.ndarray, main: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the elongation, across the axis of each voxel, of all fibres in its neighbourhood, (n,)."""
-    block = np.zeros((*mask.shape, 10), dtype=np.float32)
-    block[mask, :9] = moments.reshape(-1, 9)
-    block[mask, 9] = np.trace(moments, axis1=1, axis2=2)
+    block = np.zeros((*mask.shape, 3, 3), dtype=np.float32)
+    block[mask] = moments
     for axis in range(3):
         block = gaussian_filter1d(block, _NEIGHBOURHOOD, axis=axis, mode="constant", truncate=2.0)
     near = block[mask]
-    mean = (near[:, :9] / np.maximum(near[:, 9:], 1e-9)).reshape(-1, 3, 3)
-    values = np.linalg.eigvalsh(_across(mean, main))
+    amount = np.trace(near, axis1=1, axis2=2)[:, None, None]
+    values = np.linalg.eigvalsh(_across(near / np.maximum(amount, 1e-9), main))
     return (values[:, 2] - values[:, 1]) / 2 / np.sin(HALF_ANGLE) ** 2
 
 
@@ -205,41 +238,6 @@ def _across(matrices: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 
 def _largest_across(elongation: np.ndarray, main: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return size (n,) and direction (n, 3) of elongations (n, 6) across the main axes."""
-    matrices = np.empty((len(main), 3, 3))
-    for column, (i, j) in enumerate(_ELEMENTS):
-        matrices[:, i, j] = matrices[:, j, i] = elongation[:, column]
-    values, vectors = np.linalg.eigh(_across(matrices, main))
+    """Return size (n,) and direction (n, 3) of elongations (n, 3, 3) across the main axes."""
+    values, vectors = np.linalg.eigh(_across(elongation, main))
     return (values[:, 2] - values[:, 0]) / 2, vectors[:, :, 2]
-
-
-def _averaged(
-    here: np.ndarray,
-    places: np.ndarray,
-    rows: np.ndarray,
-    main: np.ndarray,
-    elongation: np.ndarray,
-    precision: np.ndarray,
-    steps: np.ndarray,
-    noise: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Average elongations over the neighbours of some voxels, at the first scale that will do; return also standard errors."""
-    shifts = np.array([d for d in product(range(-_REACH, _REACH + 1), repeat=3) if np.dot(d, d) <= _REACH**2])
-    at = places[:, None] + shifts  # (n, K, 3)
-    there = ((at >= 0) & (at < rows.shape)).all(axis=2)
-    near = np.where(there, rows[tuple(np.moveaxis(np.where(there[..., None], at, 0), 2, 0))], -1)
-    known = np.where(near >= 0, precision[near], 0)  # (n, K)
-    own = main[here]
-    turned = 1 - np.einsum("nkc,nc->nk", main[near], own) ** 2
-    same = np.exp(-turned.clip(0) / (2 * _SAME_FIBRE**2))
-    world = shifts @ steps.T
-    along = (own @ world.T) ** 2
-    across = (world**2).sum(axis=1) - along
-    mean, error = np.zeros((len(here), 6)), np.full(len(here), np.inf)
-    for length, width in _SCALES:
-        wanting = error > _ENOUGH
-        weight = (same * np.exp(-along / (2 * length**2) - across / (2 * width**2)))[wanting]
-        share = weight * known[wanting] / np.maximum((weight * known[wanting]).sum(axis=1, keepdims=True), 1e-12)
-        mean[wanting] = np.einsum("nk,nkc->nc", share, elongation[near[wanting]])
-        error[wanting] = noise * np.sqrt((share**2 / np.maximum(known[wanting], 1e-12)).sum(axis=1))
-    return mean, error

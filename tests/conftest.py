@@ -34,6 +34,12 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
+def frame(rng) -> np.ndarray:
+    """Three orthogonal unit vectors at random, in rows."""
+    return np.linalg.qr(rng.normal(size=(3, 3)))[0]
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     """A torch generator with a fixed seed."""
     return torch.Generator().manual_seed(20260101)

@@ -34,6 +34,13 @@ def poor():
     return draw({1000.0: 30})
 
 
+def model_of(subject):
+    """Forward model of a subject, and its white-matter signal at b=0."""
+    gradients, responses = subject
+    scale = float(responses.wm.coefficients[0, 0]) / np.sqrt(4 * np.pi)
+    return forward_model(gradients, responses, l_max=L_MAX), scale
+
+
 def fibres(directions, weights):
     """SH coefficients of axes (K, 3) as narrow as the degree allows, which the signal cannot tell from exact ones."""
     return np.asarray(weights) @ sh_basis(directions, L_MAX)
@@ -50,11 +57,9 @@ def pair(frame, half):
     return np.cos(angle) * frame[0] + np.sin(angle) * frame[1]
 
 
-def spread_of(truth, seen, subject, *, noise=0.0, shape=SHAPE, affine=None, rng=None):
+def spread_of(truth, seen, subject, *, noise=0.0, shape=SHAPE, rng=None):
     """Measure in a volume that is the same everywhere but for noise, relative to the b=0 signal; return all voxels (n, 3)."""
-    gradients, responses = subject
-    model = forward_model(gradients, responses, l_max=L_MAX)
-    scale = float(responses.wm.coefficients[0, 0]) / np.sqrt(4 * np.pi)
+    model, scale = model_of(subject)
     n = int(np.prod(shape))
     white = model.matrix.double().numpy()[:, : len(truth)]
     signal = np.tile(white @ truth, (n, 1))
@@ -64,17 +69,12 @@ def spread_of(truth, seen, subject, *, noise=0.0, shape=SHAPE, affine=None, rng=
         np.tile(seen, (n, 1)),
         signal,
         np.ones(shape, dtype=bool),
-        affine=np.eye(4) if affine is None else affine,
-        gradients=gradients,
+        affine=np.eye(4),
+        gradients=subject[0],
         model=model,
         scale=scale,
         noise=noise or TOLD,
     )
-
-
-@pytest.fixture
-def frame(rng):
-    return np.linalg.qr(rng.normal(size=(3, 3)))[0]
 
 
 @pytest.mark.parametrize("half", [8.0, 10.0, 13.0])
@@ -143,16 +143,14 @@ def test_nothing_is_said_where_other_fibres_are_seen_around(subject, frame):
 def test_averages_follow_the_fibre_however_the_image_is_stored(poor, frame, rng):
     stored = np.array([[0, -2.0, 0, 5], [0, 0, 2.0, 1], [2.0, 0, 0, 0], [0, 0, 0, 1]])  # voxel axes: z, x backwards, y
     truth, seen = fibres(pair(frame, 10.0), [0.5, 0.5]), unresolved(frame[0])
-    gradients, responses = poor
-    model = forward_model(gradients, responses, l_max=L_MAX)
-    scale = float(responses.wm.coefficients[0, 0]) / np.sqrt(4 * np.pi)
+    model, scale = model_of(poor)
     signal = np.tile(model.matrix.double().numpy()[:, : len(truth)] @ truth, (9, 8, 7, 1))
     signal += scale / 12 * rng.normal(size=signal.shape)
     mask = rng.random((9, 8, 7)) < 0.9
 
     def measured(signal, mask, affine):
         wm = np.tile(seen, (int(mask.sum()), 1))
-        given = {"gradients": gradients, "model": model, "scale": scale, "noise": 1 / 12}
+        given = {"gradients": poor[0], "model": model, "scale": scale, "noise": 1 / 12}
         found = np.zeros((*mask.shape, 3))
         found[mask] = measured_spread(wm, signal[mask], mask, affine=affine, **given)
         return found

@@ -20,11 +20,6 @@ def along(frame, degrees, weights):
     return np.asarray(weights) @ (near / near.sum(axis=1, keepdims=True))
 
 
-@pytest.fixture
-def frame(rng):
-    return np.linalg.qr(rng.normal(size=(3, 3)))[0]
-
-
 def directions_of(masses):
     """Directions and amplitudes of the peaks of masses (A,), each widened to a lobe."""
     grid = hemisphere(8)
