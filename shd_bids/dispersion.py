@@ -18,7 +18,7 @@ from torch import Tensor
 from shd_bids.chunks import chunks
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel
-from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
+from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 
 HALF_ANGLE = np.deg2rad(10)
@@ -30,6 +30,7 @@ _SCALES = ((3.0, 1.0), (3.5, 3.5))  # of averages: standard deviations along the
 _REACH = 5  # voxels
 _SAME_FIBRE = np.deg2rad(5)  # standard deviation of the directions that count as that of the same fibre
 _UNSURE = 1.4  # typical standard error of one voxel below which the network has seen as much, and in its context
+_SAMPLE = 2000  # voxels that decide on that
 _ENOUGH = 0.18  # standard error at which the first scale will do
 _LARGEST_ERROR = 0.25  # at which nothing is said
 _SIGNIFICANT = 4.0  # standard errors
@@ -58,7 +59,7 @@ def measured_spread(
 
     .. math:: a\,\tfrac12(s_{e_2} - s_{e_3}) + b\,\tfrac12(s_{e_2 + e_3} - s_{e_2 - e_3}).
 
-    The elongation :math:`E = a(e_2 e_2^T - e_3 e_3^T) + b(e_2 e_3^T + e_3 e_2^T)`, relative to the amount of white matter, is
+    The elongation :math:`E = a(e_2 e_2^T - e_3 e_3^T) + b(e_2 e_3^T + e_3 e_2^T)`, relative to the white matter of the fODF, is
     averaged over neighbours with the same direction, as few as leave a small enough error. Its largest eigenvalue A belongs to
     fibres of standard deviation :math:`\sin\sigma = \sqrt A \sin 10°`. It counts where A exceeds four standard errors and lies
     in a range, where the voxel has one lobe, and where A is more than twice that of all that lies around, a small share of
@@ -92,13 +93,17 @@ def measured_spread(
     lone = np.flatnonzero((values[:, 2] > _ONE_LOBE * amount) & (amount > _LEAST_MASS))
     if not len(lone):
         return spread
-    elongation, precision = np.zeros((len(wm), 3, 3), dtype=np.float32), np.zeros(len(wm), dtype=np.float32)
     fit = _Fit(gradients, model, scale)
+
+    def elongated(here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return fit(voxels[here] / scale, main[here], amount[here])
+
+    if noise / np.sqrt(np.median(elongated(lone[:: max(1, len(lone) // _SAMPLE)])[1])) < _UNSURE:
+        return spread
+    elongation, precision = np.zeros((len(wm), 3, 3), dtype=np.float32), np.zeros(len(wm), dtype=np.float32)
     for part in chunks(len(lone), _VOXELS_PER_CHUNK):
         here = lone[part]
-        elongation[here], precision[here] = fit(voxels[here] / scale, main[here])
-    if np.median(noise / np.sqrt(precision[lone])) < _UNSURE:
-        return spread
+        elongation[here], precision[here] = elongated(here)
     around = _around(moments, main, mask)
     clear = lone[around[lone] < _MOST_AROUND * _RANGE[1]]
     neighbours = _Neighbours(mask, affine, main)
@@ -134,8 +139,12 @@ class _Fit:
         self._directions = torch.as_tensor(directions, dtype=torch.float32)
         self._isotropic = torch.as_tensor(matrix[:, n_wm:], dtype=torch.float32)
 
-    def __call__(self, signal: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return elongations (n, 3, 3) of signals (n, N) around axes (n, 3), and their precision (n,) at unit noise."""
+    def __call__(self, signal: np.ndarray, axes: np.ndarray, amount: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return elongations (n, 3, 3) of signals (n, N) around axes (n, 3), and their precision (n,) at unit noise.
+
+        They are relative to an amount of white matter (n,): what the signal of one voxel says of it is noisy, and would make the
+        averages too small.
+        """
         u = torch.as_tensor(axes, dtype=torch.float32)
         helper = torch.nn.functional.one_hot(u.abs().argmin(dim=1), 3).to(u)
         second = torch.nn.functional.normalize(torch.linalg.cross(u, helper), dim=1)
@@ -152,11 +161,11 @@ class _Fit:
         gram = design.mT @ design + _RIDGE * torch.eye(design.shape[2])
         inverse = torch.linalg.inv(gram)
         found = (inverse @ (design.mT @ torch.as_tensor(signal, dtype=torch.float32)[:, :, None]))[:, :, 0]
-        amount = found[:, 2].clamp_min(1e-3)
-        a, b = (found[:, i, None, None] / amount[:, None, None] for i in (0, 1))
+        white = torch.as_tensor(amount, dtype=torch.float32)
+        a, b = (found[:, i, None, None] / white[:, None, None] for i in (0, 1))
         one, other = second[:, :, None], third[:, :, None]
         matrices = a * (one @ one.mT - other @ other.mT) + b * (one @ other.mT + other @ one.mT)
-        variance = (inverse[:, 0, 0] + inverse[:, 1, 1]) / 2 / amount**2
+        variance = (inverse[:, 0, 0] + inverse[:, 1, 1]) / 2 / white**2
         return matrices.numpy(), (1 / variance).numpy()
 
     def _signal(self, cosine: Tensor) -> Tensor:
@@ -215,7 +224,7 @@ def _second_moments(wm: np.ndarray) -> np.ndarray:
     r"""Integrate :math:`f(u)\,u u^T` over the sphere, (n, 3, 3), from SH coefficients."""
     grid = hemisphere(4)
     products = (grid[:, :, None] * grid[:, None, :]).reshape(-1, 9)
-    weights = sh_basis(grid, 2).T @ products * (4 * np.pi / len(grid))  # exact: degrees 0 and 2 are all there is
+    weights = sh_inverse(grid, 2) @ products  # exact: degrees 0 and 2 are all there is
     return (wm[:, : len(weights)] @ weights).reshape(-1, 3, 3)
 
 

@@ -47,8 +47,9 @@ def fibres(directions, weights):
 
 
 def unresolved(axis):
-    """What a network answers that sees one lobe, (C,)."""
-    return lobes(hemisphere(8), axis, 45.0) @ sh_inverse(hemisphere(8), L_MAX).T
+    """What a network answers that sees one lobe, (C,), of integral 1."""
+    lobe = lobes(hemisphere(8), axis, 45.0) @ sh_inverse(hemisphere(8), L_MAX).T
+    return lobe / (np.sqrt(4 * np.pi) * lobe[0])
 
 
 def pair(frame, half):
@@ -88,6 +89,12 @@ def test_the_angle_between_two_fibres_is_found(subject, frame, half):
 def test_it_is_that_of_fibres_ten_degrees_aside_exactly(subject, frame):
     found = spread_of(fibres(pair(frame, 10.0), [0.5, 0.5]), unresolved(frame[0]), subject)[CENTRE]
     np.testing.assert_allclose(np.abs(found @ frame[1]), np.radians(10), rtol=1e-2)
+
+
+def test_it_is_the_same_in_a_voxel_that_fibres_fill_in_part(subject, frame):
+    truth, seen = fibres(pair(frame, 10.0), [0.5, 0.5]), unresolved(frame[0])
+    whole, part = (spread_of(share * truth, share * seen, subject)[CENTRE] for share in (1.0, 0.6))
+    np.testing.assert_allclose(np.outer(part, part), np.outer(whole, whole), atol=1e-6)
 
 
 def test_it_turns_with_fibres_and_gradients(subject, frame, rng):
