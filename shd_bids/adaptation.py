@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,10 @@ class Scan:
     voxels : ndarray, shape (n, N)
         Signal, in the order of the true entries of the mask.
     mask : ndarray of bool, shape (X, Y, Z)
+    affine : ndarray, shape (4, 4)
+        From voxels to the world.
     gradients, responses : GradientTable and Responses
-        Of the series.
+        Of the series; world axes.
     sigma : float
         Noise level, in the units of the signal.
     places : ndarray of int, shape (k, 3), or None
@@ -62,6 +64,7 @@ class Scan:
 
     voxels: np.ndarray
     mask: np.ndarray
+    affine: np.ndarray
     gradients: GradientTable
     responses: Responses
     sigma: float
@@ -76,7 +79,7 @@ class Scan:
             near[_crop(place, self.mask.shape)] = True
         kept = near & self.mask
         voxels = np.ascontiguousarray(self.voxels[kept[self.mask]])
-        return Scan(voxels, kept, self.gradients, self.responses, self.sigma, places)
+        return replace(self, voxels=voxels, mask=kept, places=places)
 
 
 @dataclass(frozen=True)
@@ -278,7 +281,7 @@ class _Problem:
 
         def view(visible: np.ndarray, targets: np.ndarray) -> _View:
             table = gradients.select(visible)
-            maps = condition(table, responses, sigma=scan.sigma, nside=nside, channels=channels)
+            maps = condition(table, responses, affine=scan.affine, sigma=scan.sigma, nside=nside, channels=channels)
             return _View(maps, visible, targets)
 
         self.watch = view(seen, held if len(held) else seen)

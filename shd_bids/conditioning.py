@@ -3,6 +3,9 @@
 The forward operator of the subject (gradient table and responses) turns the signal of a voxel into estimates of its fODF
 on the hemisphere, and these, not the shells, are the channels of the network. Their number is fixed, rotating the
 gradients and the signal rotates them, and so the same weights serve every protocol.
+
+The network turns space and sphere apart, so it cannot know that a fibre goes on in its own direction. Some channels tell it:
+estimates that are averaged with those of the voxels before and behind, seen along each axis.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import conv3d, pad
 
 from shd_bids.exceptions import WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
-from shd_bids.nn.boxes import Box
+from shd_bids.nn.boxes import Box, grown, overlap, within
 from shd_bids.response import Responses
 from shd_bids.sharpening import Sharpener, Updater, factors, pieces
 from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
@@ -28,11 +32,11 @@ L_MAX_INPUT = 12
 
 CHANNELS = (
     *("wiener", "wiener_smooth", "wiener_smoother", "nonnegative", "gm", "csf", "b0", "noise", "resolution"),
-    *("sharp", "sharp_3", "sharp_5"),
+    *("sharp", "sharp_3", "sharp_5", "sharp_along", "sharp_3_along", "sharp_5_along"),
 )
 """What each input channel holds, in order."""
 
-REACH = 2
+REACH = 4
 """Voxels around one that its input depends on, along each axis."""
 
 _SHELL_TOLERANCE = 100.0  # s/mm2 between a shell and the one that a network of raw shells was trained with
@@ -40,8 +44,44 @@ _PRIOR_WIDTH = 60.0  # angular concentration of the expected lobes: power falls 
 _FRACTION_RANGE = (-1.0, 3.0)  # real scans stay within; a tissue without a response would make others unbounded
 _N_MULTIPLICATIVE = 12  # updates of the non-negative estimate; more fit noise, measured in tests/benchmarks
 _SHARP = ((0, 300.0), (1, 20.0), (2, 10.0))  # voxels around that join the mean, and penalty over noise variance
+_ALONG_REACH = 2  # voxels around that estimates are averaged over, each along its axis
+_ALONG_LENGTH, _ALONG_WIDTH = 2.0, 0.5  # of that average, in voxels: standard deviations along the axis and across
 _LEAST_SHARP_NOISE = 0.01  # relative to the white-matter signal; responses are no better than that
+_LEAST_WEIGHT = 1e-6  # a voxel of the mask has its own
 _SHARP_LOBE = 45.0  # concentration of the lobe that stands for an axis, that of the truth in training
+
+
+@dataclass(eq=False)
+class Recent:
+    """Sharp estimates around the last block of a volume: the next one has most of its neighbours in common with it.
+
+    Attributes
+    ----------
+    corner : tuple of int
+        Where the block to come starts in the volume; whoever reads the blocks sets it.
+    """
+
+    corner: tuple[int, int, int] = (0, 0, 0)
+    _box: Box | None = None
+    _values: Tensor | None = None
+
+    def recall(self, box: Box, values: Tensor, wanted: Tensor) -> None:
+        """Fill in values (V, x, y, z, C) of a box of the block as far as they are known, and mark what is no longer wanted."""
+        place = self._placed(box)
+        if self._box is None or self._values is None or (shared := overlap(self._box, place)) is None:
+            return
+        here = within(shared, place)
+        values[:, *here] = self._values[:, *within(shared, self._box)]
+        wanted[here] = False
+
+    def keep(self, box: Box, values: Tensor) -> None:
+        """Keep the values of a box of the block, and no others."""
+        self._box, self._values = self._placed(box), values
+
+    def _placed(self, box: Box) -> Box:
+        """Say where a box of the block lies in the volume."""
+        x, y, z = (slice(side.start + c, side.stop + c) for side, c in zip(box, self.corner, strict=True))
+        return x, y, z
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +98,8 @@ class Conditioner:
         For the signal of the voxel alone, and for its mean over 3 x 3 x 3 and 5 x 5 x 5 voxels.
     lobes : Tensor, shape (V, V)
         Density on the hemisphere of a unit mass along each axis.
+    along : Tensor, shape (V, 1, 5, 5, 5)
+        Weights of the voxels around one in averages along each axis.
     noise, resolution : Tensor, shape (V,)
         Standard deviation of the first estimate, and its height at a unit fibre.
     b0 : Tensor, shape (N,)
@@ -72,6 +114,7 @@ class Conditioner:
     updater: Updater
     sharpeners: tuple[Sharpener, ...]
     lobes: Tensor
+    along: Tensor
     noise: Tensor
     resolution: Tensor
     b0: Tensor
@@ -84,7 +127,9 @@ class Conditioner:
         sharpeners = tuple(s.to(device) for s in self.sharpeners)
         return replace(self, **tensors, updater=self.updater.to(device), sharpeners=sharpeners)
 
-    def __call__(self, signal: Tensor, inside: Tensor | None = None, box: Box | None = None) -> Tensor:
+    def __call__(
+        self, signal: Tensor, inside: Tensor | None = None, box: Box | None = None, recent: Recent | None = None
+    ) -> Tensor:
         """Map the signal of a block of voxels to input channels.
 
         Parameters
@@ -95,34 +140,69 @@ class Conditioner:
             Voxels of the mask; the means over neighbours leave others out. Without it, all.
         box : tuple of slice, optional
             Which voxels to map; the others serve as neighbours. Without it, all.
+        recent : Recent, optional
+            What is kept from one block of a volume for the next, which has :data:`REACH` voxels around its box if the volume has.
 
         Returns
         -------
-        Tensor, shape (12, x, y, z, V)
+        Tensor, shape (15, x, y, z, V)
             Of the box; zero outside the mask. Vertices come first in memory and channels last, as the network wants them.
         """
         inside, box = _defaults(signal, inside, box)
         power = (signal / self.scale) ** 2 - 2 * self.sigma**2  # without the bias that Rician noise adds to the square
-        means = _means_around(power, inside, box, [reach for reach, _ in _SHARP])
-        return _by_pieces(self._channels, [_signed_root(mean) for mean in means], inside[box])
+        block = signal.new_zeros(len(self.noise), *inside[box].shape, len(CHANNELS))
+        near = grown(box, _ALONG_REACH, inside.shape)
+        sharp = self._sharp_in(near, power, inside, recent)
+        middle, n_sharp = within(box, near), len(self.sharpeners)
+        _by_pieces(self._estimates, [_signed_root(power[box])], inside[box], block[..., : -2 * n_sharp])
+        block[..., -2 * n_sharp : -n_sharp] = sharp[:, *middle]
+        block[..., -n_sharp:] = self._averages(sharp, inside[near], middle)
+        return block.permute(4, 1, 2, 3, 0)
 
-    def _channels(self, *scaled: Tensor) -> Tensor:
-        """Map scaled signals (n, N) of voxels, and the means around them, to channels (V, n, 12)."""
+    def _sharp_in(self, box: Box, power: Tensor, inside: Tensor, recent: Recent | None) -> Tensor:
+        """Give the sharp estimates in a box, (V, x, y, z, 3), from powers (X, Y, Z, N); what is known is not made again."""
+        wanted = inside[box].clone()
+        sharp = power.new_zeros(len(self.noise), *wanted.shape, len(self.sharpeners))
+        if recent is not None:
+            recent.recall(box, sharp, wanted)
+        means = _means_around(power, inside, box, [reach for reach, _ in _SHARP])
+        _by_pieces(self._sharp, [_signed_root(mean) for mean in means], wanted, sharp)
+        if recent is not None:
+            recent.keep(box, sharp)
+        return sharp
+
+    def _estimates(self, scaled: Tensor) -> Tensor:
+        """Map scaled signals (n, N) of voxels to the channels of each voxel alone, (V, n, 9)."""
         vertices = len(self.noise)
-        linear = self.estimate @ scaled[0].T  # (3V+2, n)
+        linear = self.estimate @ scaled.T  # (3V+2, n)
         maps = [
             *linear[: 3 * vertices].view(3, vertices, -1),
-            self._nonnegative(scaled[0], linear),
+            self._nonnegative(scaled, linear),
             *linear[-2:].clamp(*_FRACTION_RANGE),
-            scaled[0] @ self.b0,
+            scaled @ self.b0,
             self.noise[:, None],
             self.resolution[:, None],
-            *(
-                self.lobes @ sharpen(signal)[:, :vertices].T
-                for sharpen, signal in zip(self.sharpeners, scaled, strict=True)
-            ),
         ]
         return torch.stack([values.expand_as(maps[0]) for values in maps], dim=-1)
+
+    def _sharp(self, *means: Tensor) -> Tensor:
+        """Map scaled signals (n, N) of voxels and of the means around them to sharp estimates, (V, n, 3)."""
+        vertices = len(self.noise)
+        maps = [
+            self.lobes @ sharpen(mean)[:, :vertices].T for sharpen, mean in zip(self.sharpeners, means, strict=True)
+        ]
+        return torch.stack(maps, dim=-1)
+
+    def _averages(self, values: Tensor, inside: Tensor, box: Box) -> Tensor:
+        """Average values (V, X, Y, Z, C) of voxels of a mask over those around, along the axis of each vertex, in a box."""
+        before = [_ALONG_REACH - side.start for side in box]
+        after = [_ALONG_REACH - n + side.stop for side, n in zip(box, inside.shape, strict=True)]
+        missing = [n for ends in zip(reversed(before), reversed(after), strict=True) for n in ends]
+        around = pad(values.permute(4, 0, 1, 2, 3), missing)
+        weight = conv3d(pad(inside.to(values.dtype)[None, None], missing), self.along)
+        total = conv3d(around, self.along, groups=len(self.along))
+        result = total.div_(weight.clamp_min_(_LEAST_WEIGHT)).mul_(inside[box])
+        return result.permute(1, 2, 3, 4, 0)
 
     def _nonnegative(self, scaled: Tensor, linear: Tensor) -> Tensor:
         """Sharpen the second linear estimate (of :attr:`estimate`, (3 V + 2, n)) under non-negativity, (V, n)."""
@@ -154,10 +234,17 @@ class ShellInput:
         """Return the same maps on another device."""
         return ShellInput(self.estimate.to(device), self.scale, self.n_shells)
 
-    def __call__(self, signal: Tensor, inside: Tensor | None = None, box: Box | None = None) -> Tensor:
-        """Map the signal of a block (X, Y, Z, N), in input units, to channels (S, x, y, z, V), as :class:`Conditioner` does."""
+    def __call__(
+        self, signal: Tensor, inside: Tensor | None = None, box: Box | None = None, recent: Recent | None = None
+    ) -> Tensor:
+        """Map the signal of a block (X, Y, Z, N), in input units, to channels (S, x, y, z, V), as :class:`Conditioner` does.
+
+        Nothing of a block serves the next, so ``recent`` stays as it is.
+        """
         inside, box = _defaults(signal, inside, box)
-        return _by_pieces(self._channels, [signal[box] / self.scale], inside[box])
+        block = signal.new_zeros(len(self.estimate) // self.n_shells, *inside[box].shape, self.n_shells)
+        _by_pieces(self._channels, [signal[box] / self.scale], inside[box], block)
+        return block.permute(4, 1, 2, 3, 0)
 
     def _channels(self, scaled: Tensor) -> Tensor:
         return (self.estimate @ scaled.T).unflatten(0, (self.n_shells, -1)).permute(1, 2, 0)
@@ -167,6 +254,7 @@ def condition(
     gradients: GradientTable,
     responses: Responses,
     *,
+    affine: np.ndarray,
     sigma: float,
     nside: int,
     channels: tuple[str, ...] = CHANNELS,
@@ -185,6 +273,8 @@ def condition(
     ----------
     gradients, responses
         Of the subject.
+    affine : ndarray, shape (4, 4)
+        From voxels to the world, whose axes are those of the gradients.
     sigma : float
         Standard deviation of the noise, in the units of the signal.
     nside : int
@@ -218,6 +308,7 @@ def condition(
     tensors = {
         "estimate": np.concatenate([basis @ s[:n_wm] for s in solutions] + [isotropic]),
         "lobes": lobes(hemisphere(nside), hemisphere(nside), _SHARP_LOBE),
+        "along": _along(hemisphere(nside), affine)[:, None],
         "noise": np.sqrt((first**2).sum(1)) * relative,
         "resolution": (first * kernel[:, : len(basis)].T).sum(1),
         "b0": b0,
@@ -384,19 +475,30 @@ def _sum_around(values: Tensor, box: Box, reach: int) -> Tensor:
     return values
 
 
-def _by_pieces(channels: Callable[..., Tensor], signals: list[Tensor], inside: Tensor) -> Tensor:
-    """Map the voxels of a mask (x, y, z), so many at a time that all fits the cache.
+def _by_pieces(channels: Callable[..., Tensor], signals: list[Tensor], inside: Tensor, block: Tensor) -> None:
+    """Map the voxels of a mask (x, y, z) into a block (V, x, y, z, C), so many at a time that all fits the cache.
 
-    ``channels`` maps the values of voxels, (n, N) from each of ``signals`` (x, y, z, N), to (V, n, C); the result is
-    (C, x, y, z, V) with zeros elsewhere.
+    ``channels`` maps the values of voxels, (n, N) from each of ``signals`` (x, y, z, N), to (V, n, C).
     """
     rows = [signal[inside] for signal in signals]
     index = inside.flatten().nonzero()[:, 0]
-    like = channels(*(values[:0] for values in rows))
-    block = like.new_zeros(len(like), inside.numel(), like.shape[2])
+    flat = block.view(len(block), inside.numel(), -1)
     for part in pieces(index):
-        block[:, index[part]] = channels(*(values[part] for values in rows))
-    return block.unflatten(1, inside.shape).permute(4, 1, 2, 3, 0)
+        flat[:, index[part]] = channels(*(values[part] for values in rows))
+
+
+def _along(axes: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    r"""Return the weights of the voxels around one in averages along axes, (V, 5, 5, 5), each of sum 1.
+
+    A voxel at d, in units of the mean size of voxels, weighs :math:`e^{-(d \cdot u)^2/2l^2 - |d - (d \cdot u) u|^2/2w^2}`.
+    """
+    steps = affine[:3, :3] / np.cbrt(np.abs(np.linalg.det(affine[:3, :3])))
+    shift = np.arange(-_ALONG_REACH, _ALONG_REACH + 1)
+    around = np.stack(np.meshgrid(shift, shift, shift, indexing="ij"), axis=-1) @ steps.T
+    along = (around @ axes.T) ** 2
+    across = (around**2).sum(axis=-1, keepdims=True) - along
+    weights = np.exp(-along / (2 * _ALONG_LENGTH**2) - across / (2 * _ALONG_WIDTH**2))
+    return np.moveaxis(weights / weights.sum(axis=(0, 1, 2)), -1, 0)
 
 
 def _with_both_isotropic(matrix: np.ndarray, model: ForwardModel) -> tuple[np.ndarray, np.ndarray]:

@@ -26,17 +26,17 @@ HALF_ANGLE = np.deg2rad(10)
 
 _ONE_LOBE = 0.85  # of the mass: least share of the largest second moment where fibres of one lobe are all there is
 _LEAST_MASS = 0.1  # relative to pure white matter
-_SCALES = ((3.0, 1.0), (3.5, 3.5))  # of averages: standard deviations along the fibre and across it, voxels
-_REACH = 5  # voxels
+_SCALES = ((3.0, 1.0), (3.5, 3.5), (5.0, 5.0))  # of averages: standard deviations along the fibre and across it, voxels
+_REACH = 7  # voxels
 _SAME_FIBRE = np.deg2rad(5)  # standard deviation of the directions that count as that of the same fibre
 _UNSURE = 1.4  # typical standard error of one voxel below which the network has seen as much, and in its context
 _SAMPLE = 2000  # voxels that decide on that
-_ENOUGH = 0.18  # standard error at which the first scale will do
+_ENOUGH = 0.18  # standard error at which no larger scale is tried
 _LARGEST_ERROR = 0.25  # at which nothing is said
-_SIGNIFICANT = 4.0  # standard errors
+_SIGNIFICANT = 3.5  # standard errors
 _RANGE = (0.5, 2.0)  # two fibres 14 and 28 degrees apart; wider crossings leave more than one lobe
 _NEIGHBOURHOOD = 2.0  # standard deviation, voxels, of where other fibres are looked for
-_MOST_AROUND = 0.5  # of it: elongation of all that lies around; a small share of that in the voxel would look the same
+_MOST_AROUND = 0.6  # of it: elongation of all that lies around; a small share of that in the voxel would look the same
 _RIDGE = 1e-6  # of the normal equations: fewer volumes than unknowns leave a large error
 _VOXELS_PER_CHUNK = 4096
 
@@ -61,8 +61,8 @@ def measured_spread(
 
     The elongation :math:`E = a(e_2 e_2^T - e_3 e_3^T) + b(e_2 e_3^T + e_3 e_2^T)`, relative to the white matter of the fODF, is
     averaged over neighbours with the same direction, as few as leave a small enough error. Its largest eigenvalue A belongs to
-    fibres of standard deviation :math:`\sin\sigma = \sqrt A \sin 10°`. It counts where A exceeds four standard errors and lies
-    in a range, where the voxel has one lobe, and where A is more than twice that of all that lies around, a small share of
+    fibres of standard deviation :math:`\sin\sigma = \sqrt A \sin 10°`. It counts where A exceeds 3.5 standard errors and lies
+    in a range, where the voxel has one lobe, and where A is well above that of all that lies around, a small share of
     which would look the same; and in no scan of which a typical voxel alone can tell.
 
     Parameters

@@ -18,7 +18,16 @@ from torch.nn.functional import softplus
 from shd_bids.adaptation import AdaptationOptions, Adapted, Scan, adapt
 from shd_bids.calibration import MODEL_ERROR, SHARPNESS, VOXELS_PER_CHUNK, correct
 from shd_bids.chunks import chunks
-from shd_bids.conditioning import CHANNELS, REACH, Conditioner, ShellInput, condition, estimate_noise, signal_block
+from shd_bids.conditioning import (
+    CHANNELS,
+    REACH,
+    Conditioner,
+    Recent,
+    ShellInput,
+    condition,
+    estimate_noise,
+    signal_block,
+)
 from shd_bids.exceptions import DeviceError, WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
@@ -152,7 +161,7 @@ def fit_fod(
     adapted = None
     if fit == "subject":
         adapted = adapt(
-            [Scan(voxels, mask, gradients, responses, sigma)],
+            [Scan(voxels, mask, affine, gradients, responses, sigma)],
             weights=weights,
             device=where,
             options=adaptation,
@@ -163,7 +172,7 @@ def fit_fod(
     else:
         net, l_max = weights.network(), weights.l_max
     channels = weights.channels if weights else CHANNELS
-    conditioner = condition(gradients, responses, sigma=sigma, nside=net.config.nside, channels=channels)
+    conditioner = condition(gradients, responses, affine=affine, sigma=sigma, nside=net.config.nside, channels=channels)
     wm, fractions = predict(
         net, voxels, mask, conditioner, device=where, fall_back=device == "auto", precision=precision,
         memory_gb=memory_gb, l_max=l_max, progress=report,
@@ -280,12 +289,13 @@ def predict(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
     def reader(where: torch.device) -> Callable[[Box], Tensor]:
-        maps = conditioner.to(where)
+        maps, recent = conditioner.to(where), Recent()
 
         def read(box: Box) -> Tensor:
             near = grown(box, REACH, mask.shape)
+            recent.corner = near[0].start, near[1].start, near[2].start
             signal, inside = signal_block(voxels, row[near], where)
-            return maps(signal, inside, within(box, near))[None].to(dtype)  # (1, C, X, Y, Z, V)
+            return maps(signal, inside, within(box, near), recent)[None].to(dtype)  # (1, C, X, Y, Z, V)
 
         return read
 

@@ -196,6 +196,7 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     conditioner = condition(
         gradients,
         responses,
+        affine=np.eye(4),
         sigma=sigma * np.exp(rng.normal() * 0.15),
         nside=config.nside,
         channels=config.input_channels,

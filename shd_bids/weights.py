@@ -19,7 +19,7 @@ from shd_bids.conditioning import CHANNELS, is_shell_channel
 from shd_bids.exceptions import WeightsError
 from shd_bids.nn.unet import UNet, UNetConfig
 
-FORMAT = "shd_bids-2"
+FORMAT = "shd_bids-3"
 """Meaning of input channels, output channels and parameter names; a change of any of them is a new format."""
 
 SHIPPED = "shd_bids.safetensors"

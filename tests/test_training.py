@@ -33,7 +33,7 @@ def test_a_seed_fixes_a_case():
 
 
 def test_the_shipped_weights_are_of_the_last_of_the_shipped_configurations():
-    stages = ("training", "refinement", "straight")
+    stages = ("training", "refinement", "straight", "continuity")
     configs = [TrainingConfig.from_toml((files("shd_bids.data") / f"{name}.toml").read_text()) for name in stages]
     assert len({config.seed for config in configs}) == len(configs) == len(list(files("shd_bids.data").glob("*.toml")))
     assert len({config.network() for config in configs}) == 1

@@ -95,11 +95,12 @@ def _read(dwi_file: Path, mask_file: Path, gradients_file: Path, wm_response: Pa
     from shd_bids.images import load_mask, load_volume
 
     table = GradientTable.from_dict(read_json(gradients_file))
-    mask = load_mask(mask_file, load_volume(mask_file))
+    reference = load_volume(mask_file)
+    mask = load_mask(mask_file, reference)
     voxels = np.ascontiguousarray(table.take(load_volume(dwi_file).data)[mask], dtype=np.float32)
     files = {tissue: wm_response.with_name(f"{tissue}.txt") for tissue in ("wm", "gm", "csf")}
     responses = read_responses({tissue: path if path.exists() else None for tissue, path in files.items()}, table)
-    return Scan(voxels, mask, table, responses, estimate_noise(voxels, table))
+    return Scan(voxels, mask, reference.affine, table, responses, estimate_noise(voxels, table))
 
 
 class _AdaptToCohortInputSpec(StageInputSpec):
