@@ -21,7 +21,7 @@ from torch.nn.functional import conv3d, pad
 from shd_bids.exceptions import WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
-from shd_bids.nn.boxes import Box, grown, overlap, within
+from shd_bids.nn.boxes import Box, box_of, grown, overlap, within
 from shd_bids.response import Responses
 from shd_bids.sharpening import Sharpener, Updater, factors, pieces
 from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
@@ -66,12 +66,12 @@ class Recent:
     _values: Tensor | None = None
 
     def recall(self, box: Box, values: Tensor, wanted: Tensor) -> None:
-        """Fill in values (V, x, y, z, C) of a box of the block as far as they are known, and mark what is no longer wanted."""
+        """Fill in values (C, V, x, y, z) of a box of the block as far as they are known, and mark what is no longer wanted."""
         place = self._placed(box)
         if self._box is None or self._values is None or (shared := overlap(self._box, place)) is None:
             return
         here = within(shared, place)
-        values[:, *here] = self._values[:, *within(shared, self._box)]
+        values[:, :, *here] = self._values[:, :, *within(shared, self._box)]
         wanted[here] = False
 
     def keep(self, box: Box, values: Tensor) -> None:
@@ -155,18 +155,23 @@ class Conditioner:
         sharp = self._sharp_in(near, power, inside, recent)
         middle, n_sharp = within(box, near), len(self.sharpeners)
         _by_pieces(self._estimates, [_signed_root(power[box])], inside[box], block[..., : -2 * n_sharp])
-        block[..., -2 * n_sharp : -n_sharp] = sharp[:, *middle]
+        block[..., -2 * n_sharp : -n_sharp] = sharp[:, :, *middle].permute(1, 2, 3, 4, 0)
         block[..., -n_sharp:] = self._averages(sharp, inside[near], middle)
         return block.permute(4, 1, 2, 3, 0)
 
     def _sharp_in(self, box: Box, power: Tensor, inside: Tensor, recent: Recent | None) -> Tensor:
-        """Give the sharp estimates in a box, (V, x, y, z, 3), from powers (X, Y, Z, N); what is known is not made again."""
+        """Give the sharp estimates in a box, (3, V, x, y, z), from powers (X, Y, Z, N); what is known is not made again."""
         wanted = inside[box].clone()
-        sharp = power.new_zeros(len(self.noise), *wanted.shape, len(self.sharpeners))
+        sharp = power.new_zeros(len(self.sharpeners), len(self.noise), *wanted.shape)
         if recent is not None:
             recent.recall(box, sharp, wanted)
-        means = _means_around(power, inside, box, [reach for reach, _ in _SHARP])
-        _by_pieces(self._sharp, [_signed_root(mean) for mean in means], wanted, sharp)
+        if wanted.any():
+            new = box_of(wanted.numpy(force=True))
+            x, y, z = (slice(side.start + n.start, side.start + n.stop) for side, n in zip(box, new, strict=True))
+            means = _means_around(power, inside, (x, y, z), [reach for reach, _ in _SHARP])
+            made = power.new_zeros(len(self.noise), *wanted[new].shape, len(self.sharpeners))
+            _by_pieces(self._sharp, [_signed_root(mean) for mean in means], wanted[new], made)
+            sharp[:, :, *new] += made.permute(4, 0, 1, 2, 3)  # zero where it was known
         if recent is not None:
             recent.keep(box, sharp)
         return sharp
@@ -194,13 +199,13 @@ class Conditioner:
         return torch.stack(maps, dim=-1)
 
     def _averages(self, values: Tensor, inside: Tensor, box: Box) -> Tensor:
-        """Average values (V, X, Y, Z, C) of voxels of a mask over those around, along the axis of each vertex, in a box."""
-        before = [_ALONG_REACH - side.start for side in box]
-        after = [_ALONG_REACH - n + side.stop for side, n in zip(box, inside.shape, strict=True)]
-        missing = [n for ends in zip(reversed(before), reversed(after), strict=True) for n in ends]
-        around = pad(values.permute(4, 0, 1, 2, 3), missing)
-        weight = conv3d(pad(inside.to(values.dtype)[None, None], missing), self.along)
-        total = conv3d(around, self.along, groups=len(self.along))
+        """Average values (C, V, X, Y, Z) of voxels of a mask over those around, along the axis of each vertex, in a box."""
+        missing = [(_ALONG_REACH - b.start, _ALONG_REACH - n + b.stop) for b, n in zip(box, inside.shape, strict=True)]
+        zeros = [min(ends) for ends in missing]  # as many on both sides cost no copy
+        more = [n - both for ends, both in zip(reversed(missing), reversed(zeros), strict=True) for n in ends]
+        weight = conv3d(pad(inside.to(values.dtype)[None, None], more), self.along, padding=zeros)
+        around = pad(values, more) if any(more) else values
+        total = conv3d(around, self.along, padding=zeros, groups=len(self.along))
         result = total.div_(weight.clamp_min_(_LEAST_WEIGHT)).mul_(inside[box])
         return result.permute(1, 2, 3, 4, 0)
 
