@@ -21,7 +21,7 @@ from torch.nn.functional import conv3d, pad
 from shd_bids.exceptions import WeightsError
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel, forward_model
-from shd_bids.nn.boxes import Box, box_of, grown, overlap, within
+from shd_bids.nn.boxes import Box, box_of, grown, overlap, shifted, within
 from shd_bids.response import Responses
 from shd_bids.sharpening import Sharpener, Updater, factors, pieces
 from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
@@ -67,7 +67,7 @@ class Recent:
 
     def recall(self, box: Box, values: Tensor, wanted: Tensor) -> None:
         """Fill in values (C, V, x, y, z) of a box of the block as far as they are known, and mark what is no longer wanted."""
-        place = self._placed(box)
+        place = shifted(box, self.corner)
         if self._box is None or self._values is None or (shared := overlap(self._box, place)) is None:
             return
         here = within(shared, place)
@@ -76,12 +76,7 @@ class Recent:
 
     def keep(self, box: Box, values: Tensor) -> None:
         """Keep the values of a box of the block, and no others."""
-        self._box, self._values = self._placed(box), values
-
-    def _placed(self, box: Box) -> Box:
-        """Say where a box of the block lies in the volume."""
-        x, y, z = (slice(side.start + c, side.stop + c) for side, c in zip(box, self.corner, strict=True))
-        return x, y, z
+        self._box, self._values = shifted(box, self.corner), values
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +162,8 @@ class Conditioner:
             recent.recall(box, sharp, wanted)
         if wanted.any():
             new = box_of(wanted.numpy(force=True))
-            x, y, z = (slice(side.start + n.start, side.start + n.stop) for side, n in zip(box, new, strict=True))
-            means = _means_around(power, inside, (x, y, z), [reach for reach, _ in _SHARP])
+            place = shifted(new, [side.start for side in box])
+            means = _means_around(power, inside, place, [reach for reach, _ in _SHARP])
             made = power.new_zeros(len(self.noise), *wanted[new].shape, len(self.sharpeners))
             _by_pieces(self._sharp, [_signed_root(mean) for mean in means], wanted[new], made)
             sharp[:, :, *new] += made.permute(4, 0, 1, 2, 3)  # zero where it was known
@@ -492,14 +487,18 @@ def _by_pieces(channels: Callable[..., Tensor], signals: list[Tensor], inside: T
         flat[:, index[part]] = channels(*(values[part] for values in rows))
 
 
+def voxel_steps(affine: np.ndarray) -> np.ndarray:
+    """Return the steps between voxels in the world, in columns, (3, 3), in units of their mean size."""
+    return affine[:3, :3] / np.cbrt(np.abs(np.linalg.det(affine[:3, :3])))
+
+
 def _along(axes: np.ndarray, affine: np.ndarray) -> np.ndarray:
     r"""Return the weights of the voxels around one in averages along axes, (V, 5, 5, 5), each of sum 1.
 
     A voxel at d, in units of the mean size of voxels, weighs :math:`e^{-(d \cdot u)^2/2l^2 - |d - (d \cdot u) u|^2/2w^2}`.
     """
-    steps = affine[:3, :3] / np.cbrt(np.abs(np.linalg.det(affine[:3, :3])))
     shift = np.arange(-_ALONG_REACH, _ALONG_REACH + 1)
-    around = np.stack(np.meshgrid(shift, shift, shift, indexing="ij"), axis=-1) @ steps.T
+    around = np.stack(np.meshgrid(shift, shift, shift, indexing="ij"), axis=-1) @ voxel_steps(affine).T
     along = (around @ axes.T) ** 2
     across = (around**2).sum(axis=-1, keepdims=True) - along
     weights = np.exp(-along / (2 * _ALONG_LENGTH**2) - across / (2 * _ALONG_WIDTH**2))

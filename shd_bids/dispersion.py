@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from shd_bids.chunks import chunks
+from shd_bids.conditioning import voxel_steps
 from shd_bids.gradients import GradientTable
 from shd_bids.model import ForwardModel
 from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis, sh_inverse
@@ -198,8 +199,7 @@ class _Neighbours:
         self._rows[tuple(self._places.T)] = np.arange(len(main))
         cube = product(range(-_REACH, _REACH + 1), repeat=3)
         self._shifts = np.array([shift for shift in cube if np.dot(shift, shift) <= _REACH**2])
-        steps = affine[:3, :3] / np.cbrt(np.abs(np.linalg.det(affine[:3, :3])))
-        self._distances = self._shifts @ steps.T
+        self._distances = self._shifts @ voxel_steps(affine).T
 
     def average(self, here: np.ndarray, elongation: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Average elongations (n, 3, 3) around some voxels at the first scale that will do; return also standard errors."""

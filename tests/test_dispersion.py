@@ -127,7 +127,7 @@ def test_neighbours_together_tell_what_one_voxel_cannot(poor, frame, rng):
     ]
     size = np.degrees(np.linalg.norm(together, axis=-1))
     assert (size > 0).mean() > 0.9
-    assert 7.5 < np.median(size) < 10.5  # too small rather than too large: what it is relative to is noisy, too
+    assert 7.5 < np.median(size) < 10.5
 
 
 def test_what_one_voxel_tells_is_left_to_the_network(subject, frame, rng):

@@ -1,5 +1,7 @@
 """Boxes, which are slices of a volume, and masks on it."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from scipy import ndimage
 
@@ -33,6 +35,12 @@ def overlap(a: Box, b: Box) -> Box | None:
 def within(box: Box, outer: Box) -> Box:
     """Say where a box lies inside another, counted from the start of that."""
     x, y, z = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True))
+    return x, y, z
+
+
+def shifted(box: Box, by: Iterable[int]) -> Box:
+    """Move a box by so many voxels along each axis; by where another starts, it undoes :func:`within`."""
+    x, y, z = (slice(s.start + n, s.stop + n) for s, n in zip(box, by, strict=True))
     return x, y, z
 
 
