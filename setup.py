@@ -5,13 +5,13 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCE = "shd_bids/nn/native/spectral.cpp"
+SOURCE = "shd_bids/nn/backends/cpu/spectral.cpp"
 DIGEST = hashlib.sha256(Path(SOURCE).read_bytes()).hexdigest()[:16]
 
 setup(
     ext_modules=[
         Extension(
-            "shd_bids.nn.native._spectral",  # loaded by ctypes: it is no Python module
+            "shd_bids.nn.backends.cpu._spectral",  # loaded by ctypes: it is no Python module
             [SOURCE],
             language="c++",
             define_macros=[("SHD_SOURCE", f'"{DIGEST}"')],

@@ -13,9 +13,9 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike
 
-from shd_bids.atomic import atomic_path
-from shd_bids.chunks import chunks
-from shd_bids.exceptions import InputError, OutputError
+from shd_bids.boxes import chunks
+from shd_bids.errors import InputError, OutputError
+from shd_bids.files import atomic_path
 
 GRID_TOLERANCE = 1e-3  # mm, over the whole field of view: headers hold float32
 MAX_BAD_IN_MASK = 0.20  # share of values inside the mask that may have been replaced

@@ -7,7 +7,8 @@ import numpy as np
 from dipy.data import get_fnames
 
 from shd_bids import simulation
-from shd_bids.gradients import GradientTable, fsl_to_world, gradient_table, world_to_fsl
+from shd_bids.gradients.frames import fsl_to_world, world_to_fsl
+from shd_bids.gradients.table import GradientTable, gradient_table
 from tests.bids_trees import write_description
 
 RAS = np.array([[2.0, 0, 0, -12], [0, 2.0, 0, -14], [0, 0, 2.0, -10], [0, 0, 0, 1]])

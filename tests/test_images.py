@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shd_bids import images
-from shd_bids.exceptions import InputError, OutputError
+from shd_bids.errors import InputError, OutputError
 from shd_bids.images import (
     check_signal,
     estimate_mask,

@@ -22,7 +22,7 @@ from nipype import config as nipype_config
 from nipype import logging as nipype_logging
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
-from shd_bids.exceptions import InputError
+from shd_bids.errors import InputError
 from shd_bids.interfaces.base import FAILURE_FILE, Failure, read_failure, write_failure
 from shd_bids.interfaces.isolation import LogSetup, StageKilledError, die_with_parent, thread_environment
 from shd_bids.workflows.base import WORKFLOW_NAME, run_name

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from shd_bids.exceptions import InputError, NoInputError
-from shd_bids.gradients import MIN_DIRECTIONS, GradientTable, read_fsl, read_mrtrix
+from shd_bids.errors import InputError, NoInputError
+from shd_bids.gradients.files import read_fsl, read_mrtrix
+from shd_bids.gradients.table import MIN_DIRECTIONS, GradientTable
 from shd_bids.images import Volume, check_signal, count_volumes, load_mask, load_volume, same_grid
 from shd_bids.settings import Settings
 

@@ -11,9 +11,9 @@ from typing import Any
 from filelock import FileLock, SoftFileLock, Timeout
 
 from shd_bids import __version__
-from shd_bids.atomic import write_json, write_text
 from shd_bids.bids.collect import DWIRun
-from shd_bids.exceptions import OutputError
+from shd_bids.errors import OutputError
+from shd_bids.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 

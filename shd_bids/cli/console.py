@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from shd_bids.exceptions import OutputError, ShdError
+from shd_bids.errors import OutputError, ShdError
 
 logger = logging.getLogger("shd_bids")
 

@@ -18,10 +18,11 @@ import numpy as np
 from dipy.data import get_fnames
 
 from shd_bids import simulation
-from shd_bids.atomic import write_json, write_text
-from shd_bids.gradients import GradientTable, fsl_to_world, gradient_table, world_to_fsl
+from shd_bids.files import write_json, write_text
+from shd_bids.gradients.frames import fsl_to_world, world_to_fsl
+from shd_bids.gradients.table import GradientTable, gradient_table
 from shd_bids.images import load_mask, load_volume, save_volume
-from shd_bids.metrics import PeakScore, score_by_crossing, score_peaks
+from shd_bids.simulation.scoring import PeakScore, score_by_crossing, score_peaks
 
 SEED = 7
 SIZE = 22  # voxels a side: large enough for a neighbourhood, small enough for minutes on two cores

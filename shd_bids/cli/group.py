@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shd_bids.atomic import atomic_path, write_json, write_text
 from shd_bids.bids import provenance
 from shd_bids.bids.dataset import write_dataset_files
 from shd_bids.bids.names import cohort_path, group_log_dir, sidecar_path
 from shd_bids.cli.console import code_of, log_file
 from shd_bids.cli.preflight import require_writable, set_environment
 from shd_bids.cli.record import FAILED, FINISHED, INTERRUPTED, RUNNING, exit_code
+from shd_bids.files import atomic_path, write_json, write_text
 from shd_bids.settings import Settings
 
 if TYPE_CHECKING:

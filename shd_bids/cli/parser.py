@@ -409,7 +409,7 @@ def _with_cohort_weights(parser: argparse.ArgumentParser, settings: Settings) ->
     """Take the weights of the group level for ``--fit cohort`` unless others were given."""
     if settings.analysis_level == "group" or settings.fit != "cohort" or settings.weights != "packaged":
         return settings
-    from shd_bids.bids.names import cohort_path  # slow, and seldom needed
+    from shd_bids.bids.names import cohort_path
 
     path = cohort_path(settings.output_dir)
     if not path.is_file():

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from shd_bids.exceptions import DeviceError, OutputError
+from shd_bids.errors import DeviceError, OutputError
 from shd_bids.settings import Settings
 
 CUDA_QUESTION = """

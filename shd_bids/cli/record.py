@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids import __version__
-from shd_bids.atomic import write_json, write_text
 from shd_bids.bids import provenance
 from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import expected_outputs, log_dir
+from shd_bids.files import write_json, write_text
 from shd_bids.settings import Settings
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Nipype interfaces: files in, one function call, files out."""

@@ -11,8 +11,8 @@ from typing import Any
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from shd_bids import __version__
-from shd_bids.atomic import write_json
-from shd_bids.exceptions import ShdError
+from shd_bids.errors import ShdError
+from shd_bids.files import write_json
 from shd_bids.interfaces.isolation import call_isolated
 
 __all__ = [

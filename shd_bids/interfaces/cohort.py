@@ -9,7 +9,7 @@ from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutput
 from shd_bids.interfaces.fod import chosen_weights, read_responses
 
 if TYPE_CHECKING:
-    from shd_bids.adaptation import Scan
+    from shd_bids.training.adapt import Scan
 
 __all__ = ["AdaptToCohort"]
 
@@ -45,17 +45,17 @@ def adapt_to_images(
         To start from: ``packaged``, ``none`` or a path.
     device : str
     lambda_tv, tv_penalty, max_steps, seed
-        As in `shd_bids.adaptation.AdaptationOptions`.
+        As in `shd_bids.training.adapt.AdaptationOptions`.
     label : str
         Names the stage in progress lines.
     out_dir : Path
         Gets ``weights.safetensors``, and while the fit runs a checkpoint from which an interrupted one goes on.
     """
-    from shd_bids.adaptation import AdaptationOptions, adapt
-    from shd_bids.conditioning import CHANNELS
-    from shd_bids.inference import choose_device
-    from shd_bids.nn.memory import keep_freed_memory
-    from shd_bids.weights import save_weights
+    from shd_bids.fod.fit import choose_device
+    from shd_bids.fod.inputs.estimates import CHANNELS
+    from shd_bids.fod.weights import save_weights
+    from shd_bids.nn.backends.memory import keep_freed_memory
+    from shd_bids.training.adapt import AdaptationOptions, adapt
 
     start = chosen_weights(weights)
     keep_freed_memory()
@@ -89,10 +89,10 @@ def _read(dwi_file: Path, mask_file: Path, gradients_file: Path, wm_response: Pa
     """Read one series."""
     import numpy as np
 
-    from shd_bids.adaptation import Scan
-    from shd_bids.conditioning import estimate_noise
-    from shd_bids.gradients import GradientTable
+    from shd_bids.gradients.noise import estimate_noise
+    from shd_bids.gradients.table import GradientTable
     from shd_bids.images import load_mask, load_volume
+    from shd_bids.training.adapt import Scan
 
     table = GradientTable.from_dict(read_json(gradients_file))
     reference = load_volume(mask_file)

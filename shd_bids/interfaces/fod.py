@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.interfaces.base import (
-    StageInputSpec,
-    StageInterface,
-    StageOutputSpec,
-    log_progress,
-    qc_column,
-    read_json,
-)
+from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, log_progress, qc_column, read_json
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shd_bids.gradients import GradientTable
-    from shd_bids.inference import FodResult
-    from shd_bids.response import Responses
-    from shd_bids.weights import Weights
+    from shd_bids.fod.fit import FodResult
+    from shd_bids.fod.weights import Weights
+    from shd_bids.gradients.table import GradientTable
+    from shd_bids.response.response import Responses
 
 __all__ = ["FitFOD", "chosen_weights", "read_responses"]
 
@@ -59,9 +52,9 @@ def fit_image(
     wm_response, gm_response, csf_response : Path
         Responses, MRtrix3's text form; a tissue without one is not fitted.
     fit, device, precision, memory_gb
-        As in `shd_bids.inference.fit_fod`.
+        As in `shd_bids.fod.fit.fit_fod`.
     lambda_tv, tv_penalty, max_steps, seed
-        As in `shd_bids.adaptation.AdaptationOptions`.
+        As in `shd_bids.training.adapt.AdaptationOptions`.
     weights : str
         ``packaged``, ``none`` or a path.
     fod_lmax : int
@@ -73,12 +66,12 @@ def fit_image(
     """
     import numpy as np
 
-    from shd_bids.adaptation import AdaptationOptions
-    from shd_bids.gradients import GradientTable
+    from shd_bids.fod.fit import fit_fod
+    from shd_bids.gradients.table import GradientTable
     from shd_bids.images import load_mask, load_volume, save_volume, scatter
-    from shd_bids.inference import fit_fod
-    from shd_bids.nn.memory import keep_freed_memory
+    from shd_bids.nn.backends.memory import keep_freed_memory
     from shd_bids.sphere.harmonics import l_max_of, n_coefficients
+    from shd_bids.training.adapt import AdaptationOptions
 
     table = GradientTable.from_dict(read_json(gradients_file))
     reference = load_volume(mask_file)
@@ -132,14 +125,15 @@ def _maps(result: "FodResult", n_stored: int, *, fitted: Sequence[str]) -> dict[
 
 def chosen_weights(name: str) -> "Weights | None":
     """Load the weights called ``packaged`` or lying at a path; None for ``none``."""
-    from shd_bids.weights import load_weights
+    from shd_bids.fod.weights import load_weights
 
     return None if name == "none" else load_weights(None if name == "packaged" else Path(name))
 
 
 def read_responses(files: Mapping[str, Path | None], table: "GradientTable") -> "Responses":
     """Read the responses of a series, by tissue; one without a file is not fitted."""
-    from shd_bids.response import Responses, parse_response
+    from shd_bids.response.mrtrix import parse_response
+    from shd_bids.response.response import Responses
 
     return Responses(
         **{

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.atomic import write_json, write_text
-from shd_bids.exceptions import GradientError
+from shd_bids.errors import GradientError
+from shd_bids.files import write_json, write_text
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column, read_json
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shd_bids.gradients import GradientTable
+    from shd_bids.gradients.orientation import OrientationCheck
+    from shd_bids.gradients.table import GradientTable
     from shd_bids.images import Volume
-    from shd_bids.orientation import OrientationCheck
 
 __all__ = ["PrepareGradients", "RequireOrientation"]
 
@@ -65,7 +65,7 @@ def prepare_gradients(
     InputError
         The image, the mask or the gradients cannot be used.
     """
-    from shd_bids.gradients import read_fsl, read_mrtrix
+    from shd_bids.gradients.files import read_fsl, read_mrtrix
     from shd_bids.images import check_signal, estimate_mask, load_mask, load_volume, mask_notes, save_volume
 
     volume = load_volume(dwi_file, n_dims=(4,))
@@ -140,7 +140,7 @@ def _checked(
     volume: "Volume", mask: "np.ndarray", table: "GradientTable", *, name: str, action: str
 ) -> tuple["GradientTable", "OrientationCheck | None", str | None]:
     """Test the directions against the data; return the table to use, the outcome, and why to stop, where to stop."""
-    from shd_bids.orientation import check_orientation, corrected
+    from shd_bids.gradients.orientation import check_orientation, corrected
 
     if action == "off":
         return table, None, None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import shd_bids
-from shd_bids.exceptions import ShdError
+from shd_bids.errors import ShdError
 
 __all__ = ["LogSetup", "StageKilledError", "call_isolated", "die_with_parent", "thread_environment"]
 

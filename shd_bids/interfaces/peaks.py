@@ -33,7 +33,7 @@ def find_image_peaks(
     mask_file, vfwm_file, vfcsf_file : Path
         Mask and signal fractions.
     max_peaks, relative_threshold, min_separation
-        As in `shd_bids.peaks.find_peaks`.
+        As in `shd_bids.peaks.search.find_peaks`.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     absolute_threshold : float, optional
@@ -45,9 +45,11 @@ def find_image_peaks(
     """
     import numpy as np
 
+    from shd_bids.fod.fit import choose_device
     from shd_bids.images import gather, load_mask, load_volume, save_volume, scatter
-    from shd_bids.inference import choose_device
-    from shd_bids.peaks import afd_total, dec, find_peaks, noise_threshold
+    from shd_bids.peaks.measures import afd_total, dec
+    from shd_bids.peaks.search import find_peaks
+    from shd_bids.peaks.threshold import noise_threshold
 
     where = choose_device(device)
     coefficients = np.load(fod_file)

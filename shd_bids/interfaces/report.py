@@ -31,7 +31,7 @@ def draw_gradients(*, gradients_file: Path, facts_file: Path, out_dir: Path) -> 
     """Draw the table and the result of its test against the data."""
     import numpy as np
 
-    from shd_bids.gradients import GradientTable
+    from shd_bids.gradients.table import GradientTable
     from shd_bids.report.figures import plot_gradients
 
     table = GradientTable.from_dict(read_json(gradients_file))

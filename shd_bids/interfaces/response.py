@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.exceptions import InputError
+from shd_bids.errors import InputError
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column, read_json
 
 if TYPE_CHECKING:
-    from shd_bids.response import Responses
+    from shd_bids.response.response import Responses
 
 __all__ = ["EstimateResponses", "ReadResponses"]
 
@@ -30,9 +30,9 @@ def estimate_from_image(*, dwi_file: Path, mask_file: Path, gradients_file: Path
     """
     import numpy as np
 
-    from shd_bids.gradients import GradientTable
+    from shd_bids.gradients.table import GradientTable
     from shd_bids.images import load_mask, load_volume, save_volume
-    from shd_bids.response import estimate_responses
+    from shd_bids.response.estimate import estimate_responses
 
     table = GradientTable.from_dict(read_json(gradients_file))
     reference = load_volume(mask_file)
@@ -56,8 +56,9 @@ def read_given(*, response_files: list[Path], gradients_file: Path, out_dir: Pat
     InputError
         The tissue of a file is not clear, WM is not among them, or a response is one for other shells.
     """
-    from shd_bids.gradients import GradientTable
-    from shd_bids.response import Responses, parse_response
+    from shd_bids.gradients.table import GradientTable
+    from shd_bids.response.mrtrix import parse_response
+    from shd_bids.response.response import Responses
 
     table = GradientTable.from_dict(read_json(gradients_file))
     given = _by_tissue(response_files)
@@ -89,7 +90,7 @@ def _by_tissue(files: list[Path]) -> dict[str, Path]:
 
 def _write(responses: "Responses", out_dir: Path, *, message: str, counts: dict[str, int]) -> dict[str, Any]:
     """Write each response as text; return the outputs and facts."""
-    from shd_bids.response import format_response
+    from shd_bids.response.mrtrix import format_response
 
     outputs: dict[str, Any] = {}
     for response in responses.tissues:

@@ -11,9 +11,9 @@ from typing import Any
 
 from nipype.interfaces.base import File, Str, traits
 
-from shd_bids.atomic import atomic_path, write_json, write_text
 from shd_bids.bids.names import OUTPUTS, figure_path, output_path, sidecar, sidecar_path
-from shd_bids.exceptions import OutputError
+from shd_bids.errors import OutputError
+from shd_bids.files import atomic_path, write_json, write_text
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, read_json
 
 __all__ = ["FIGURES", "SaveDerivatives", "SaveFigures", "SaveQC"]

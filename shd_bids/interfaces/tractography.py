@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from nibabel.streamlines import ArraySequence
 
-    from shd_bids.tractography import Tractogram
+    from shd_bids.tractography.track import Tractogram
 
 __all__ = ["TrackStreamlines"]
 
@@ -69,7 +69,9 @@ def track_image(
     import numpy as np
 
     from shd_bids.images import load_mask, load_volume, save_volume
-    from shd_bids.tractography import save_tractogram, track, track_density
+    from shd_bids.tractography.density import track_density
+    from shd_bids.tractography.files import save_tractogram
+    from shd_bids.tractography.track import track
 
     reference = load_volume(mask_file)
     mask = load_mask(mask_file, reference)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shd_bids.nn.cheb import SphereBasis
-from shd_bids.nn.conv import SpatioSphericalConv
-from shd_bids.nn.native import Course, Slabwise
-from shd_bids.nn.norm import NormReLU
-from shd_bids.nn.pool import Pooling, Unpooled
-from shd_bids.nn.recompute import recipe_of, recomputed, remember
+from shd_bids.nn.backends.cpu import Course, Slabwise
+from shd_bids.nn.layers.cheb import SphereBasis
+from shd_bids.nn.layers.checkpoint import recipe_of, recomputed, remember
+from shd_bids.nn.layers.conv import SpatioSphericalConv
+from shd_bids.nn.layers.norm import NormReLU
+from shd_bids.nn.layers.pool import Pooling, Unpooled
 
 _ORDER = 5  # published kernel size on the sphere: Chebyshev terms T_0 .. T_4
 

@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import quote
 
 from shd_bids import __version__
-from shd_bids.atomic import write_text
+from shd_bids.files import write_text
+from shd_bids.report.facts import STAGES, Problem, RunReport, dig, fit_mode, listed, shells, told, voxel_size
 from shd_bids.report.methods import methods_text
-from shd_bids.report.run import STAGES, Problem, RunReport, dig, fit_mode, listed, shells, told, voxel_size
 
 __all__ = ["SECTIONS", "Problem", "RunReport", "Section", "Status", "write_report"]
 

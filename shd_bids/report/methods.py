@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from shd_bids import __version__
-from shd_bids.report.run import STAGES, RunReport, dig, fit_mode, listed, shells, told, voxel_size
+from shd_bids.report.facts import STAGES, RunReport, dig, fit_mode, listed, shells, told, voxel_size
 
 TISSUES = {"wm": "white matter", "gm": "grey matter", "csf": "CSF"}
 

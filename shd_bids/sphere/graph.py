@@ -9,8 +9,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.linalg import eigh
 
-from shd_bids.sphere import healpix
-from shd_bids.sphere.constant import constant
+from shd_bids.sphere import constant, healpix
 
 _NEIGHBOURS = 8
 _TIE = 1e-5  # chord lengths closer than this are equal: dropping one of two ties would break the antipodal symmetry

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import eval_legendre
 
-from shd_bids.sphere.constant import constant
+from shd_bids.sphere import constant
 
 _QUADRATURE = 64  # Gauss-Legendre nodes on [-1, 1]
 
@@ -37,12 +37,6 @@ def l_max_of(n: int) -> int:
 def degrees(l_max: int) -> np.ndarray:
     """List the degree l of each coefficient, shape (C,)."""
     return constant(np.concatenate([np.full(2 * degree + 1, degree) for degree in _even(l_max)]))
-
-
-@lru_cache
-def orders(l_max: int) -> np.ndarray:
-    """List the order m of each coefficient, shape (C,)."""
-    return constant(np.concatenate([np.arange(-degree, degree + 1) for degree in _even(l_max)]))
 
 
 @lru_cache

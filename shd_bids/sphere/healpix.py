@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from astropy_healpix import healpy
 
-from shd_bids.sphere.constant import constant
+from shd_bids.sphere import constant
 
 _ZERO = 1e-10  # coordinates below are zero: HEALPix centres on the equator or a meridian plane carry rounding only
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from shd_bids.sphere.constant import constant
+from shd_bids.sphere import constant
 
 _GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 

@@ -16,8 +16,7 @@ from itertools import product
 
 import numpy as np
 
-from shd_bids.sphere import graph, healpix
-from shd_bids.sphere.constant import constant
+from shd_bids.sphere import constant, graph, healpix
 
 _ROTATION = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 _MIRROR = np.diag([-1.0, 1.0, 1.0])

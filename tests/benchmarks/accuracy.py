@@ -27,9 +27,16 @@ import torch
 from peers import Found, Method
 from scenes import ROWS, Scene
 
-from shd_bids.metrics import PeakScore, full_fibre_amplitude, peaks_per_voxel, pooled, score_by_crossing, score_peaks
+from shd_bids.fod.weights import load_weights
+from shd_bids.simulation.scoring import (
+    PeakScore,
+    full_fibre_amplitude,
+    peaks_per_voxel,
+    pooled,
+    score_by_crossing,
+    score_peaks,
+)
 from shd_bids.sphere.harmonics import n_coefficients, sh_basis
-from shd_bids.weights import load_weights
 
 EDGES = (0.0, 19.5, 45.5, 70.5, 90.0)
 """Bins of the crossing angle; half a degree off the round angles of the phantoms, which else fall on either side."""

@@ -26,13 +26,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to share the oracle with the tests
 
-from shd_bids.nn import memory, native
-from shd_bids.nn.cheb import SphereBasis
-from shd_bids.nn.conv import SpatioSphericalConv
-from shd_bids.nn.tiles import apply_in_tiles
+from shd_bids.fod.weights import load_weights
+from shd_bids.nn.backends import cpu, memory
+from shd_bids.nn.layers.cheb import SphereBasis
+from shd_bids.nn.layers.conv import SpatioSphericalConv
+from shd_bids.nn.streaming.tiles import apply_in_tiles
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere import healpix
-from shd_bids.weights import load_weights
 from tests.nn import oracle
 
 GROUPS = ("layer", "network", "hemisphere", "memory", "volume", "brain")
@@ -311,11 +311,11 @@ def layer(in_channels: int, out_channels: int) -> SpatioSphericalConv:
 
 def without_kernel(work: Callable[[], object]) -> object:
     """Run in plain PyTorch."""
-    loaded, native.library = native.library, lambda: None
+    loaded, cpu.library = cpu.library, lambda: None
     try:
         return work()
     finally:
-        native.library = loaded
+        cpu.library = loaded
 
 
 def take_turns(turns: int, *variants: Callable[[], object], wait: Callable[[], None] = lambda: None) -> list[float]:

@@ -20,8 +20,8 @@ import torch
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from shd_bids.nn.cheb import SphereBasis
-from shd_bids.nn.conv import SpatioSphericalConv
+from shd_bids.nn.layers.cheb import SphereBasis
+from shd_bids.nn.layers.conv import SpatioSphericalConv
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere.harmonics import n_coefficients, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere

@@ -25,14 +25,16 @@ import numpy as np
 import peers
 import torch
 
-from shd_bids.conditioning import estimate_noise
-from shd_bids.gradients import GradientTable, read_fsl
+from shd_bids.fod.fit import fit_fod
+from shd_bids.fod.weights import Weights, load_weights
+from shd_bids.gradients.files import read_fsl
+from shd_bids.gradients.noise import estimate_noise
+from shd_bids.gradients.table import GradientTable
 from shd_bids.images import load_mask, load_volume
-from shd_bids.inference import fit_fod
-from shd_bids.model import forward_model
-from shd_bids.response import Responses, estimate_responses
+from shd_bids.response.estimate import estimate_responses
+from shd_bids.response.forward import forward_model
+from shd_bids.response.response import Responses
 from shd_bids.sphere.harmonics import l_max_of
-from shd_bids.weights import Weights, load_weights
 
 N_FOLDS = 5
 

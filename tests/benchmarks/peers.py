@@ -18,12 +18,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from shd_bids.gradients import GradientTable, format_mrtrix
-from shd_bids.inference import fit_fod
-from shd_bids.peaks import find_peaks, noise_threshold
-from shd_bids.response import Responses, estimate_responses, parse_response
+from shd_bids.fod.fit import fit_fod
+from shd_bids.fod.weights import Weights
+from shd_bids.gradients.files import format_mrtrix
+from shd_bids.gradients.table import GradientTable
+from shd_bids.peaks.search import find_peaks
+from shd_bids.peaks.threshold import noise_threshold
+from shd_bids.response.estimate import estimate_responses
+from shd_bids.response.mrtrix import parse_response
+from shd_bids.response.response import Responses
 from shd_bids.sphere.harmonics import sh_inverse
-from shd_bids.weights import Weights
 
 MAX_PEAKS = 10
 MRTRIX_CUTOFF = 0.1

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shd_bids import simulation
-from shd_bids.gradients import GradientTable
+from shd_bids.gradients.table import GradientTable
 
 FIRST_SEED = 1_000_000
 """Training draws its volumes with seeds far below."""

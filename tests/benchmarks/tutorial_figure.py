@@ -24,13 +24,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from shd_bids import simulation
-from shd_bids.inference import fit_fod
+from shd_bids.fod.fit import fit_fod
+from shd_bids.fod.weights import Weights, load_weights
+from shd_bids.gradients.dti import fit_tensor, fractional_anisotropy
 from shd_bids.report.glyphs import draw_glyphs
 from shd_bids.report.view import PLANES, Cut, WorldView, slice_of, world_view
-from shd_bids.response import estimate_responses
+from shd_bids.response.estimate import estimate_responses
 from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
-from shd_bids.tensor import fit_tensor, fractional_anisotropy
-from shd_bids.weights import Weights, load_weights
 
 SHELLS, N_B0 = scenes.PROTOCOLS["HCP 3 x 90"]
 SNR = 30.0

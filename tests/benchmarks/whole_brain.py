@@ -24,7 +24,8 @@ import nibabel as nib
 import numpy as np
 
 from shd_bids import simulation
-from shd_bids.gradients import format_mrtrix, world_to_fsl
+from shd_bids.gradients.files import format_mrtrix
+from shd_bids.gradients.frames import world_to_fsl
 
 SEED = 2_000_000
 BLOCK = 28

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shd_bids.bids.collect import DWIRun, collect_runs
-from shd_bids.exceptions import InputError, NoInputError
+from shd_bids.errors import InputError, NoInputError
 from shd_bids.settings import Settings
 from tests.bids_trees import (
     SHAPE,

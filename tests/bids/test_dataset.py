@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shd_bids.bids.dataset import describe, portable_link, write_dataset_files
-from shd_bids.exceptions import OutputError
+from shd_bids.errors import OutputError
 from tests.bids_trees import dwi_run, write_description
 
 

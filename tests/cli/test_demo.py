@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from shd_bids.cli import demo
-from shd_bids.gradients import read_fsl
+from shd_bids.gradients.dti import fit_tensor, fractional_anisotropy
+from shd_bids.gradients.files import read_fsl
 from shd_bids.images import load_volume, save_volume
-from shd_bids.tensor import fit_tensor, fractional_anisotropy
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from shd_bids.bids.names import expected_outputs
 from shd_bids.cli import preflight
 from shd_bids.cli.main import main
 from shd_bids.cli.record import exit_code
-from shd_bids.exceptions import DeviceError
+from shd_bids.errors import DeviceError
 from shd_bids.settings import Settings
 from tests.bids_trees import raw_dataset, write_dwi, write_gradients, write_mask
 

@@ -6,9 +6,9 @@ import pytest
 from nibabel.affines import apply_affine
 from nibabel.streamlines import ArraySequence
 
-from shd_bids.gradients import GradientTable
+from shd_bids.gradients.table import GradientTable
 from shd_bids.sphere.harmonics import sh_basis
-from shd_bids.tractography import track_density
+from shd_bids.tractography.density import track_density
 from tests.integration.app import MAPS, angles, call
 from tests.phantoms import real_crop, rotation, stored_as, write_head
 

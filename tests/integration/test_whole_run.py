@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from shd_bids.bids.names import expected_outputs
-from shd_bids.weights import load_weights
+from shd_bids.fod.weights import load_weights
 from shd_bids.workflows.group import COHORT, cohort_folder
 from tests.bids_trees import dwi_run
 from tests.helpers import until

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.exceptions import InputError
+from shd_bids.errors import InputError
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shd_bids.exceptions import InputError
+from shd_bids.errors import InputError
 from shd_bids.interfaces import base
 from shd_bids.interfaces.base import Failure, log_progress, read_failure, write_failure
 from tests.interfaces.stage_functions import Double, Fail, Refuse

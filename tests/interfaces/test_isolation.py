@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shd_bids.exceptions import InputError
+from shd_bids.errors import InputError
 from shd_bids.interfaces.isolation import LogSetup, StageKilledError, call_isolated
 from tests.helpers import until
 from tests.interfaces import stage_functions

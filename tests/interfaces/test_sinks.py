@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from shd_bids.exceptions import OutputError
+from shd_bids.errors import OutputError
 from shd_bids.interfaces.base import qc_column, read_failure
 from shd_bids.interfaces.sinks import SaveDerivatives, SaveFigures, SaveQC, place
 from tests.bids_trees import dwi_run

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from shd_bids.conditioning import CHANNELS
-from shd_bids.exceptions import GradientError, InputError
-from shd_bids.gradients import GradientTable
+from shd_bids.errors import GradientError, InputError
+from shd_bids.fod.inputs.estimates import CHANNELS
+from shd_bids.fod.weights import save_weights
+from shd_bids.gradients.table import GradientTable
 from shd_bids.images import load_mask, load_volume, scatter
 from shd_bids.interfaces import report
 from shd_bids.interfaces.base import StageInterface, read_json
@@ -22,7 +23,6 @@ from shd_bids.interfaces.response import EstimateResponses, ReadResponses
 from shd_bids.interfaces.tractography import TrackStreamlines
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere.harmonics import sh_basis
-from shd_bids.weights import save_weights
 from tests.phantoms import RAS, head, many_bundles, write_head
 
 

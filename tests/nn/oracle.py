@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shd_bids.nn.conv import SpatioSphericalConv
+from shd_bids.nn.layers.conv import SpatioSphericalConv
 from shd_bids.nn.unet import UNet
 from shd_bids.sphere import graph, healpix
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from shd_bids.nn import memory, native, norm, tiles
-from shd_bids.nn.boxes import box_of
-from shd_bids.nn.plan import Plan, column_bytes, plan
-from shd_bids.nn.pool import Pooling
-from shd_bids.nn.tiles import apply_in_tiles
+from shd_bids.boxes import box_of
+from shd_bids.nn.backends import cpu, memory
+from shd_bids.nn.layers import norm
+from shd_bids.nn.layers.pool import Pooling
+from shd_bids.nn.streaming import tiles
+from shd_bids.nn.streaming.plan import Plan, column_bytes, plan
+from shd_bids.nn.streaming.tiles import apply_in_tiles
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere import healpix, symmetry
 from tests.helpers import assert_adjoint, assert_equivariant
@@ -267,7 +269,7 @@ def test_what_lies_outside_the_mask_is_not_computed_and_changes_nothing(generato
     whole = on_mask(net, x, mask)
     cut = tuple(slice(side.start // 2 * 2, side.stop) for side in box_of(mask))
     torch.testing.assert_close(on_mask(net, x[:, :, *cut], mask[cut]), whole, rtol=0, atol=1e-5)
-    x[:, :, ~torch.tensor(mask)] = torch.nan if native.suits(x) else 1e3
+    x[:, :, ~torch.tensor(mask)] = torch.nan if cpu.suits(x) else 1e3
     monkeypatch.setattr(tiles, "plan", lambda *arguments, **options: Plan((4, 6), 2, False))
     found, read, _ = run_in_tiles(net, x, mask, memory_bytes=0)
     torch.testing.assert_close(found[:, :, mask], whole, rtol=0, atol=1e-5 * whole.abs().max().item())
@@ -296,11 +298,11 @@ def test_axes_come_in_any_order(generator):
         torch.testing.assert_close(found[:, :, mask.transpose(axes)], expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(native.library() is None, reason="no compiled kernel and no compiler")
+@pytest.mark.skipif(cpu.library() is None, reason="no compiled kernel and no compiler")
 def test_each_convolution_takes_and_makes_each_plane_once(generator, monkeypatch):
     net = build(**SMALL, dtype=torch.float32).folded()
     taken, made = {}, {}
-    analyse, combine = native.Slabwise.analyse, native.Slabwise.combine
+    analyse, combine = cpu.Slabwise.analyse, cpu.Slabwise.combine
 
     def counted_in(self, index, values, place, planes):
         taken[self, index] = taken.get((self, index), 0) + planes.stop - planes.start
@@ -310,8 +312,8 @@ def test_each_convolution_takes_and_makes_each_plane_once(generator, monkeypatch
         made[self] = made.get(self, 0) + planes.stop - planes.start
         return combine(self, planes, spare)
 
-    monkeypatch.setattr(native.Slabwise, "analyse", counted_in)
-    monkeypatch.setattr(native.Slabwise, "combine", counted_out)
+    monkeypatch.setattr(cpu.Slabwise, "analyse", counted_in)
+    monkeypatch.setattr(cpu.Slabwise, "combine", counted_out)
     run_in_tiles(net, field(generator, 40, 8, 8, dtype=torch.float32), np.ones((40, 8, 8), bool), memory_bytes=1 << 30)
     fine, coarse = 40, 20
     assert sorted(made.values()) == [coarse] * 2 + [fine] * 4
@@ -328,7 +330,7 @@ def test_tiles_need_some_memory():
     assert plan(net, mask, memory_bytes=0.5 * 60 * 60 * column).staged
 
 
-@pytest.mark.skipif(native.library() is None, reason="no compiled kernel and no compiler")
+@pytest.mark.skipif(cpu.library() is None, reason="no compiled kernel and no compiler")
 def test_kernel_needs_no_thick_slabs_and_few_tiles_cost_less_than_stages():
     net, mask = build(**SMALL, dtype=torch.float32), np.ones((20, 200, 20), bool)
     whole = 200 * 20 * column_bytes(net, 2, levels=range(2))
@@ -369,7 +371,7 @@ def memory_of_tiles(memory_bytes):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
-@pytest.mark.skipif(native.library() is None, reason="no compiled kernel and no compiler")
+@pytest.mark.skipif(cpu.library() is None, reason="no compiled kernel and no compiler")
 @pytest.mark.parametrize("megabytes", [150, 250, 500])
 def test_a_volume_keeps_to_its_memory(megabytes):
     # In a process of its own, as the peak of this one is past.
@@ -393,7 +395,7 @@ def test_folded_network_is_the_same_in_fewer_steps(generator):
 @pytest.mark.parametrize("stride", [0, 1, 2])
 @pytest.mark.parametrize("fast", [True, False])
 def test_pooling_and_unpooling_have_their_adjoints(generator, monkeypatch, stride, fast):
-    if fast and native.library() is None:
+    if fast and cpu.library() is None:
         pytest.skip("no compiled kernel")
     dtype = torch.float32 if fast else torch.float64
     pool, size = Pooling(2, hemisphere=True, stride=stride), (3, 3, 3) if stride == 1 else (4, 2, 6)

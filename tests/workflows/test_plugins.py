@@ -8,7 +8,7 @@ import nipype.pipeline.engine as pe
 import psutil
 import pytest
 
-from shd_bids.exceptions import InputError
+from shd_bids.errors import InputError
 from shd_bids.interfaces.base import read_failure
 from shd_bids.workflows.base import WORKFLOW_NAME
 from shd_bids.workflows.plugins import SafeMultiProcPlugin, configure_nipype, run_workflow

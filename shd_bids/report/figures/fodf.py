@@ -11,13 +11,8 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from shd_bids.chunks import chunks
-from shd_bids.report.curves import (
-    TISSUES,
-    draw_courses,
-    draw_shell_residuals,
-    draw_volume_residuals,
-)
+from shd_bids.boxes import chunks
+from shd_bids.report.curves import TISSUES, draw_courses, draw_shell_residuals, draw_volume_residuals
 from shd_bids.report.figures.shared import (
     CURVE_PADDING,
     grey_image,
@@ -27,12 +22,7 @@ from shd_bids.report.figures.shared import (
     save,
     slices_row,
 )
-from shd_bids.report.glyphs import (
-    Box,
-    dec_image,
-    draw_glyphs,
-    draw_sticks,
-)
+from shd_bids.report.glyphs import Box, dec_image, draw_glyphs, draw_sticks
 from shd_bids.report.view import (
     FONT,
     Cut,

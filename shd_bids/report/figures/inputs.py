@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from shd_bids.chunks import chunks
+from shd_bids.boxes import chunks
 from shd_bids.report.curves import (
     TISSUES,
     draw_decay,
@@ -21,9 +21,7 @@ from shd_bids.report.curves import (
     shell_colours,
 )
 from shd_bids.report.figures.shared import CURVE_PADDING, grey_image, save, slices_row
-from shd_bids.report.glyphs import (
-    draw_outline,
-)
+from shd_bids.report.glyphs import draw_outline
 from shd_bids.report.view import (
     FONT,
     INK,

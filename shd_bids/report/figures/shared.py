@@ -7,13 +7,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from shd_bids.atomic import atomic_path
-from shd_bids.report.view import (
-    DPI,
-    Cut,
-    Row,
-    WorldView,
-)
+from shd_bids.files import atomic_path
+from shd_bids.report.view import DPI, Cut, Row, WorldView
 
 CURVE_PADDING = (0.8, 0.1, 0.55, 0.05)  # inches left, right, below and above a plot for its ticks and labels
 

@@ -10,22 +10,8 @@ from matplotlib.colors import LogNorm, Normalize
 from numpy.typing import ArrayLike
 
 from shd_bids.report.figures.shared import grey_image, percentile, save, slices_row
-from shd_bids.report.glyphs import (
-    cut_to_segments,
-    draw_outline,
-    draw_segments,
-)
-from shd_bids.report.view import (
-    FONT,
-    Cut,
-    Row,
-    colour_bar,
-    gallery,
-    note_empty,
-    show_slice,
-    slice_of,
-    world_view,
-)
+from shd_bids.report.glyphs import cut_to_segments, draw_outline, draw_segments
+from shd_bids.report.view import FONT, Cut, Row, colour_bar, gallery, note_empty, show_slice, slice_of, world_view
 
 MAX_STREAMLINES = 4000
 MAX_SEGMENTS = 90_000

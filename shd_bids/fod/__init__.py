@@ -1,0 +1,1 @@
+"""From the signal to fODFs: inputs, network and refinement."""

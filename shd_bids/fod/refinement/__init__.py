@@ -1,0 +1,1 @@
+"""What is done to the fODF of the network, voxel by voxel, to follow the data."""

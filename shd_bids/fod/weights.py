@@ -1,0 +1,116 @@
+"""Save and load network weights: safetensors with what is needed to refuse a wrong file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shd_bids.errors import WeightsError
+from shd_bids.files import atomic_path
+from shd_bids.fod.inputs.estimates import CHANNELS, is_shell_channel
+from shd_bids.nn.unet import UNet, UNetConfig
+
+FORMAT = "shd_bids-3"
+"""Meaning of input channels, output channels and parameter names; a change of any of them is a new format."""
+
+SHIPPED = "shd_bids.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A trained network: configuration, input channels, parameters, degree of its fODF, and the SHA-256 of the file."""
+
+    config: UNetConfig
+    state: dict[str, Tensor]
+    l_max: int
+    sha256: str
+    name: str
+    training: dict[str, Any]
+    channels: tuple[str, ...] = CHANNELS
+
+    def network(self) -> UNet:
+        """Build the network with these parameters, in evaluation mode."""
+        net = UNet(self.config)
+        net.load_state_dict(self.state)
+        return net.eval()
+
+
+def save_weights(
+    path: Path, net: UNet, *, l_max: int, training: dict[str, Any], channels: tuple[str, ...] = CHANNELS
+) -> Path:
+    """Write the parameters of a network; the file appears under its name only when complete."""
+    metadata = {
+        "format": FORMAT,
+        "channels": json.dumps(channels),
+        "config": json.dumps(net.config.to_dict()),
+        "l_max": str(l_max),
+        "training": json.dumps(training),
+    }
+    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    with atomic_path(path) as scratch:
+        save_file(state, scratch, metadata=metadata)
+        scratch.chmod(0o644)  # safetensors makes it readable to its owner alone; a container runs as any user
+    return path
+
+
+def load_weights(path: Path | None = None) -> Weights:
+    """Read weights from ``path``, or those of the package.
+
+    Raises
+    ------
+    WeightsError
+        When the file is missing, damaged, of another format, or does not fit its own configuration.
+    """
+    file = path if path is not None else Path(str(resources.files("shd_bids.data") / SHIPPED))
+    if not file.is_file():
+        raise WeightsError(f"no weights file at {file}; give a .safetensors file to --weights, or leave the option out")
+    try:
+        with safe_open(file, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} cannot be read as safetensors ({error}); copy or download it again") from error
+    channels = tuple(json.loads(metadata.get("channels", "[]")))
+    if metadata.get("format") != FORMAT or not (
+        channels == CHANNELS or (channels and all(map(is_shell_channel, channels)))
+    ):
+        raise WeightsError(
+            f"{file} is of format {metadata.get('format', 'unknown')!r}, expected {FORMAT!r} with inputs {CHANNELS} or shells; "
+            "use weights trained with this version"
+        )
+    return _checked(file, metadata, state, channels)
+
+
+def _checked(file: Path, metadata: dict[str, str], state: dict[str, Tensor], channels: tuple[str, ...]) -> Weights:
+    """Build the weights, refusing parameters that do not fit the configuration or are not finite."""
+    try:
+        config = UNetConfig.from_dict(json.loads(metadata["config"]))
+        expected = UNet(config).state_dict()
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{file} holds no usable network configuration ({error})") from error
+    wrong = sorted(
+        set(expected) ^ set(state) | {k for k in set(expected) & set(state) if expected[k].shape != state[k].shape}
+    )
+    if len(channels) != config.in_channels:
+        wrong.append("in_channels")
+    wrong += [k for k, v in state.items() if not torch.isfinite(v.float()).all()]
+    if wrong:
+        raise WeightsError(f"{file} does not fit its network in {len(wrong)} parameters, first: {wrong[0]}")
+    return Weights(
+        config=config,
+        channels=channels,
+        state=state,
+        l_max=int(metadata["l_max"]),
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        name=file.stem,
+        training=json.loads(metadata.get("training", "{}")),
+    )

@@ -1,0 +1,1 @@
+"""Gradient tables: shells, frames and files, the check of their orientation, tensors and noise."""

@@ -1,0 +1,265 @@
+"""Gradient tables in world axes (RAS+): their checks and their shells."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from shd_bids.errors import GradientError
+
+B0_THRESHOLD = 50.0  # s/mm2, as FSL and QSIPrep; MRtrix3's 10 would call the 15-45 of some scanners a shell
+SHELL_TOLERANCE = 80.0  # s/mm2, MRtrix3's BValueEpsilon
+MIN_DIRECTIONS = 6  # unknowns of a tensor, and of even harmonics of degree 2
+MAX_DROPPED = 0.05  # share of volumes that may lack a direction
+MAX_SHELLS = 8  # more are a q-space grid
+SHORTEST = 0.1  # a shorter vector is no rounding of a unit vector: the volume has no direction
+
+
+@dataclass(frozen=True, eq=False)
+class Shell:
+    """Volumes of one b-value: their mean b in s/mm2 (0 for b=0) and their rows in the table."""
+
+    bvalue: float
+    indices: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class GradientTable:
+    """Diffusion weighting of the volumes that can be used, in world axes.
+
+    Attributes
+    ----------
+    bvals : array, shape (N,), float64
+        True b-values in s/mm2, not rounded.
+    directions : array, shape (N, 3), float64
+        Unit vectors in RAS+ world axes, zero where b=0.
+    shells : tuple of Shell
+        Ascending; the first is b=0.
+    source_volumes : array, shape (N,), int
+        Volume of the image each row belongs to: 0..N-1 unless volumes without a direction were dropped.
+    n_source_volumes : int
+        Number of volumes of the image.
+    notes : tuple of str
+        What was repaired or looks unusual, for the user.
+    """
+
+    bvals: np.ndarray
+    directions: np.ndarray
+    shells: tuple[Shell, ...]
+    source_volumes: np.ndarray
+    n_source_volumes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_volumes(self) -> int:
+        return len(self.bvals)
+
+    @property
+    def b0_indices(self) -> np.ndarray:
+        return self.shells[0].indices
+
+    @property
+    def shell_index(self) -> np.ndarray:
+        """Shell of each volume, shape (N,)."""
+        index = np.empty(self.n_volumes, dtype=int)
+        for number, shell in enumerate(self.shells):
+            index[shell.indices] = number
+        return index
+
+    @property
+    def shell_bvalues(self) -> np.ndarray:
+        """Mean b-value of each shell, shape (S,), the first 0."""
+        return np.array([shell.bvalue for shell in self.shells])
+
+    @property
+    def is_single_shell(self) -> bool:
+        return len(self.shells) == 2
+
+    def take(self, signal: np.ndarray) -> np.ndarray:
+        """Return the volumes of an image, shape (..., n_source_volumes), that the rows belong to; a view if all do."""
+        if signal.shape[-1] != self.n_source_volumes:
+            raise GradientError(
+                f"the image has {signal.shape[-1]} volumes, the gradient table was made for {self.n_source_volumes}"
+            )
+        if self.n_volumes == self.n_source_volumes:
+            return signal
+        return signal[..., self.source_volumes]
+
+    def select(self, indices: ArrayLike) -> "GradientTable":
+        """Return the rows ``indices`` (integers or booleans) as a table of its own, which must keep a b=0.
+
+        The result describes an image that holds these rows only.
+        """
+        rows = np.arange(self.n_volumes)[np.asarray(indices)]
+        shells = []
+        for shell in self.shells:
+            kept = np.flatnonzero(np.isin(rows, shell.indices))
+            if len(kept):
+                shells.append(Shell(0.0 if shell is self.shells[0] else float(self.bvals[rows[kept]].mean()), kept))
+        if not np.isin(rows, self.b0_indices).any():
+            raise GradientError("no b=0 volume is left in the selection; keep at least one")
+        return GradientTable(
+            self.bvals[rows], self.directions[rows], tuple(shells), np.arange(len(rows)), len(rows), self.notes
+        )
+
+    def to_dict(self) -> dict:
+        """Return the table as numbers, strings and lists that JSON can hold without loss."""
+        return {
+            "bvals": self.bvals.tolist(),
+            "directions": self.directions.tolist(),
+            "shells": [{"bvalue": s.bvalue, "indices": s.indices.tolist()} for s in self.shells],
+            "source_volumes": self.source_volumes.tolist(),
+            "n_source_volumes": self.n_source_volumes,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "GradientTable":
+        """Rebuild a table from :meth:`to_dict`."""
+        return cls(
+            bvals=np.array(content["bvals"], dtype=np.float64),
+            directions=np.array(content["directions"], dtype=np.float64).reshape(-1, 3),
+            shells=tuple(Shell(float(s["bvalue"]), np.array(s["indices"], dtype=int)) for s in content["shells"]),
+            source_volumes=np.array(content["source_volumes"], dtype=int),
+            n_source_volumes=int(content["n_source_volumes"]),
+            notes=tuple(content["notes"]),
+        )
+
+
+def gradient_table(
+    bvals: ArrayLike,
+    directions_world: ArrayLike,
+    *,
+    b0_threshold: float = B0_THRESHOLD,
+    shell_tolerance: float = SHELL_TOLERANCE,
+) -> GradientTable:
+    """Check, normalise and sort into shells.
+
+    Parameters
+    ----------
+    bvals : array, shape (N,)
+        s/mm2.
+    directions_world : array, shape (N, 3)
+        RAS+ world axes. Lengths are normalised and never scale b; at b=0 they are ignored.
+    b0_threshold : float
+        Largest b-value that counts as b=0.
+    shell_tolerance : float
+        Largest gap between neighbouring b-values of one shell.
+
+    Raises
+    ------
+    GradientError
+        With every problem found: not finite, negative b, no b=0, more than 5 % of the weighted volumes without a
+        direction, fewer than six directions, no shells.
+    """
+    bvals = np.asarray(bvals, dtype=np.float64)
+    directions = np.array(directions_world, dtype=np.float64)
+    if bvals.ndim != 1 or directions.shape != (len(bvals), 3):
+        raise GradientError(
+            f"b-values have shape {bvals.shape} and directions {directions.shape}, expected (N,) and (N, 3)"
+        )
+    problems = bvalue_problems(bvals, b0_threshold) + direction_problems(bvals, directions, b0_threshold)
+    if problems:
+        raise GradientError(problems)
+
+    is_weighted = bvals > b0_threshold
+    directions[~is_weighted] = 0  # some converters write NaN there, others a real direction
+    length = np.linalg.norm(directions, axis=1)
+    is_lost = is_weighted & (length < SHORTEST)
+    is_off = is_weighted & ~is_lost & (np.abs(length - 1) > 0.01)
+    notes = []
+    if is_lost.any():
+        notes.append(f"{_volumes(is_lost)} dropped: b > {b0_threshold:g} s/mm² without a direction")
+    if is_off.any():
+        worst = length[is_off][np.argmax(np.abs(length[is_off] - 1))]
+        notes.append(
+            f"{is_off.sum()} directions were not of unit length (worst {worst:.3g}); normalised, b-values kept"
+        )
+    directions /= np.where(length > 0, length, 1)[:, None]
+
+    kept = np.flatnonzero(~is_lost)
+    bvals, directions = bvals[kept], directions[kept]
+    shells = _cluster(bvals, b0_threshold=b0_threshold, tolerance=shell_tolerance)
+    problems = _shell_problems(shells, directions)
+    if problems:
+        raise GradientError(problems)
+    for shell in shells[1:]:
+        if len(shell.indices) < MIN_DIRECTIONS:
+            notes.append(f"the shell b = {shell.bvalue:.0f} s/mm² has only {len(shell.indices)} volumes")
+    return GradientTable(bvals, directions, shells, kept, len(is_lost), tuple(notes))
+
+
+def bvalue_problems(bvals: np.ndarray, b0_threshold: float) -> list[str]:
+    if len(bvals) == 0:
+        return ["no b-values; expected one per volume"]
+    if not np.isfinite(bvals).all():
+        return [f"b-values of {_volumes(~np.isfinite(bvals))} are not finite numbers; give them in s/mm²"]
+    problems = []
+    if bvals.min() < 0:
+        problems.append(f"b-values of {_volumes(bvals < 0)} are negative; expected s/mm² of at least 0")
+    if bvals.min() > b0_threshold:
+        problems.append(
+            f"no b=0 volume: the lowest b is {bvals.min():g} s/mm², expected one of at most {b0_threshold:g}; "
+            "raise the threshold if that volume is meant to be one"
+        )
+    if bvals.max() <= b0_threshold:
+        problems.append(
+            f"no diffusion weighting: the highest b is {bvals.max():g} s/mm², expected more than {b0_threshold:g}; "
+            "check the unit"
+        )
+    return problems
+
+
+def direction_problems(bvals: np.ndarray, directions: np.ndarray, b0_threshold: float) -> list[str]:
+    is_weighted = bvals > b0_threshold
+    is_broken = is_weighted & ~np.isfinite(directions).all(axis=1)
+    if is_broken.any():
+        return [f"the directions of {_volumes(is_broken)} are not finite numbers; give a direction or b=0"]
+    is_lost = is_weighted & (np.linalg.norm(directions, axis=1) < SHORTEST)
+    if is_lost.any() and is_lost.sum() >= MAX_DROPPED * is_weighted.sum():
+        return [
+            f"{is_lost.sum()} of {is_weighted.sum()} weighted volumes have no direction ({_volumes(is_lost)}), "
+            f"expected fewer than {MAX_DROPPED:.0%}; correct the directions"
+        ]
+    return []
+
+
+def _cluster(bvals: np.ndarray, *, b0_threshold: float, tolerance: float) -> tuple[Shell, ...]:
+    """Cut the sorted b-values where they jump by more than the tolerance, b=0 apart (the rule of MRtrix3's shells)."""
+    shells = [Shell(0.0, np.flatnonzero(bvals <= b0_threshold))]
+    order = np.argsort(bvals, kind="stable")
+    order = order[bvals[order] > b0_threshold]
+    for part in np.split(order, np.flatnonzero(np.diff(bvals[order]) > tolerance) + 1):
+        shells.append(Shell(float(bvals[part].mean()), np.sort(part)))
+    return tuple(shells)
+
+
+def _shell_problems(shells: tuple[Shell, ...], directions: np.ndarray) -> list[str]:
+    weighted = np.delete(directions, shells[0].indices, axis=0)
+    n_distinct = _count_axes(weighted)
+    if n_distinct < MIN_DIRECTIONS:
+        return [f"{n_distinct} different gradient directions, expected at least {MIN_DIRECTIONS}"]
+    if np.linalg.matrix_rank(np.einsum("ni,nj->nij", weighted, weighted).reshape(-1, 9), tol=1e-2) < 6:
+        return [f"the {n_distinct} gradient directions lie on a cone or plane, expected them spread over the sphere"]
+    n_small = sum(len(s.indices) for s in shells[1:] if len(s.indices) < MIN_DIRECTIONS)
+    if len(shells) - 1 > MAX_SHELLS or 2 * n_small > len(weighted):
+        values = ", ".join(f"{s.bvalue:.0f}" for s in shells[1:9]) + (", ..." if len(shells) > 9 else "")
+        return [
+            f"the b-values do not form shells: {len(shells) - 1} groups of similar b ({values}), {n_small} of "
+            f"{len(weighted)} weighted volumes in groups of fewer than {MIN_DIRECTIONS}; "
+            "q-space grids (DSI) are not supported"
+        ]
+    return []
+
+
+def _count_axes(directions: np.ndarray) -> int:
+    """Count directions that differ by more than a degree, opposite ones taken as one."""
+    is_same = np.abs(directions @ directions.T) > np.cos(np.deg2rad(1.0))
+    return int(len(directions) - np.tril(is_same, -1).any(axis=1).sum())
+
+
+def _volumes(rows: np.ndarray) -> str:
+    """Name volumes, counted from 0, for a message; takes indices or a boolean array."""
+    rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows)
+    names = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+    return f"volume {names}" if len(rows) == 1 else f"{len(rows)} volumes ({names})"

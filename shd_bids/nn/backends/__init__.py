@@ -1,0 +1,1 @@
+"""Compiled operators, and the memory that they and the network use."""

@@ -1,0 +1,1 @@
+"""Fibre directions of fODFs, and what else is read off them."""

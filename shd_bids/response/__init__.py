@@ -1,0 +1,1 @@
+"""Tissue responses: their estimate from the data, their text form, and the forward operator made of them."""

@@ -1,0 +1,1 @@
+"""Streamlines through fODFs, their density and their files."""

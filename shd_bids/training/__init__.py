@@ -1,0 +1,1 @@
+"""How the network learns: from simulated volumes, and on scans themselves."""

@@ -1,0 +1,85 @@
+"""Weights files: what is saved comes back, and anything else is refused with a reason."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shd_bids.errors import WeightsError
+from shd_bids.fod.inputs.estimates import CHANNELS
+from shd_bids.fod.weights import FORMAT, load_weights, save_weights
+from shd_bids.nn.unet import UNet, UNetConfig
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return UNet(UNetConfig(len(CHANNELS), 3, nside=2, channels=(4, 4)))
+
+
+@pytest.fixture
+def file(net, tmp_path):
+    return save_weights(tmp_path / "own.safetensors", net, l_max=4, training={"seed": 1})
+
+
+def rewrite(file, *, metadata=None, state=None):
+    """Write the file again with other metadata or parameters."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as handle:
+        old = handle.metadata()
+    save_file(load_file(file) if state is None else state, file, metadata=old | (metadata or {}))
+
+
+def test_saved_weights_compute_the_same(net, file, rng):
+    weights = load_weights(file)
+    x = torch.as_tensor(rng.normal(size=(1, len(CHANNELS), 4, 4, 4, 24)), dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(weights.network()(x), net.eval()(x), rtol=0, atol=0)
+    assert (weights.l_max, weights.name, weights.training) == (4, "own", {"seed": 1})
+    assert weights.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_nothing_but_the_file_is_left(file):
+    assert [p.name for p in file.parent.iterdir()] == ["own.safetensors"]
+    assert file.stat().st_mode & 0o777 == 0o644, "another user could not read the weights"
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match=r"no weights file at .*; give a \.safetensors file"):
+        load_weights(tmp_path / "none.safetensors")
+
+
+def test_truncated_file_is_refused(file):
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+        load_weights(file)
+
+
+def test_other_format_is_refused(file):
+    rewrite(file, metadata={"format": "other-9"})
+    with pytest.raises(WeightsError, match=f"format 'other-9', expected '{FORMAT}'"):
+        load_weights(file)
+
+
+def test_other_input_channels_are_refused(file):
+    rewrite(file, metadata={"channels": json.dumps(["shell"])})
+    with pytest.raises(WeightsError, match="with inputs"):
+        load_weights(file)
+
+
+def test_parameters_of_another_network_are_refused(file):
+    rewrite(file, metadata={"config": json.dumps(UNetConfig(len(CHANNELS), 3, nside=2, channels=(8, 8)).to_dict())})
+    with pytest.raises(WeightsError, match="does not fit its network"):
+        load_weights(file)
+
+
+def test_parameters_that_are_not_finite_are_refused(file):
+    state = load_file(file)
+    name = next(k for k in state if k.endswith("bias"))
+    state[name] = torch.full_like(state[name], torch.nan)
+    rewrite(file, state=state)
+    with pytest.raises(WeightsError, match=name):
+        load_weights(file)

@@ -1,0 +1,77 @@
+"""Sharp non-negative estimates: the recursion is that of alternating directions, and its limit least squares."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import nnls
+
+from shd_bids import solvers
+from shd_bids.solvers import Sharpener, Updater, factors
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(20, 30)) @ np.diag(rng.uniform(0.2, 2, 30))
+    kernel[:, -1] = 0  # a tissue without a response
+    truth = np.where(rng.random((7, 30)) < 0.1, rng.uniform(0.2, 1, (7, 30)), 0)
+    return kernel, truth @ kernel.T + 0.01 * rng.normal(size=(7, 20))
+
+
+def test_it_is_textbook_alternating_directions(problem):
+    kernel, signal = problem
+    penalty, relaxation = 0.3, 1.6
+    found = Sharpener.build(factors(kernel), penalty, dtype=torch.float64)(torch.as_tensor(signal))
+    inverse = np.linalg.inv(kernel.T @ kernel + penalty * np.eye(30))
+    copy = multipliers = np.zeros((7, 30))
+    for _ in range(solvers.ROUNDS):
+        free = (signal @ kernel + penalty * (copy - multipliers)) @ inverse
+        relaxed = relaxation * free + (1 - relaxation) * copy
+        copy, multipliers = (relaxed + multipliers).clip(0), (relaxed + multipliers).clip(None, 0)
+    np.testing.assert_allclose(found, copy, atol=1e-10)
+
+
+def test_its_limit_is_the_non_negative_least_squares_solution(problem, monkeypatch):
+    kernel, signal = problem
+    monkeypatch.setattr(solvers, "ROUNDS", 3000)
+    found = Sharpener.build(factors(kernel), 0.3, dtype=torch.float64)(torch.as_tensor(signal)).numpy()
+    assert found.min() >= 0
+    for masses, y in zip(found, signal, strict=True):
+        best = nnls(kernel, y)[1]
+        assert np.linalg.norm(kernel @ masses - y) == pytest.approx(best, rel=1e-6, abs=1e-9)
+
+
+def test_pieces_do_not_matter(problem, monkeypatch):
+    kernel, signal = problem
+    sharpen = Sharpener.build(factors(kernel), 0.3, dtype=torch.float64)
+    whole = sharpen(torch.as_tensor(signal))
+    monkeypatch.setattr(solvers, "VOXELS_IN_CACHE", 3)
+    torch.testing.assert_close(sharpen(torch.as_tensor(signal)), whole)
+    assert sharpen(torch.zeros(0, 20, dtype=torch.float64)).shape == (0, 30)
+
+
+def test_updates_are_multiplicative_ones_and_never_fit_worse(problem):
+    kernel, signal = np.abs(problem[0]), np.abs(problem[1])  # responses and magnitudes are positive
+    start = np.random.default_rng(1).uniform(0.1, 1, size=(7, 30))
+    start[:, 4] = 0
+    update = Updater.build(factors(kernel), dtype=torch.float64)
+    expected, costs = start.copy(), []
+    for times in range(1, 6):
+        expected *= (signal @ kernel) / (expected @ kernel.T @ kernel).clip(1e-6)
+        found = update(torch.as_tensor(start.copy()), torch.as_tensor(signal), times=times).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-12)
+        costs.append(((found @ kernel.T - signal) ** 2).sum(axis=1))
+    assert np.all(np.diff(costs, axis=0) <= 0) and np.all(found[:, 4] == 0)
+
+
+def test_momentum_reaches_the_same_limit_sooner(problem):
+    kernel, signal = np.abs(problem[0]), np.abs(problem[1])
+    update = Updater.build(factors(kernel), dtype=torch.float64)
+    best = np.array([nnls(kernel, y)[1] for y in signal])
+
+    def excess(times, **options):
+        masses = update(torch.full((7, 30), 0.1, dtype=torch.float64), torch.as_tensor(signal), times=times, **options)
+        return np.linalg.norm(masses.numpy() @ kernel.T - signal, axis=1) - best
+
+    assert np.all(excess(200, momentum=True) < excess(200)) and np.all(excess(200, momentum=True) >= -1e-12)
+    assert np.all(excess(5000, momentum=True) < 0.005)
