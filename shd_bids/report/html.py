@@ -273,7 +273,7 @@ def _summary(runs: Sequence[RunReport]) -> str:
         "Mask": _mask,
         "Orientation check": _orientation,
         "Tissues fitted": lambda run: told(
-            listed([t.upper() for t in dig(run.facts, "response", "tissues") or ()]) or None
+            listed([t.upper() for t in dig(run.facts, "response", "fitted_tissues") or ()]) or None
         ),
         "Fit": _fit,
         "Signal-to-noise": lambda run: _quality(run, "snr", "{:.0f} in white matter at b = 0"),

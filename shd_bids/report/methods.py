@@ -107,7 +107,7 @@ def _sentences(run: RunReport, cite: Callable[..., str]) -> Iterable[str]:
         if origin == "estimated":
             yield f"The brain mask was estimated from the b = 0 images (median_otsu, {cite('dipy')})."
     if response:
-        tissues = [TISSUES.get(tissue, tissue) for tissue in response.get("tissues", ())]
+        tissues = [TISSUES.get(tissue, tissue) for tissue in response.get("fitted_tissues", ())]
         if run.settings.get("responses"):
             yield f"Response functions of {escape(listed(tissues))} were taken from files."
         else:

@@ -22,6 +22,8 @@ from shd_bids.interfaces.report import DrawMask, DrawResidual, DrawStreamlines
 from shd_bids.interfaces.response import EstimateResponses, ReadResponses
 from shd_bids.interfaces.tractography import TrackStreamlines
 from shd_bids.nn.unet import UNet, UNetConfig
+from shd_bids.report.facts import RunReport
+from shd_bids.report.methods import methods_text
 from shd_bids.sphere.harmonics import sh_basis
 from tests.phantoms import RAS, head, many_bundles, write_head
 
@@ -151,7 +153,8 @@ def test_responses_estimated_then_given_are_the_same(dwi_file, prepared, tmp_pat
     inputs = {"gradients_file": prepared.gradients_file}
     estimated = run(EstimateResponses, tmp_path / "a", dwi_file=str(dwi_file), mask_file=prepared.mask_file, **inputs)
     facts = read_json(tmp_path / "a" / "facts.json")
-    assert "wm" in facts["fitted_tissues"]
+    text = methods_text([RunReport("sub-01", {"response": facts})])
+    assert "Response functions of white matter, grey matter and CSF were estimated" in text
     assert facts["qc"]["n_voxels_response_wm"]["value"] > 0
     files = [estimated.wm_file, estimated.gm_file, estimated.csf_file]
     files = [file for file in files if isinstance(file, str)]

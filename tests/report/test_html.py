@@ -29,7 +29,7 @@ def facts():
             "seconds": 4.0,
             "peak_memory_mb": 700,
         },
-        "response": {"tissues": ["wm", "csf"], "seconds": 2.0, "peak_memory_mb": 800},
+        "response": {"fitted_tissues": ["wm", "csf"], "seconds": 2.0, "peak_memory_mb": 800},
         "fod": {
             "info": {"device": "cpu", "fit": "amortised", "weights": "w", "weights_sha256": "0123456789abcdef" * 4},
             "sidecar": {"fod_lmax": 12},
@@ -182,7 +182,7 @@ def test_everything_from_outside_is_escaped(tmp_path, facts):
     facts["gradients"]["notes"] = [evil]
     facts["gradients"]["orientation_check"]["message"] = evil
     facts["fod"]["info"] |= {"device": evil, "fit": evil, "weights": evil, "weights_sha256": evil}
-    facts["response"]["tissues"] = [evil]
+    facts["response"]["fitted_tissues"] = [evil]
     facts["tractography"]["sidecar"]["tractography"]["StreamlinePropagation"]["Algorithm"]["Name"] = evil
     run = RunReport(f'x"{evil}', facts, {"fit": evil}, Problem(evil, evil), [evil])
     status = Status("failed", evil, True, evil, evil, {evil: evil})
@@ -194,7 +194,7 @@ def test_odd_facts_do_not_stop_the_page(tmp_path):
     """After a crash files may hold less than was promised."""
     facts = {
         "gradients": {},
-        "response": {"tissues": []},
+        "response": {"fitted_tissues": []},
         "fod": {"info": {}},
         "peaks": {},
         "tractography": {"qc": None},
