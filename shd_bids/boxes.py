@@ -92,6 +92,24 @@ def cells_of(marks: np.ndarray) -> np.ndarray:
     return marks.reshape(x, 2, y, 2, z, 2).max(axis=(1, 3, 5))
 
 
+def row_numbers(mask: np.ndarray, *, margin: int = 0) -> np.ndarray:
+    """Return the row of each voxel among those of a mask in C order, -1 outside.
+
+    Parameters
+    ----------
+    mask : array, shape (x, y, z), bool
+    margin : int
+        Voxels outside that are added on each side, so that every voxel of the mask has neighbours.
+
+    Returns
+    -------
+    array, shape (x + 2 margin, y + 2 margin, z + 2 margin), int64
+    """
+    numbers = np.full(np.add(mask.shape, 2 * margin), -1, dtype=np.int64)
+    numbers[tuple(np.argwhere(mask).T + margin)] = np.arange(np.count_nonzero(mask))
+    return numbers
+
+
 def chunks(n: int, size: int) -> list[slice]:
     """Cut n rows into slices of ``size`` rows; the last may hold fewer."""
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from shd_bids.boxes import Box, chunks, grown, within
+from shd_bids.boxes import Box, chunks, grown, row_numbers, within
 from shd_bids.errors import DeviceError, WeightsError
 from shd_bids.fod.inputs.estimates import CHANNELS, REACH, Conditioner, Recent, ShellInput, condition, signal_block
 from shd_bids.fod.refinement.refine import MODEL_ERROR, SHARPNESS, VOXELS_PER_CHUNK, correct
@@ -272,8 +272,7 @@ def predict(
     fractions : ndarray, shape (n, 2), float32
         GM and CSF.
     """
-    row = np.full(mask.shape, -1, dtype=np.int64)
-    row[mask] = np.arange(len(voxels))
+    row = row_numbers(mask)
     to_sh = torch.as_tensor(sh_inverse(hemisphere(net.config.nside), l_max), dtype=torch.float32)
     wm = np.zeros((len(voxels), len(to_sh)), dtype=np.float32)
     fractions = np.zeros((len(voxels), 2), dtype=np.float32)

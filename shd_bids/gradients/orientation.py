@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from shd_bids.boxes import row_numbers
 from shd_bids.errors import GradientError
 from shd_bids.gradients.dti import fit_tensor, fractional_anisotropy
 from shd_bids.gradients.frames import image_rotation
@@ -167,8 +168,9 @@ def _coherence_moments(
     e = np.linalg.eigh(tensors)[1][..., 2]  # (n, 3)
 
     position = np.stack(np.unravel_index(inside, mask.shape), axis=1)
-    number = np.full(np.array(mask.shape) + 2, -1)
-    number[tuple(position.T + 1)] = np.arange(len(inside))
+    usable = np.zeros(mask.shape, dtype=bool)
+    usable[tuple(position.T)] = True
+    number = row_numbers(usable, margin=1)
     steps = np.array([o for o in itertools.product((-1, 0, 1), repeat=3) if any(o)])
     steps = steps[(np.delete(steps, axes, axis=1) == 0).all(axis=1)]
     offsets = steps * np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from shd_bids.boxes import row_numbers
 from shd_bids.errors import TrainingError
 from shd_bids.files import atomic_path
 from shd_bids.fod.inputs.estimates import CHANNELS, Conditioner, ShellInput, condition, signal_block
@@ -273,8 +274,7 @@ class _Problem:
         rng = np.random.default_rng(self.seed)
         gradients, responses = scan.gradients, scan.responses
         self.voxels, self.tv_penalty = scan.voxels, options.tv_penalty
-        self.row = np.full(scan.mask.shape, -1, dtype=np.int64)
-        self.row[scan.mask] = np.arange(len(scan.voxels))
+        self.row = row_numbers(scan.mask)
         self.places = np.argwhere(scan.mask) if scan.places is None else scan.places
         held = _draw(rng, gradients, np.arange(gradients.n_volumes), _HELD_OUT)
         seen = np.setdiff1d(np.arange(gradients.n_volumes), held)

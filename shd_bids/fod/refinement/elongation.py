@@ -15,7 +15,7 @@ from numpy.polynomial.legendre import leg2poly
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from shd_bids.boxes import chunks
+from shd_bids.boxes import chunks, row_numbers
 from shd_bids.fod.inputs.estimates import voxel_steps
 from shd_bids.gradients.table import GradientTable
 from shd_bids.response.forward import ForwardModel
@@ -195,8 +195,7 @@ class _Neighbours:
 
     def __init__(self, mask: np.ndarray, affine: np.ndarray, main: np.ndarray):
         self._main, self._places = main, np.argwhere(mask) + _REACH
-        self._rows = np.full(np.add(mask.shape, 2 * _REACH), -1)  # with a margin, so that all neighbours have a place
-        self._rows[tuple(self._places.T)] = np.arange(len(main))
+        self._rows = row_numbers(mask, margin=_REACH)
         cube = product(range(-_REACH, _REACH + 1), repeat=3)
         self._shifts = np.array([shift for shift in cube if np.dot(shift, shift) <= _REACH**2])
         self._distances = self._shifts @ voxel_steps(affine).T

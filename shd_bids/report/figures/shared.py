@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from shd_bids.boxes import row_numbers
 from shd_bids.files import atomic_path
 from shd_bids.report.view import DPI, Cut, Row, WorldView
 
@@ -30,9 +31,7 @@ def slices_row(
 
 def mask_numbers(view: WorldView, mask: np.ndarray) -> np.ndarray:
     """Number the mask's voxels in mask order and turn the numbers into the view; -1 outside."""
-    numbers = np.full(mask.shape, -1, dtype=np.int64)
-    numbers[mask] = np.arange(np.count_nonzero(mask))
-    return view.volume(numbers)
+    return view.volume(row_numbers(mask))
 
 
 def in_view(values: np.ndarray, numbers: np.ndarray, *, fill: float = 0.0) -> np.ndarray:
