@@ -38,19 +38,6 @@ MODEL = {
 STAGES = CHOICES["level"]
 
 
-def parse_name(path: Path) -> tuple[dict[str, str], str, str]:
-    """Split a BIDS file name into entities, suffix and extension.
-
-    Returns
-    -------
-    tuple
-        Entities in the order of the name, values as written (``run-01`` stays ``"01"``); suffix; extension.
-    """
-    stem, _, extension = path.name.partition(".")
-    *pairs, suffix = stem.split("_")
-    return dict(pair.split("-", 1) for pair in pairs if "-" in pair), suffix, f".{extension}"
-
-
 def output_path(
     output_dir: Path, run: DWIRun, key: str, *, method: str | None = None, format: str | None = None
 ) -> Path:
@@ -90,11 +77,6 @@ def sidecar_path(path: Path) -> Path:
 def figure_path(output_dir: Path, run: DWIRun, desc: str, *, extension: str = ".png") -> Path:
     """Return the path of one figure: ``sub-<label>/figures/<source entities>_desc-<desc>_dwi.png``."""
     return output_dir / f"sub-{run.subject}" / "figures" / f"{_join({**run.entities, 'desc': desc})}_dwi{extension}"
-
-
-def report_path(output_dir: Path, subject: str, session: str | None) -> Path:
-    """Return the path of a subject's (session's) report in the root of the data set."""
-    return output_dir / (f"sub-{subject}_ses-{session}.html" if session else f"sub-{subject}.html")
 
 
 def log_dir(output_dir: Path, subject: str, run_uuid: str) -> Path:

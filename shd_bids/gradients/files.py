@@ -65,12 +65,6 @@ def read_mrtrix(b_file: Path, n_volumes: int | None = None, **options: float) ->
     return _named(b_file, lambda: gradient_table(table[:, 3], table[:, :3], **options))
 
 
-def format_mrtrix(table: GradientTable) -> str:
-    """Write a table as MRtrix3 text, ``x y z b`` in world axes."""
-    rows = np.column_stack([table.directions, table.bvals])
-    return "".join(" ".join(f"{value:.10g}" for value in row) + "\n" for row in rows)
-
-
 def _read_numbers(path: Path, problems: list[str]) -> np.ndarray | None:
     """Read a text table, shape (rows, columns); on failure append what is wrong and return None."""
     try:

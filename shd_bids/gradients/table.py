@@ -71,10 +71,6 @@ class GradientTable:
         """Mean b-value of each shell, shape (S,), the first 0."""
         return np.array([shell.bvalue for shell in self.shells])
 
-    @property
-    def is_single_shell(self) -> bool:
-        return len(self.shells) == 2
-
     def take(self, signal: np.ndarray) -> np.ndarray:
         """Return the volumes of an image, shape (..., n_source_volumes), that the rows belong to; a view if all do."""
         if signal.shape[-1] != self.n_source_volumes:

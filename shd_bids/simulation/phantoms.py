@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.interpolate import make_interp_spline
 from scipy.spatial import cKDTree
 
 MAX_FIBRES = 4
@@ -119,47 +118,6 @@ def _cubic_bundle(rng, size, centre, direction, bend, bending) -> Bundle:
         flattening=float(rng.choice([1.0, 2.5], p=[0.7, 0.3])),
         normal=_unit(np.cross(direction, rng.normal(size=3))),
     )
-
-
-def bundles_from_control_points(
-    geometries: dict,
-    *,
-    shape: tuple[int, int, int],
-    extent: float,
-    weights: float = 1.0,
-    turn: np.ndarray | None = None,
-) -> tuple[Bundle, ...]:
-    """Turn bundles given by control points and a radius into tubes in voxel units.
-
-    Parameters
-    ----------
-    geometries : dict
-        Name -> ``{"control_points": [x, y, z, ...], "radius": r}``, in any length unit, centred on the origin.
-    shape : tuple of int
-        Voxels of the volume.
-    extent : float
-        Side of the cube around the origin that fills the volume, in the unit of the control points.
-    weights : float
-        Density of every bundle.
-    turn : ndarray, shape (3, 3), optional
-        Rotation about the origin.
-    """
-    scale = min(shape) / extent
-    middle = (np.array(shape) - 1) / 2
-    rotation = np.eye(3) if turn is None else turn
-    bundles = []
-    for geometry in geometries.values():
-        points = np.asarray(geometry["control_points"], dtype=float).reshape(-1, 3) @ rotation * scale + middle
-        curve = _smooth_curve(points)
-        bundles.append(Bundle(curve, np.full(len(curve), geometry["radius"] * scale), density=weights))
-    return tuple(bundles)
-
-
-def _smooth_curve(points: np.ndarray) -> np.ndarray:
-    """Interpolate control points by a chord-length cubic spline, every quarter voxel."""
-    chord = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    spline = make_interp_spline(chord, points, k=min(3, len(points) - 1))
-    return spline(np.arange(0.0, chord[-1], 0.25))
 
 
 def build_phantom(

@@ -26,12 +26,11 @@ import scenes
 import torch
 from peers import Found, Method
 from scenes import ROWS, Scene
+from scores import fnr_at, full_fibre_amplitude, peaks_per_voxel
 
 from shd_bids.fod.weights import load_weights
 from shd_bids.simulation.scoring import (
     PeakScore,
-    full_fibre_amplitude,
-    peaks_per_voxel,
     pooled,
     score_by_crossing,
     score_peaks,
@@ -171,7 +170,7 @@ def compare_narrow(group: list[dict]) -> None:
         return
     level = max(classical, key=lambda score: score.f1_max).fdr
     for record, score in zip(group, scores, strict=True):
-        record |= {"narrow_missed": score.fnr_at(level), "narrow_level": level}
+        record |= {"narrow_missed": fnr_at(score, level), "narrow_level": level}
 
 
 def _is_classical(name: str) -> bool:

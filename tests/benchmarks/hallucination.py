@@ -22,10 +22,11 @@ import scenes
 import torch
 from peers import Found
 from scenes import Scene
+from scores import full_fibre_amplitude, peaks_per_voxel
 
 from shd_bids import simulation
 from shd_bids.fod.weights import load_weights
-from shd_bids.simulation.scoring import full_fibre_amplitude, peaks_per_voxel, score_peaks
+from shd_bids.simulation.scoring import score_peaks
 
 SHARE = 0.1
 """Amplitude of a counted peak, as a share of a full fibre's."""

@@ -20,7 +20,6 @@ import numpy as np
 
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import Weights
-from shd_bids.gradients.files import format_mrtrix
 from shd_bids.gradients.table import GradientTable
 from shd_bids.peaks.search import find_peaks
 from shd_bids.peaks.threshold import noise_threshold
@@ -210,7 +209,7 @@ def _mrtrix_folder(
     frame = np.eye(4) if affine is None else affine
     nib.save(nib.Nifti1Image(signal, frame), here / "dwi.nii")
     nib.save(nib.Nifti1Image(mask.astype(np.uint8), frame), here / "mask.nii")
-    (here / "grad.b").write_text(format_mrtrix(gradients), encoding="utf-8")
+    np.savetxt(here / "grad.b", np.column_stack([gradients.directions, gradients.bvals]))
     outputs = ("wm.txt", "gm.txt", "csf.txt")
     try:
         _run(here, "dwi2response", "dhollander", "dwi.nii", *outputs, "-erode", str(_erosions(mask)), *_COMMON)

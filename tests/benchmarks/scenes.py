@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.interpolate import make_interp_spline
 
 from shd_bids import simulation
 from shd_bids.gradients.table import GradientTable
@@ -144,10 +145,51 @@ def published_phantom(rng: np.random.Generator, file: Path, *, size: int) -> sim
     """
     geometries = json.loads(file.read_text(encoding="utf-8"))["fiber_geometries"]
     radius = np.mean([g["radius"] for g in geometries.values()])
-    bundles = simulation.bundles_from_control_points(
+    bundles = bundles_from_control_points(
         geometries,
         shape=(size, size, size),
         extent=size * radius / _PUBLISHED_RADIUS,
         turn=np.linalg.qr(rng.normal(size=(3, 3)))[0],
     )
     return simulation.build_phantom(bundles, (size, size, size), csf=simulation.csf_side(rng, size))
+
+
+def bundles_from_control_points(
+    geometries: dict,
+    *,
+    shape: tuple[int, int, int],
+    extent: float,
+    weights: float = 1.0,
+    turn: np.ndarray | None = None,
+) -> tuple[simulation.Bundle, ...]:
+    """Turn bundles given by control points and a radius into tubes in voxel units.
+
+    Parameters
+    ----------
+    geometries : dict
+        Name -> ``{"control_points": [x, y, z, ...], "radius": r}``, in any length unit, centred on the origin.
+    shape : tuple of int
+        Voxels of the volume.
+    extent : float
+        Side of the cube around the origin that fills the volume, in the unit of the control points.
+    weights : float
+        Density of every bundle.
+    turn : ndarray, shape (3, 3), optional
+        Rotation about the origin.
+    """
+    scale = min(shape) / extent
+    middle = (np.array(shape) - 1) / 2
+    rotation = np.eye(3) if turn is None else turn
+    bundles = []
+    for geometry in geometries.values():
+        points = np.asarray(geometry["control_points"], dtype=float).reshape(-1, 3) @ rotation * scale + middle
+        curve = _smooth_curve(points)
+        bundles.append(simulation.Bundle(curve, np.full(len(curve), geometry["radius"] * scale), density=weights))
+    return tuple(bundles)
+
+
+def _smooth_curve(points: np.ndarray) -> np.ndarray:
+    """Interpolate control points by a chord-length cubic spline, every quarter voxel."""
+    chord = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    spline = make_interp_spline(chord, points, k=min(3, len(points) - 1))
+    return spline(np.arange(0.0, chord[-1], 0.25))

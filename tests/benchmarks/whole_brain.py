@@ -24,7 +24,6 @@ import nibabel as nib
 import numpy as np
 
 from shd_bids import simulation
-from shd_bids.gradients.files import format_mrtrix
 from shd_bids.gradients.frames import world_to_fsl
 
 SEED = 2_000_000
@@ -56,7 +55,7 @@ def simulate(folder: Path, shape: tuple[int, int, int]) -> tuple[Path, int]:
     stem.with_suffix(".bval").write_text(" ".join(f"{b:.0f}" for b in gradients.bvals) + "\n")
     bvecs = world_to_fsl(gradients.directions, affine)
     stem.with_suffix(".bvec").write_text("\n".join(" ".join(f"{v:.6f}" for v in row) for row in bvecs.T) + "\n")
-    (folder / "grad.b").write_text(format_mrtrix(gradients))
+    np.savetxt(folder / "grad.b", np.column_stack([gradients.directions, gradients.bvals]))
     return dwi, int(mask.sum())
 
 

@@ -8,8 +8,6 @@ import pytest
 from shd_bids.simulation.scoring import (
     THRESHOLDS,
     crossing_angle,
-    full_fibre_amplitude,
-    peaks_per_voxel,
     pooled,
     score_by_crossing,
     score_peaks,
@@ -136,16 +134,6 @@ def _pad(truth: np.ndarray, n: int) -> np.ndarray:
     return np.concatenate([truth, np.zeros((n, *truth.shape[1:]))])
 
 
-def test_missed_at_equal_discoveries():
-    """The share missed is read off the curve between thresholds, and everything is missed where no error is allowed."""
-    peaks = np.stack([_axes(0, 45), _axes(0, 45)])
-    score = score_peaks(peaks, np.array([[1, 0.5], [0.2, 1]]), np.stack([_axes(0), _axes(0)]))
-    assert score.fnr_at(1.0) == 0.0
-    assert score.fnr_at(0.5) == 0.0
-    assert 0.0 < score.fnr_at(0.4) <= score.fnr_at(0.1) <= 1.0
-    assert score.fnr_at(0.0) == 1.0
-
-
 def test_crossing_angle():
     truth = np.stack([_axes(0, 30, 80), np.concatenate([_axes(0, 150), np.zeros((1, 3))])])
     np.testing.assert_allclose(crossing_angle(truth), [30, 30], atol=1e-6)
@@ -194,22 +182,3 @@ def test_pooling_wants_equal_thresholds(rng):
         pooled([score_peaks(*case), score_peaks(*case, thresholds=np.array([0.5]))])
     with pytest.raises(ValueError, match="found 0 scores"):
         pooled([])
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 700.0])
-def test_full_fibre_amplitude_is_the_scale_of_the_method(rng, scale):
-    """An amplitude in proportion to the fraction gives the factor, whatever crossings and empty voxels there are."""
-    fractions = rng.uniform(0.05, 1, (400, 3)) * (np.arange(3) < rng.integers(0, 4, 400)[:, None])
-    assert full_fibre_amplitude(scale * fractions, fractions) == pytest.approx(scale)
-
-
-def test_full_fibre_amplitude_needs_a_single_fibre():
-    with pytest.raises(ValueError, match="exactly one fibre"):
-        full_fibre_amplitude(np.ones((4, 2)), np.full((4, 2), 0.5))
-
-
-def test_peaks_per_voxel_counts_those_above():
-    amplitudes = np.array([[0.5, 0.1, 0.0], [0.05, 0.0, 0.0]])
-    assert peaks_per_voxel(amplitudes, 0.1) == 0.5
-    assert peaks_per_voxel(amplitudes, 0.04) == 1.5
-    assert peaks_per_voxel(np.zeros((0, 3)), 0.1) == 0

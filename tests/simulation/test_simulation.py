@@ -132,23 +132,6 @@ def test_crossing_phantom_crosses_at_the_asked_angle(angle):
     np.testing.assert_allclose(np.degrees(np.arccos(cosine)), angle, atol=0.5)
 
 
-def test_control_points_become_a_bundle_of_the_same_radius():
-    geometry = {"arc": {"control_points": [-10, 0, 0, 0, 4, 0, 10, 0, 0], "radius": 2.0}}
-    (bundle,) = simulation.bundles_from_control_points(geometry, shape=(20, 20, 20), extent=20.0)
-    assert bundle.radius[0] == pytest.approx(2.0)
-    nearest = np.linalg.norm(bundle.curve - np.array([9.5, 13.5, 9.5]), axis=1).min()
-    assert nearest < 0.15, "the curve does not pass through its middle control point"
-
-
-def test_turned_control_points_are_the_turned_bundle():
-    geometry = {"arc": {"control_points": [-10, 0, 0, 0, 4, 0, 10, 0, 0], "radius": 2.0}}
-    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
-    (plain,), (turned,) = (
-        simulation.bundles_from_control_points(geometry, shape=(20, 20, 20), extent=20.0, turn=t) for t in (None, turn)
-    )
-    np.testing.assert_allclose(turned.curve - 9.5, (plain.curve - 9.5) @ turn, atol=1e-9)
-
-
 def test_csf_lies_on_one_side():
     csf = simulation.csf_side(np.random.default_rng(8), 16)
     assert csf.max() > 0.9 and csf[8, 8, 8] < 0.01
