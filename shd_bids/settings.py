@@ -1,59 +1,32 @@
 """Everything the user chose, as one frozen value: built once at the edge, written as TOML beside the outputs."""
 
-import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import tomli_w
 
 from shd_bids import __version__
+from shd_bids.options import (
+    ExecutionOptions,
+    FodOptions,
+    GradientOptions,
+    InputOptions,
+    Option,
+    Options,
+    PeakOptions,
+    Runtime,
+    TrackingOptions,
+    option_of,
+)
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "analysis_level": ("participant", "group"),
-    "input_type": ("auto", "bids", "qsiprep", "raw"),
-    "precision": ("float32", "tf32", "bf16"),
-    "level": ("response", "fod", "peaks", "full"),
-    "fit": ("amortised", "subject", "cohort"),
-    "gradient_check": ("error", "warn", "fix", "off"),
-    "tv_penalty": ("squared", "absolute"),
-    "tracking_algorithm": ("det", "prob", "ptt"),
-    "tractogram_format": ("trx", "tck", "trk"),
-    "dry_run": ("text", "json"),
-}
-"""Values allowed where there is a closed list."""
-
-BOUNDS: dict[str, tuple[float, float]] = {
-    "nprocs": (1, 4096),
-    "omp_nthreads": (1, 4096),
-    "mem": (1, 1e5),
-    "fod_lmax": (2, 18),
-    "lambda_tv": (0, 1e6),
-    "max_steps": (1, 1e7),
-    "b0_threshold": (0, 500),
-    "shell_tolerance": (1, 500),
-    "peak_max": (1, 20),
-    "peak_relative_threshold": (0, 1),
-    "peak_absolute_threshold": (0, 1e3),
-    "peak_separation": (1, 90),
-    "seeds": (1, 10_000),
-    "select": (0, 1e9),
-    "step_size": (0.01, 10),
-    "max_angle": (1, 90),
-    "min_length": (0, 1000),
-    "max_length": (1, 10_000),
-    "random_seed": (0, 2**31 - 1),
-}
-"""Least and greatest value of each number."""
-
-SLOPPY: dict[str, Any] = {"fod_lmax": 8, "max_steps": 20, "peak_max": 3, "seeds": 1, "select": 2000}
-"""What ``--sloppy`` changes, unless the same option is given too."""
+G = TypeVar("G", bound=Options)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(ExecutionOptions, TrackingOptions, PeakOptions, FodOptions, GradientOptions, InputOptions):
     """Hold every option of the command line; a field is the long option's name with underscores.
 
     ``None`` means that the app decides from the data (``auto`` on the command line). Lengths are in mm, angles in
@@ -65,66 +38,36 @@ class Settings:
         A value is outside its list or bounds, or two values contradict each other; all are named.
     """
 
-    bids_dir: Path
-    output_dir: Path
-    analysis_level: str = "participant"
+    @property
+    def gradients(self) -> GradientOptions:
+        """Return how gradients are read and tested."""
+        return self._group(GradientOptions)
 
-    participant_label: tuple[str, ...] = ()
-    session_label: tuple[str, ...] = ()
-    bids_filter_file: Path | None = None
-    bids_database_dir: Path | None = None
-    derivatives: Mapping[str, Path] = field(default_factory=dict)
-    mask: Path | None = None
-    input_type: str = "auto"
-    skip_bids_validation: bool = False
+    @property
+    def fod(self) -> FodOptions:
+        """Return how fODFs are fitted."""
+        return self._group(FodOptions)
 
-    work_dir: Path | None = None
-    keep_work: bool = False
-    clean_workdir: bool = False
-    nprocs: int = 1
-    omp_nthreads: int = 1
-    mem: float = 8.0
-    device: str = "auto"
-    precision: str = "float32"
-    use_plugin: Path | None = None
-    stop_on_first_crash: bool = False
+    @property
+    def peaks(self) -> PeakOptions:
+        """Return which maxima count as fibre directions."""
+        return self._group(PeakOptions)
 
-    level: str = "full"
-    gradient_check: str = "error"
-    b0_threshold: float = 50.0
-    shell_tolerance: float = 80.0
-    responses: tuple[Path, ...] = ()
-    fit: str = "amortised"
-    weights: str = "packaged"
-    fod_lmax: int = 12
-    lambda_tv: float = 0.5
-    tv_penalty: str = "squared"
-    max_steps: int | None = None
+    @property
+    def tracking(self) -> TrackingOptions:
+        """Return how streamlines are tracked and stored."""
+        return self._group(TrackingOptions)
 
-    peak_max: int = 5
-    peak_relative_threshold: float = 0.1
-    peak_absolute_threshold: float | None = None
-    peak_separation: float = 15.0
+    @property
+    def runtime(self) -> Runtime:
+        """Return where and with what stages compute."""
+        return Runtime(device=self.device, precision=self.precision, memory_gb=self.mem, seed=self.random_seed)
 
-    tracking_algorithm: str = "prob"
-    seeds: int = 2
-    select: int = 0
-    step_size: float | None = None
-    max_angle: float = 45.0
-    min_length: float = 20.0
-    max_length: float = 250.0
-    tractogram_format: tuple[str, ...] = ("trx",)
-
-    random_seed: int = 0
-    sloppy: bool = False
-    overwrite: bool = False
-    dry_run: str | None = None
-    verbose: int = 0
-
-    def __post_init__(self) -> None:
-        problems = [*_outside_choices(self), *_outside_bounds(self), *_contradictions(self)]
-        if problems:
-            raise ValueError("; ".join(problems))
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.analysis_level == "participant" and self.fit != "subject" and self.weights == "none":
+            found.append(f"--fit {self.fit} needs weights; use --fit subject with --weights none")
+        return found
 
     def to_toml(self) -> str:
         """Return all values as TOML; a value of ``None`` is left out, as TOML has none."""
@@ -141,6 +84,16 @@ class Settings:
             Not TOML, an unknown name, a value of the wrong type or outside its bounds.
         """
         return cls(**values_from_toml(text))
+
+    def _group(self, kind: type[G]) -> G:
+        return kind(**{item.name: getattr(self, item.name) for item in fields(kind)})
+
+
+OPTIONS: dict[str, Option] = {item.name: option_of(item) for item in fields(Settings)}
+"""What is known of each field."""
+
+SLOPPY: dict[str, Any] = {name: known.sloppy for name, known in OPTIONS.items() if known.sloppy is not None}
+"""What ``--sloppy`` changes, unless the same option is given too."""
 
 
 def values_from_toml(text: str) -> dict[str, Any]:
@@ -199,46 +152,3 @@ def _plain(value: Any) -> Any:
         case Mapping():
             return {key: _plain(item) for key, item in value.items()}
     return value
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _outside_choices(settings: Settings) -> list[str]:
-    problems = []
-    for name, allowed in CHOICES.items():
-        value = getattr(settings, name)
-        chosen = value if isinstance(value, tuple) else (value,)
-        problems += [
-            f"{_option(name)}: found {item!r}, expected one of {', '.join(allowed)}"
-            for item in chosen
-            if item is not None and item not in allowed
-        ]
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
-        problems.append(f"--device: found {settings.device!r}, expected auto, cpu, cuda or cuda:N")
-    return problems
-
-
-def _outside_bounds(settings: Settings) -> list[str]:
-    return [
-        f"{_option(name)}: found {value:g}, expected {low:g} to {high:g}"
-        for name, (low, high) in BOUNDS.items()
-        if (value := getattr(settings, name)) is not None and not low <= value <= high
-    ]
-
-
-def _contradictions(settings: Settings) -> list[str]:
-    problems = []
-    if settings.fod_lmax % 2:
-        problems.append(f"--fod-lmax: found {settings.fod_lmax}, expected an even degree")
-    if settings.analysis_level == "participant" and settings.fit != "subject" and settings.weights == "none":
-        problems.append(f"--fit {settings.fit} needs weights; use --fit subject with --weights none")
-    if settings.min_length >= settings.max_length:
-        problems.append(
-            f"--min-length {settings.min_length:g} is not below --max-length {settings.max_length:g}; "
-            "no streamline could pass"
-        )
-    if not settings.tractogram_format:
-        problems.append("--tractogram-format: found none, expected at least one")
-    return problems

@@ -8,7 +8,8 @@ import nipype.pipeline.engine as pe
 
 from shd_bids.bids.collect import DWIRun
 from shd_bids.interfaces.gradients import PrepareGradients, RequireOrientation
-from shd_bids.settings import CHOICES, Settings
+from shd_bids.options import LEVELS
+from shd_bids.settings import Settings
 from shd_bids.workflows.fod import FOD_MAPS, PEAK_MAPS, init_fod_wf, init_peaks_wf
 from shd_bids.workflows.outputs import init_derivatives_wf, init_qc_wf
 from shd_bids.workflows.report import (
@@ -49,7 +50,7 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
     """
     workflow = pe.Workflow(name=name)
     stages = [_add_gradients, _add_response]
-    stages += [_add_fod, _add_peaks, _add_tractography][: CHOICES["level"].index(settings.level)]
+    stages += [_add_fod, _add_peaks, _add_tractography][: LEVELS.index(settings.level)]
     facts: list[tuple[Any, str]] = []
     for add_stage in stages:
         facts.append(add_stage(workflow, run=run, settings=settings, facts=facts))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids.bids.collect import DWIRun
-from shd_bids.settings import CHOICES
+from shd_bids.options import LEVELS
 
 OUTPUTS: Mapping[str, Mapping[str, Any]] = json.loads(
     files("shd_bids.bids").joinpath("outputs.json").read_text("utf-8")
@@ -35,7 +35,6 @@ MODEL = {
     ),
     "URL": "https://arxiv.org/abs/2411.11819",
 }
-STAGES = CHOICES["level"]
 
 
 def output_path(
@@ -114,10 +113,10 @@ def expected_outputs(
     tissues : sequence of str
         Tissues that were fitted; files of the others are not expected.
     """
-    last = STAGES.index(level)
+    last = LEVELS.index(level)
     paths = []
     for key, row in OUTPUTS.items():
-        if STAGES.index(row["stage"]) > last or row.get("tissue", "wm") not in tissues:
+        if LEVELS.index(row["stage"]) > last or row.get("tissue", "wm") not in tissues:
             continue
         for format in formats if "format" in _blanks(row) else formats[:1]:
             path = output_path(output_dir, run, key, method=method, format=format)

@@ -2,14 +2,24 @@
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shd_bids import __version__
+from shd_bids.cli.arguments import absolute, add_options, add_positionals
 from shd_bids.cli.resources import available_cpus, available_memory
-from shd_bids.settings import CHOICES, SLOPPY, Settings, values_from_toml
+from shd_bids.options import (
+    ExecutionOptions,
+    FodOptions,
+    GradientOptions,
+    InputOptions,
+    PeakOptions,
+    TrackingOptions,
+    flag,
+)
+from shd_bids.settings import OPTIONS, SLOPPY, Settings, values_from_toml
 
 DESCRIPTION = """\
 Fibre orientation distributions (fODF), peaks and streamlines for every diffusion series of a BIDS data set, by
@@ -19,9 +29,20 @@ EPILOG = """\
 exit codes: 0 all done; 1 some series failed, the others finished; 2 wrong call; 65 bad input data; 66 nothing matched;
 69 device absent; 70 internal error; 73 cannot write; 78 bad weights; 130 and 143 interrupted (SIGINT, SIGTERM)."""
 
-POSITIONALS = ("bids_dir", "output_dir", "analysis_level")
-_UNITS = {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
-_DEFAULTS = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
+CONFIG_HELP = "options from a file; the command line wins"
+NOTRACK_HELP = "accepted for old scripts; nothing is ever sent anywhere"
+
+SECTIONS = {
+    "what to process": InputOptions,
+    "how to run": ExecutionOptions,
+    "gradients": GradientOptions,
+    "fODF": FodOptions,
+    "peaks": PeakOptions,
+    "tractography": TrackingOptions,
+}
+"""Headings of ``--help``."""
+
+POSITIONALS = tuple(name for name, known in OPTIONS.items() if known.is_positional)
 
 
 def parse_args(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -77,298 +98,30 @@ def build_parser(*, with_positionals: bool = True) -> argparse.ArgumentParser:
         add_help=with_positionals,
     )
     if with_positionals:
-        add = parser.add_argument
-        add(
-            "bids_dir", metavar="BIDS_DIR", type=_path, help="data set, raw or preprocessed (QSIPrep); never written to"
-        )
-        add("output_dir", metavar="OUTPUT_DIR", type=_path, help="derivative data set to create or complete")
-        parser.add_argument(
-            "analysis_level",
-            choices=CHOICES["analysis_level"],
-            help="participant: every series on its own; group: adapt the weights to all of them, for --fit cohort",
-        )
+        add_positionals(parser, InputOptions)
     parser.add_argument("--version", action="version", version=f"shd_bids {__version__}")
-    _add_input_options(parser.add_argument_group("what to process"))
-    _add_running_options(parser.add_argument_group("how to run"))
-    _add_fit_options(parser.add_argument_group("responses and fODF"))
-    _add_peak_options(parser.add_argument_group("peaks"))
-    _add_tracking_options(parser.add_argument_group("tractography"))
+    for title, options in SECTIONS.items():
+        group = parser.add_argument_group(title)
+        add_options(group, options)
+        if options is ExecutionOptions:
+            group.add_argument("--config-file", type=absolute, metavar="TOML", help=CONFIG_HELP)
+            group.add_argument("--notrack", action="store_true", help=NOTRACK_HELP)
+            group.add_argument("-q", "--quiet", action="count", help="say less: warnings and errors only")
     return parser
-
-
-def _add_input_options(group: Any) -> None:
-    add = group.add_argument
-    add(
-        "--participant-label",
-        "--participant_label",
-        nargs="+",
-        action="extend",
-        type=_label("sub-"),
-        metavar="LABEL",
-        help="participants, with or without sub- (default: all)",
-    )
-    add(
-        "--session-label",
-        "--session_label",
-        "--session-id",
-        dest="session_label",
-        nargs="+",
-        action="extend",
-        type=_label("ses-"),
-        metavar="LABEL",
-        help="sessions, with or without ses- (default: all)",
-    )
-    add(
-        "--bids-filter-file",
-        type=_path,
-        metavar="JSON",
-        help='which files to take: {"dwi": {"acquisition": "hardi"}, "mask": {...}}; null means without, "*" any value',
-    )
-    add(
-        "-d",
-        "--derivatives",
-        "--datasets",
-        dest="derivatives",
-        nargs="+",
-        action=_AddDatasets,
-        metavar="NAME=PATH",
-        help="data sets that hold preprocessed images (desc-preproc) or brain masks (desc-brain_mask)",
-    )
-    add("--mask", type=_path, metavar="FILE", help="brain mask, on the grid of every image that is processed")
-    add(
-        "--input-type",
-        choices=CHOICES["input_type"],
-        help="whose conventions the gradients follow: bids (.bvec, FSL axes), qsiprep (.b, world axes), raw (as bids, "
-        "knowing that nothing is corrected); auto looks (default: auto)",
-    )
-    add(
-        "--bids-database-dir",
-        type=_path,
-        metavar="DIR",
-        help="keep the index of large data sets here for the next call",
-    )
-    add(
-        "--skip-bids-validation",
-        "--skip_bids_validation",
-        "--skip-bids-validator",
-        "--skip_bids_validator",
-        dest="skip_bids_validation",
-        action="store_true",
-        help="do not ask the BIDS validator (what it says never stops a run)",
-    )
-
-
-def _add_running_options(group: Any) -> None:
-    add = group.add_argument
-    add(
-        "-w",
-        "--work-dir",
-        "--work_dir",
-        dest="work_dir",
-        type=_path,
-        metavar="DIR",
-        help="intermediate files (default: OUTPUT_DIR/.work); those of a finished series are removed",
-    )
-    add("--keep-work", action="store_true", help="keep intermediate files")
-    add("--clean-workdir", action="store_true", help="forget intermediate files of earlier, unfinished calls")
-    add(
-        "--nprocs",
-        "--nthreads",
-        "--n-cpus",
-        "--n_cpus",
-        dest="nprocs",
-        type=int,
-        metavar="N",
-        help="processors for all tasks together (default: those this process may use)",
-    )
-    add("--omp-nthreads", type=int, metavar="N", help="processors for one task (default: as --nprocs, at most 16)")
-    add(
-        "--mem",
-        "--mem-mb",
-        "--mem_mb",
-        dest="mem",
-        type=_gigabytes,
-        metavar="SIZE",
-        help="memory for all tasks together: 8G, 8000M, 8000 (MB) (default: 90 %% of what this process may use)",
-    )
-    add("--device", metavar="{auto,cpu,cuda,cuda:N}", help="where networks run (default: auto)")
-    add("--precision", choices=CHOICES["precision"], help="arithmetic of the network on the device (default: float32)")
-    add(
-        "--use-plugin",
-        "--nipype-plugin-file",
-        dest="use_plugin",
-        type=_path,
-        metavar="YAML",
-        help="Nipype plugin settings",
-    )
-    add("--stop-on-first-crash", action="store_true", help="stop all series when one fails")
-    add("--random-seed", type=int, metavar="N", help=_default("seed of everything drawn at random", "random_seed"))
-    add("--overwrite", action="store_true", help="also process series that are done with the same inputs and settings")
-    add("--sloppy", action="store_true", help="coarse and fast, to try things: results are stamped and not for use")
-    add(
-        "--dry-run",
-        choices=CHOICES["dry_run"],
-        help="print what would be done and how much time, memory and disk it takes; --dry-run alone means text",
-    )
-    add("--config-file", type=_path, metavar="TOML", help="options from a file; the command line wins")
-    add("--notrack", action="store_true", help="accepted for old scripts; nothing is ever sent anywhere")
-    add("-v", "--verbose", action="count", help="say more (twice: each task)")
-    add("-q", "--quiet", action="count", help="say less: warnings and errors only")
-
-
-def _add_fit_options(group: Any) -> None:
-    add = group.add_argument
-    add("--level", choices=CHOICES["level"], help=_default("last stage", "level"))
-    add(
-        "--gradient-check",
-        choices=CHOICES["gradient_check"],
-        help=_default("what to do when another orientation of the gradients fits the anatomy better", "gradient_check"),
-    )
-    add("--b0-threshold", type=float, metavar="B", help=_default("largest b-value, s/mm2, of b=0", "b0_threshold"))
-    add("--shell-tolerance", type=float, metavar="B", help=_default("largest gap in a shell, s/mm2", "shell_tolerance"))
-    add(
-        "--responses",
-        nargs="+",
-        action="extend",
-        type=_path,
-        metavar="FILE",
-        help="response functions to use instead of estimating them: MRtrix3 text, names with wm, gm, csf",
-    )
-    add(
-        "--fit",
-        choices=CHOICES["fit"],
-        help="amortised: the weights as they are; subject: adapted to each image; cohort: those that the group "
-        "level adapted (default: amortised)",
-    )
-    add("--weights", type=_weights, metavar="{packaged,none,PATH}", help=_default("network weights", "weights"))
-    add(
-        "--fod-lmax",
-        type=int,
-        metavar="L",
-        help=_default("harmonic degree of the stored fODF, even, to 18", "fod_lmax"),
-    )
-    add(
-        "--lambda-tv", type=float, metavar="X", help=_default("weight of total variation in --fit subject", "lambda_tv")
-    )
-    add(
-        "--tv-penalty",
-        choices=CHOICES["tv_penalty"],
-        help="of the change between neighbours: squared as published, or absolute, which keeps the edges of bundles "
-        "(and weighs small changes more: lower --lambda-tv) (default: squared)",
-    )
-    add(
-        "--max-steps",
-        type=_auto(int),
-        metavar="{auto,N}",
-        help="training steps of --fit subject and group (default: auto)",
-    )
-
-
-def _add_peak_options(group: Any) -> None:
-    add = group.add_argument
-    add("--peak-max", type=int, metavar="N", help=_default("most peaks in a voxel", "peak_max"))
-    add(
-        "--peak-relative-threshold",
-        type=float,
-        metavar="X",
-        help=_default("least amplitude, as a share of the voxel's largest", "peak_relative_threshold"),
-    )
-    add(
-        "--peak-absolute-threshold",
-        type=_auto(float),
-        metavar="{auto,X}",
-        help="least amplitude; auto: from the amplitudes in cerebrospinal fluid (default: auto)",
-    )
-    add("--peak-separation", type=float, metavar="DEG", help=_default("least angle between peaks", "peak_separation"))
-
-
-def _add_tracking_options(group: Any) -> None:
-    add = group.add_argument
-    add(
-        "--tracking-algorithm",
-        choices=CHOICES["tracking_algorithm"],
-        help=_default("deterministic, probabilistic or parallel transport", "tracking_algorithm"),
-    )
-    add("--seeds", type=int, metavar="N", help=_default("seeds per voxel of white matter", "seeds"))
-    add("--select", type=int, metavar="N", help="streamlines to keep, drawn at random (default: 0, all)")
-    add("--step-size", type=_auto(float), metavar="{auto,MM}", help="auto: half a voxel (default: auto)")
-    add("--max-angle", type=float, metavar="DEG", help=_default("largest turn in one step", "max_angle"))
-    add("--min-length", type=float, metavar="MM", help=_default("shorter streamlines are dropped", "min_length"))
-    add("--max-length", type=float, metavar="MM", help=_default("longer streamlines are dropped", "max_length"))
-    add(
-        "--tractogram-format",
-        nargs="+",
-        choices=CHOICES["tractogram_format"],
-        help="one or more formats of the tractogram (default: trx)",
-    )
-
-
-def _default(text: str, name: str) -> str:
-    value = _DEFAULTS[name]
-    return f"{text} (default: {value:g})" if isinstance(value, float) else f"{text} (default: {value})"
-
-
-class _AddDatasets(argparse.Action):
-    """Collect ``NAME=PATH`` words of one or several occurrences; a bare path is named after its folder."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        collected = dict(getattr(namespace, self.dest, {}))
-        for word in values:
-            name, _, path = word.rpartition("=")
-            collected[name or Path(path).absolute().name] = _path(path)
-        setattr(namespace, self.dest, collected)
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute() if text.startswith("~/") else Path(text).absolute()
-
-
-def _label(prefix: str) -> Any:
-    def label(text: str) -> str:
-        """Strip the prefix; what is left must be a BIDS label."""
-        value = text.removeprefix(prefix)
-        if not value.replace("+", "").isalnum():
-            raise argparse.ArgumentTypeError(f"{text!r} is not a BIDS label (letters and digits)")
-        return value
-
-    return label
-
-
-def _auto(kind: type) -> Any:
-    def number(text: str) -> Any:
-        try:
-            return None if text == "auto" else kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected auto or a number") from None
-
-    return number
-
-
-def _gigabytes(text: str) -> float:
-    """Return GB; a number without unit is MB, as in other BIDS apps."""
-    digits = text.upper().removesuffix("IB").removesuffix("B")
-    unit = digits[-1:] if digits[-1:] in _UNITS else "M"
-    try:
-        return float(digits.rstrip("KMGT")) * _UNITS[unit]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a size like 8G or 8000M") from None
-
-
-def _weights(text: str) -> str:
-    return text if text in ("packaged", "none") else str(_path(text))
 
 
 def _with_explicit_mode(argv: Sequence[str]) -> list[str]:
     """Give a bare ``--dry-run`` its value, so that it does not swallow the word behind it."""
-    words: list[str] = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        words.append("--dry-run=text" if word == "--dry-run" and following not in CHOICES["dry_run"] else word)
-    return words
+    followers = (*argv[1:], "")[: len(argv)]
+    return [
+        "--dry-run=text" if word == "--dry-run" and following not in OPTIONS["dry_run"].choices else word
+        for word, following in zip(argv, followers, strict=True)
+    ]
 
 
 def _config_values(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config-file", type=_path)
+    finder.add_argument("--config-file", type=absolute)
     path = finder.parse_known_args(argv)[0].config_file
     if path is None:
         return {}
@@ -376,14 +129,19 @@ def _config_values(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict
         values = values_from_toml(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         parser.error(f"--config-file {path}: {getattr(error, 'strerror', None) or error}")
-    one = {name: value.absolute() for name, value in values.items() if isinstance(value, Path)}
-    many = {name: tuple(path.absolute() for path in values[name]) for name in ("responses",) if name in values}
-    tables = {
-        name: {key: path.absolute() for key, path in values[name].items()}
-        for name in ("derivatives",)
-        if name in values
-    }
-    return values | one | many | tables
+    return {name: _absolute(value) for name, value in values.items()}
+
+
+def _absolute(value: Any) -> Any:
+    """Return a value of a file with all its paths absolute."""
+    match value:
+        case Path():
+            return value.absolute()
+        case tuple():
+            return tuple(_absolute(item) for item in value)
+        case Mapping():
+            return {name: _absolute(item) for name, item in value.items()}
+    return value
 
 
 def _has_positionals(argv: Sequence[str]) -> bool:
@@ -423,15 +181,9 @@ def _check_paths(parser: argparse.ArgumentParser, settings: Settings) -> None:
     for name, folder in folders.items():
         if not folder.is_dir():
             parser.error(f"{name}: no such folder: {folder}")
-    weights = Path(settings.weights) if settings.weights not in ("packaged", "none") else None
-    files = {
-        "--mask": settings.mask,
-        "--bids-filter-file": settings.bids_filter_file,
-        "--use-plugin": settings.use_plugin,
-    }
-    for name, file in [*files.items(), ("--weights", weights), *(("--responses", path) for path in settings.responses)]:
-        if file is not None and not file.is_file():
-            parser.error(f"{name}: no such file: {file}")
+    for name, file in _files_given(settings):
+        if not file.is_file():
+            parser.error(f"{flag(name)}: no such file: {file}")
     bids_dir, output_dir, work_dir = (
         path.resolve() for path in (settings.bids_dir, settings.output_dir, settings.work_dir)
     )
@@ -439,3 +191,11 @@ def _check_paths(parser: argparse.ArgumentParser, settings: Settings) -> None:
         parser.error(f"OUTPUT_DIR is BIDS_DIR; use {settings.bids_dir / 'derivatives' / 'shd_bids'} or another folder")
     if work_dir.is_relative_to(bids_dir) and not work_dir.is_relative_to(output_dir):
         parser.error(f"--work-dir {settings.work_dir} lies inside BIDS_DIR; choose a folder outside")
+
+
+def _files_given(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """Yield option and path of every file that the user named."""
+    for name, known in OPTIONS.items():
+        value = getattr(settings, name)
+        if known.is_file and value is not None and value not in known.words:
+            yield from ((name, Path(path)) for path in (value if isinstance(value, tuple) else (value,)))

@@ -7,7 +7,8 @@ from typing import Any
 
 from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import expected_outputs
-from shd_bids.settings import CHOICES, Settings
+from shd_bids.options import LEVELS
+from shd_bids.settings import Settings
 from shd_bids.workflows.dwi import memory_of_the_fit
 
 GB = 1e9
@@ -164,7 +165,7 @@ def _stage_seconds(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str
         "peaks": PEAKS_PER_VOXEL * n_voxels * (SECONDS_ON_GPU if on_gpu else 1 / threads),
         "tractography": tracking / threads,
     }
-    stages = list(seconds)[: 2 + CHOICES["level"].index(settings.level)]
+    stages = list(seconds)[: 2 + LEVELS.index(settings.level)]
     return {stage: STAGE_SECONDS[stage] + seconds[stage] for stage in stages}
 
 

@@ -7,13 +7,13 @@ import pytest
 from shd_bids.bids.names import (
     ENTITY_ORDER,
     OUTPUTS,
-    STAGES,
     expected_outputs,
     figure_path,
     output_path,
     sidecar,
     sidecar_path,
 )
+from shd_bids.options import LEVELS
 from tests.bids_trees import dwi_run
 
 SOURCE = {"sub": "01", "ses": "b", "acq": "x", "rec": "n", "dir": "AP", "run": "01", "chunk": "2"}
@@ -106,11 +106,11 @@ def test_a_tractogram_needs_its_method_and_format(run):
         output_path(Path(), run, "tractogram")
 
 
-@pytest.mark.parametrize("level", STAGES)
+@pytest.mark.parametrize("level", LEVELS)
 def test_each_level_promises_more(run, level):
     promised = [
         set(expected_outputs(Path(), run, level=each, method="prob", formats=("trx", "tck"), tissues=("wm", "csf")))
-        for each in STAGES[: STAGES.index(level) + 1]
+        for each in LEVELS[: LEVELS.index(level) + 1]
     ]
     assert all(less < more for less, more in pairwise(promised))
     names = {path.name for path in promised[-1]}
@@ -122,7 +122,7 @@ def test_each_level_promises_more(run, level):
 
 def test_table_is_complete():
     for key, row in OUTPUTS.items():
-        assert row["stage"] in STAGES, key
+        assert row["stage"] in LEVELS, key
         assert row["description"], key
         if row["suffix"] == "dwimap":
             assert {"model", "param"} <= set(row["entities"]), key

@@ -196,6 +196,16 @@ def test_help_names_every_exit_code():
         assert code in text
 
 
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_a_call_without_folders_is_told_in_one_line(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(words, {})
+    assert caught.value.code == 2
+    usage, told = capsys.readouterr().err.strip().splitlines()
+    assert usage.startswith("usage: shd_bids BIDS_DIR OUTPUT_DIR")
+    assert "required: BIDS_DIR, OUTPUT_DIR, analysis_level" in told
+
+
 def test_no_two_options_share_a_spelling():
     parser = build_parser()
     assert isinstance(parser, argparse.ArgumentParser)

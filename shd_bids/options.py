@@ -1,0 +1,334 @@
+"""Options of the user, each defined once with its default, bounds and help, in one dataclass for each stage.
+
+`shd_bids.settings.Settings` joins the groups under the names of the long options, `shd_bids.cli.parser` makes the command
+line of them, and each stage is given the group that it needs. Values check themselves when they are made.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "LEVELS",
+    "ExecutionOptions",
+    "FodOptions",
+    "GradientOptions",
+    "InputOptions",
+    "Option",
+    "Options",
+    "PeakOptions",
+    "Runtime",
+    "TrackingOptions",
+    "flag",
+    "option",
+    "option_of",
+]
+
+LEVELS = ("response", "fod", "peaks", "full")
+"""Stages at which a call may end, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """What the command line and the checks know of one field besides its type and default.
+
+    Attributes
+    ----------
+    help : str
+        One line for ``--help``.
+    choices : tuple of str
+        All values there are; empty where there is no closed list.
+    words : tuple of str
+        Values allowed instead of the path of a file.
+    bounds : (low, high) or None
+        Least and greatest value.
+    flags : tuple of str
+        Spellings on the command line besides the long option.
+    metavar : str
+        Stands for the value in ``--help``; derived from the type where empty.
+    is_file : bool
+        Whether a path must be that of an existing file.
+    is_positional : bool
+        Whether it is given by its place instead of a long option.
+    sloppy : Any
+        Value that ``--sloppy`` implies; None for no other.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    bounds: tuple[float, float] | None = None
+    flags: tuple[str, ...] = ()
+    metavar: str = ""
+    is_file: bool = False
+    is_positional: bool = False
+    sloppy: Any = None
+
+
+def option(default: Any, help: str, **attributes: Any) -> Any:
+    """Return a dataclass field with its `Option`; a default that is a type is called for each value, MISSING is none."""
+    metadata = {"option": Option(help=help, **attributes)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def option_of(item: Field) -> Option:
+    """Return what a field of an option group says of itself."""
+    return item.metadata["option"]
+
+
+def flag(name: str) -> str:
+    """Return the long option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A group of options, checked when it is made.
+
+    Raises
+    ------
+    ValueError
+        A value is outside its list or bounds, or two values contradict each other; all are named.
+    """
+
+    def __post_init__(self) -> None:
+        if problems := self.problems():
+            raise ValueError("; ".join(problems))
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values, one line each; groups add how their values must fit together."""
+        described = [(item.name, getattr(self, item.name), option_of(item)) for item in fields(self)]
+        unknown = [
+            f"{flag(name)}: found {item!r}, expected one of {', '.join(known.choices)}"
+            for name, value, known in described
+            for item in (value if isinstance(value, tuple) else (value,))
+            if known.choices and item is not None and item not in known.choices
+        ]
+        outside = [
+            f"{flag(name)}: found {value:g}, expected {known.bounds[0]:g} to {known.bounds[1]:g}"
+            for name, value, known in described
+            if known.bounds and value is not None and not known.bounds[0] <= value <= known.bounds[1]
+        ]
+        return unknown + outside
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(Options):
+    """Which files are processed, and what is known of them."""
+
+    bids_dir: Path = option(
+        MISSING,
+        "data set, raw or preprocessed (QSIPrep); never written to",
+        metavar="BIDS_DIR",
+        is_positional=True,
+    )
+    output_dir: Path = option(
+        MISSING, "derivative data set to create or complete", metavar="OUTPUT_DIR", is_positional=True
+    )
+    analysis_level: str = option(
+        "participant",
+        "participant: every series on its own; group: adapt the weights to all of them, for --fit cohort",
+        choices=("participant", "group"),
+        is_positional=True,
+    )
+    participant_label: tuple[str, ...] = option(
+        (),
+        "participants, with or without sub- (default: all)",
+        flags=("--participant_label",),
+        metavar="LABEL",
+    )
+    session_label: tuple[str, ...] = option(
+        (),
+        "sessions, with or without ses- (default: all)",
+        flags=("--session_label", "--session-id"),
+        metavar="LABEL",
+    )
+    bids_filter_file: Path | None = option(
+        None,
+        'which files to take: {"dwi": {"acquisition": "hardi"}, "mask": {...}}; null means without, "*" any value',
+        metavar="JSON",
+        is_file=True,
+    )
+    derivatives: Mapping[str, Path] = option(
+        dict,
+        "data sets that hold preprocessed images (desc-preproc) or brain masks (desc-brain_mask)",
+        flags=("-d", "--datasets"),
+        metavar="NAME=PATH",
+    )
+    mask: Path | None = option(None, "brain mask, on the grid of every image that is processed", is_file=True)
+    input_type: str = option(
+        "auto",
+        "whose conventions the gradients follow: bids (.bvec, FSL axes), qsiprep (.b, world axes), raw (as bids, "
+        "knowing that nothing is corrected); auto looks",
+        choices=("auto", "bids", "qsiprep", "raw"),
+    )
+    responses: tuple[Path, ...] = option(
+        (),
+        "response functions to use instead of estimating them: MRtrix3 text, names with wm, gm, csf",
+        is_file=True,
+    )
+    bids_database_dir: Path | None = option(
+        None, "keep the index of large data sets here for the next call", metavar="DIR"
+    )
+    skip_bids_validation: bool = option(
+        False,
+        "do not ask the BIDS validator (what it says never stops a run)",
+        flags=("--skip_bids_validation", "--skip-bids-validator", "--skip_bids_validator"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions(Options):
+    """How far, where and with what a call runs; ``mem`` in GB."""
+
+    level: str = option("full", "last stage", choices=LEVELS)
+    work_dir: Path | None = option(
+        None,
+        "intermediate files (default: OUTPUT_DIR/.work); those of a finished series are removed",
+        flags=("-w", "--work_dir"),
+        metavar="DIR",
+    )
+    keep_work: bool = option(False, "keep intermediate files")
+    clean_workdir: bool = option(False, "forget intermediate files of earlier, unfinished calls")
+    nprocs: int = option(
+        1,
+        "processors for all tasks together (default: those this process may use)",
+        bounds=(1, 4096),
+        flags=("--nthreads", "--n-cpus", "--n_cpus"),
+    )
+    omp_nthreads: int = option(1, "processors for one task (default: as --nprocs, at most 16)", bounds=(1, 4096))
+    mem: float = option(
+        8.0,
+        "memory for all tasks together: 8G, 8000M, 8000 (MB) (default: 90 % of what this process may use)",
+        bounds=(1, 1e5),
+        flags=("--mem-mb", "--mem_mb"),
+        metavar="SIZE",
+    )
+    device: str = option("auto", "where networks run", metavar="{auto,cpu,cuda,cuda:N}")
+    precision: str = option("float32", "arithmetic of the network on the device", choices=("float32", "tf32", "bf16"))
+    use_plugin: Path | None = option(
+        None, "Nipype plugin settings", flags=("--nipype-plugin-file",), metavar="YAML", is_file=True
+    )
+    stop_on_first_crash: bool = option(False, "stop all series when one fails")
+    random_seed: int = option(0, "seed of everything drawn at random", bounds=(0, 2**31 - 1))
+    overwrite: bool = option(False, "also process series that are done with the same inputs and settings")
+    sloppy: bool = option(False, "coarse and fast, to try things: results are stamped and not for use")
+    dry_run: str | None = option(
+        None,
+        "print what would be done and how much time, memory and disk it takes; --dry-run alone means text",
+        choices=("text", "json"),
+    )
+    verbose: int = option(0, "say more (twice: each task)", flags=("-v",))
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            found.append(f"--device: found {self.device!r}, expected auto, cpu, cuda or cuda:N")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions(Options):
+    """How the gradient table is read and tested; b-values in s/mm2."""
+
+    gradient_check: str = option(
+        "error",
+        "what to do when another orientation of the gradients fits the anatomy better",
+        choices=("error", "warn", "fix", "off"),
+    )
+    b0_threshold: float = option(50.0, "largest b-value, s/mm2, of b=0", bounds=(0, 500), metavar="B")
+    shell_tolerance: float = option(80.0, "largest gap in a shell, s/mm2", bounds=(1, 500), metavar="B")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FodOptions(Options):
+    """How fODFs are fitted, and to which degree they are stored; ``None`` lets the data decide."""
+
+    fit: str = option(
+        "amortised",
+        "amortised: the weights as they are; subject: adapted to each image; cohort: those that the group level adapted",
+        choices=("amortised", "subject", "cohort"),
+    )
+    weights: str = option("packaged", "network weights", words=("packaged", "none"), is_file=True)
+    fod_lmax: int = option(12, "harmonic degree of the stored fODF, even, to 18", bounds=(2, 18), metavar="L", sloppy=8)
+    lambda_tv: float = option(0.5, "weight of total variation in --fit subject and group", bounds=(0, 1e6))
+    tv_penalty: str = option(
+        "squared",
+        "of the change between neighbours: squared as published, or absolute, which keeps the edges of bundles "
+        "(and weighs small changes more: lower --lambda-tv)",
+        choices=("squared", "absolute"),
+    )
+    max_steps: int | None = option(None, "training steps of --fit subject and group", bounds=(1, 1e7), sloppy=20)
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.fod_lmax % 2:
+            found.append(f"--fod-lmax: found {self.fod_lmax}, expected an even degree")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakOptions(Options):
+    """Which maxima of an fODF count as fibre directions; angles in degrees, ``None`` lets the data decide."""
+
+    peak_max: int = option(5, "most peaks in a voxel", bounds=(1, 20), sloppy=3)
+    peak_relative_threshold: float = option(0.1, "least amplitude, as a share of the voxel's largest", bounds=(0, 1))
+    peak_absolute_threshold: float | None = option(
+        None, "least amplitude; auto: from the amplitudes in cerebrospinal fluid", bounds=(0, 1e3)
+    )
+    peak_separation: float = option(15.0, "least angle between peaks", bounds=(1, 90), metavar="DEG")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingOptions(Options):
+    """How streamlines are tracked and stored; lengths in mm, angles in degrees, ``None`` lets the data decide."""
+
+    tracking_algorithm: str = option(
+        "prob", "deterministic, probabilistic or parallel transport", choices=("det", "prob", "ptt")
+    )
+    seeds: int = option(2, "seeds per voxel of white matter", bounds=(1, 10_000), sloppy=1)
+    select: int = option(0, "streamlines to keep, drawn at random (default: 0, all)", bounds=(0, 1e9), sloppy=2000)
+    step_size: float | None = option(None, "auto: half a voxel, for ptt a fifth", bounds=(0.01, 10), metavar="MM")
+    max_angle: float = option(45.0, "largest turn in one step", bounds=(1, 90), metavar="DEG")
+    min_length: float = option(20.0, "shorter streamlines are dropped", bounds=(0, 1000), metavar="MM")
+    max_length: float = option(250.0, "longer streamlines are dropped", bounds=(1, 10_000), metavar="MM")
+    tractogram_format: tuple[str, ...] = option(
+        ("trx",), "one or more formats of the tractogram", choices=("trx", "tck", "trk")
+    )
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.min_length >= self.max_length:
+            found.append(
+                f"--min-length {self.min_length:g} is not below --max-length {self.max_length:g}; "
+                "no streamline could pass"
+            )
+        if not self.tractogram_format:
+            found.append("--tractogram-format: found none, expected at least one")
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Where and with what a stage computes; only ``device``, ``precision`` and ``seed`` can change its result.
+
+    Attributes
+    ----------
+    device : str
+        ``auto`` takes CUDA where it is; ``cpu``, ``cuda`` or ``cuda:N`` insist.
+    precision : {"float32", "tf32", "bf16"}
+        Of the network.
+    memory_gb : float
+        Host or device memory the network may use.
+    seed : int
+        Of everything drawn at random.
+    """
+
+    device: str = "auto"
+    precision: str = "float32"
+    memory_gb: float = 8.0
+    seed: int = 0
