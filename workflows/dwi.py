@@ -9,6 +9,7 @@ import nipype.pipeline.engine as pe
 from shd_bids.bids.collect import DWIRun
 from shd_bids.interfaces.gradients import PrepareGradients, RequireOrientation
 from shd_bids.options import LEVELS
+from shd_bids.response import TISSUES
 from shd_bids.settings import Settings
 from shd_bids.workflows.fod import FOD_MAPS, PEAK_MAPS, init_fod_wf, init_peaks_wf
 from shd_bids.workflows.outputs import init_derivatives_wf, init_qc_wf
@@ -24,7 +25,6 @@ from shd_bids.workflows.tractography import init_tractography_wf
 
 __all__ = ["init_dwi_wf", "init_response_only_wf", "may_use_gpu", "memory_beside_network", "memory_of_the_fit"]
 
-TISSUES = ("wm", "gm", "csf")
 BASE_GB = 0.7  # torch and what it loads
 NETWORK_GB = 7.0  # a brain at 2 mm in one pass; with less the finest encoder runs twice, or on halos of tiles
 LEAST_GB = 1.5  # the smallest tile

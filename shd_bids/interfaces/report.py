@@ -9,6 +9,7 @@ from typing import Any
 from nipype.interfaces.base import File, TraitedSpec
 
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, read_json
+from shd_bids.response import TISSUES
 
 __all__ = [
     "DrawFOD",
@@ -71,9 +72,7 @@ def draw_response(
     return plot_response(
         out_dir / "response.png",
         responses={tissue: (bvalues, np.array(rows)) for tissue, rows in coefficients.items()},
-        voxels=None
-        if labels is None
-        else {tissue: labels == n for n, tissue in enumerate(("wm", "gm", "csf"), start=1)},
+        voxels=None if labels is None else {tissue: labels == n for n, tissue in enumerate(TISSUES, start=1)},
         b0=b0.data,
         mask=load_mask(mask_file, b0),
         affine=b0.affine,

@@ -8,13 +8,12 @@ from nipype.interfaces.base import File, traits
 
 from shd_bids.errors import InputError
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column, read_json
+from shd_bids.response import TISSUES
 
 if TYPE_CHECKING:
     from shd_bids.response.response import Responses
 
 __all__ = ["EstimateResponses", "ReadResponses"]
-
-TISSUES = ("wm", "gm", "csf")
 
 
 def estimate_from_image(*, dwi_file: Path, mask_file: Path, gradients_file: Path, out_dir: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 
 from shd_bids.boxes import chunks
 from shd_bids.peaks.search import find_peaks
-from shd_bids.sphere.harmonics import l_max_of, sh_basis
+from shd_bids.sphere.harmonics import SQRT_4PI, l_max_of, sh_basis
 from shd_bids.sphere.healpix import hemisphere
 
 _VOXELS_PER_CHUNK = 16384  # bounds the memory beside the result
@@ -18,7 +18,7 @@ def afd_total(coefficients: np.ndarray) -> np.ndarray:
 
     It is 1 in a voxel of pure white matter under MRtrix3's scale.
     """
-    return np.sqrt(4 * np.pi) * np.asarray(coefficients)[:, 0]
+    return SQRT_4PI * np.asarray(coefficients, dtype=np.float64)[:, 0]
 
 
 def dec(coefficients: np.ndarray) -> np.ndarray:

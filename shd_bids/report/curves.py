@@ -9,9 +9,11 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
+from shd_bids.report.facts import TISSUE_NAMES
 from shd_bids.report.view import FAINT, INK, frame_panel, note_empty
+from shd_bids.response.response import zonal_basis
 
-TISSUES = {"wm": ("white matter", "#3d7fd9"), "gm": ("grey matter", "#2f9e44"), "csf": ("CSF", "#e03131")}
+TISSUE_COLOURS = {"wm": "#3d7fd9", "gm": "#2f9e44", "csf": "#e03131"}
 GREY = np.array([0.55, 0.6, 0.65, 1.0])
 GOOD, BAD = "#2b8a3e", "#c92a2a"
 
@@ -129,10 +131,7 @@ def draw_response(ax: Axes, coefficients: np.ndarray) -> None:
         Degrees 0, 2, 4, ... in MRtrix normalisation, shells in ascending order.
     """
     angle = np.linspace(0, 2 * np.pi, 361)
-    degrees = 2 * np.arange(coefficients.shape[1])
-    series = np.zeros((degrees[-1] + 1, len(coefficients)))  # Legendre coefficients, zero at odd degrees
-    series[degrees] = (coefficients * np.sqrt((2 * degrees + 1) / (4 * np.pi))).T
-    signal = np.polynomial.legendre.legval(np.cos(angle), series)  # (S, angle)
+    signal = coefficients @ zonal_basis(np.cos(angle), 2 * (coefficients.shape[1] - 1)).T  # (S, angle)
     limit = max(float(np.max(np.abs(np.nan_to_num(signal)))), np.finfo(np.float64).tiny)
     frame_panel(ax)
     for fraction in (0.25, 0.5, 0.75, 1.0):
@@ -160,11 +159,18 @@ def draw_decay(ax: Axes, responses: Mapping[str, tuple[ArrayLike, ArrayLike]]) -
     first = responses.get("wm") or next(iter(responses.values()))
     reference = float(np.atleast_2d(first[1])[0, 0]) or 1.0
     drawn = 0
-    for tissue, (name, colour) in TISSUES.items():
+    for tissue, colour in TISSUE_COLOURS.items():
         if tissue in responses:
             bvalues, coefficients = responses[tissue]
             mean = np.atleast_2d(np.asarray(coefficients, float))[:, 0] / reference
-            ax.plot(np.asarray(bvalues), np.where(mean > 0, mean, np.nan), "o-", color=colour, lw=2, label=name)
+            ax.plot(
+                np.asarray(bvalues),
+                np.where(mean > 0, mean, np.nan),
+                "o-",
+                color=colour,
+                lw=2,
+                label=TISSUE_NAMES[tissue],
+            )
             drawn += int((mean > 0).sum())
     if drawn:
         scale_log(ax)

@@ -14,6 +14,8 @@ STAGES = {
 }
 """Stages with facts, in order: heading and colour of the time bar."""
 
+TISSUE_NAMES = {"wm": "white matter", "gm": "grey matter", "csf": "CSF"}
+
 
 @dataclass(frozen=True)
 class Problem:

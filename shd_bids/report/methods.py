@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from shd_bids import __version__
-from shd_bids.report.facts import STAGES, RunReport, dig, fit_mode, listed, shells, told, voxel_size
-
-TISSUES = {"wm": "white matter", "gm": "grey matter", "csf": "CSF"}
+from shd_bids.report.facts import STAGES, TISSUE_NAMES, RunReport, dig, fit_mode, listed, shells, told, voxel_size
 
 REFERENCES = {
     "shd": (
@@ -107,7 +105,7 @@ def _sentences(run: RunReport, cite: Callable[..., str]) -> Iterable[str]:
         if origin == "estimated":
             yield f"The brain mask was estimated from the b = 0 images (median_otsu, {cite('dipy')})."
     if response:
-        tissues = [TISSUES.get(tissue, tissue) for tissue in response.get("fitted_tissues", ())]
+        tissues = [TISSUE_NAMES.get(tissue, tissue) for tissue in response.get("fitted_tissues", ())]
         if run.settings.get("responses"):
             yield f"Response functions of {escape(listed(tissues))} were taken from files."
         else:

@@ -13,10 +13,11 @@ from shd_bids.boxes import chunks
 from shd_bids.errors import InputError
 from shd_bids.gradients.dti import fit_tensor, fractional_anisotropy
 from shd_bids.gradients.table import GradientTable
-from shd_bids.response.response import Y00, Response, Responses, zonal_basis
+from shd_bids.response import TISSUES
+from shd_bids.response.response import Response, Responses, zonal_basis
 from shd_bids.response.separable import separable_tissues
 from shd_bids.response.single_fibre import constrained_fit, single_fibre_voxels, top_voxels
-from shd_bids.sphere.harmonics import zonal_means
+from shd_bids.sphere.harmonics import Y00, zonal_means
 
 L_MAX = 10  # of a white-matter response; pooled over many directions it does not depend on the directions of a shell
 MIN_VOXELS = {"wm": 10, "gm": 5, "csf": 5}  # fewer are not averaged but topped up from the next best
@@ -121,7 +122,7 @@ def estimate_responses(
     notes += _doubts(found)
 
     tissues, reason = separable_tissues(found, gradients)
-    voxels = {tissue: _volume(inside[chosen[tissue]], mask.shape) for tissue in ("wm", "gm", "csf")}
+    voxels = {tissue: _volume(inside[chosen[tissue]], mask.shape) for tissue in TISSUES}
     return ResponseEstimate(found, voxels, tissues, "; ".join([reason, *notes]))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from shd_bids.gradients.table import GradientTable
 from shd_bids.response.response import Response, Responses
-from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis, zonal_factors
+from shd_bids.sphere.harmonics import Y00, degrees, n_coefficients, sh_basis, zonal_factors
 
 
 class ForwardModel(nn.Module):
@@ -48,10 +48,6 @@ class ForwardModel(nn.Module):
         """Map coefficients (..., C) to the signal (..., N)."""
         return coefficients @ self.matrix.T
 
-    def adjoint(self, signal: Tensor) -> Tensor:
-        """Map a signal (..., N) to coefficient space (..., C) by the transposed matrix."""
-        return signal @ self.matrix
-
 
 def forward_model(
     gradients: GradientTable, responses: Responses, *, l_max: int, dtype: torch.dtype = torch.float32
@@ -87,7 +83,7 @@ def _anisotropic_columns(gradients: GradientTable, response: Response, l_max: in
     zonal = _zonal_rows(gradients, response, l_max)[:, degrees(l_max) // 2] * zonal_factors(l_max)
     weighted = np.linalg.norm(gradients.directions, axis=1) > 0
     basis = np.zeros((gradients.n_volumes, n_coefficients(l_max)))
-    basis[:, 0] = np.sqrt(1 / (4 * np.pi))
+    basis[:, 0] = Y00
     basis[weighted] = sh_basis(gradients.directions[weighted], l_max)
     return zonal * basis
 

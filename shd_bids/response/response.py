@@ -7,8 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import eval_legendre
 
-Y00 = np.sqrt(1 / (4 * np.pi))
-
 
 @dataclass(frozen=True, eq=False)
 class Response:

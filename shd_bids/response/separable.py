@@ -3,7 +3,8 @@
 import numpy as np
 
 from shd_bids.gradients.table import GradientTable
-from shd_bids.response.response import Y00, Responses
+from shd_bids.response.response import Responses
+from shd_bids.sphere.harmonics import Y00
 
 MAX_FRACTION_ERROR = 0.25  # of a tissue fraction; see `separable_tissues`
 ASSUMED_SNR = 20.0  # of one b=0 volume in white matter

@@ -6,8 +6,8 @@ from scipy.optimize import nnls
 from shd_bids.boxes import chunks
 from shd_bids.gradients.table import GradientTable
 from shd_bids.peaks.search import find_peaks
-from shd_bids.response.response import Y00, Response
-from shd_bids.sphere.harmonics import degrees, sh_basis, zonal_factors
+from shd_bids.response.response import Response
+from shd_bids.sphere.harmonics import Y00, degrees, sh_basis, zonal_factors
 from shd_bids.sphere.healpix import hemisphere
 
 _VOXELS_PER_CHUNK = 32768  # bounds the memory beside the result

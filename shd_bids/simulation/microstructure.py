@@ -10,6 +10,7 @@ from scipy.special import erf, eval_legendre
 
 from shd_bids.gradients.table import GradientTable
 from shd_bids.response.response import Response, Responses
+from shd_bids.sphere.harmonics import SQRT_4PI
 
 TABLE_SIZE = 513  # |cos| grid of the attenuation tables: linear interpolation error below 1e-4 at b = 13 000 s/mm2
 _STEP = 1 / (TABLE_SIZE - 1)
@@ -117,7 +118,7 @@ def true_responses(micro: Microstructure, gradients: GradientTable, *, l_max: in
     zonal = moments * (2 * degrees + 1) * np.sqrt(4 * np.pi / (2 * degrees + 1))
     zonal[0, 1:] = 0.0
     gm, csf = (
-        np.sqrt(4 * np.pi) * s0 * e for s0, e in zip(micro.s0[1:], isotropic_attenuation(micro, bvalues), strict=True)
+        SQRT_4PI * s0 * e for s0, e in zip(micro.s0[1:], isotropic_attenuation(micro, bvalues), strict=True)
     )
     return Responses(
         wm=Response("wm", bvalues, zonal),

@@ -6,6 +6,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from shd_bids.sphere.harmonics import SQRT_4PI
+
 
 class SHDerivatives:
     r"""Value, gradient and Hessian of even spherical functions at one point each.
@@ -117,7 +119,7 @@ def _legendre_tables(l_max: int) -> tuple[np.ndarray, ...]:
     slope[:, 1] = ratio
     slope[:, 2, :-1] = ratio[:, :-1] * ratio[:, 1:]
     m = np.arange(1, size)
-    first = np.concatenate([[1.0], math.sqrt(2) * np.cumprod(-np.sqrt((2 * m + 1) / (2 * m)))]) / math.sqrt(4 * math.pi)
+    first = np.concatenate([[1.0], math.sqrt(2) * np.cumprod(-np.sqrt((2 * m + 1) / (2 * m)))]) / SQRT_4PI
     return first, rise[..., None], fall[..., None], slope[..., None]
 
 

@@ -5,6 +5,7 @@ Condon-Shortley phase; sqrt(2) Im Y_l^|m| for m < 0, Y_l^0, sqrt(2) Re Y_l^m for
 reads and writes, and equals ``tournier07`` with ``legacy=False`` in dipy.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +13,12 @@ from numpy.typing import ArrayLike
 from scipy.special import eval_legendre
 
 from shd_bids.sphere import constant
+
+SQRT_4PI = math.sqrt(4 * math.pi)
+"""Integral over the sphere of the harmonic of degree 0: a coefficient of degree 0 times this is the integral of its function."""
+
+Y00 = math.sqrt(1 / (4 * math.pi))
+"""Value of the harmonic of degree 0."""
 
 _QUADRATURE = 64  # Gauss-Legendre nodes on [-1, 1]
 
@@ -102,7 +109,7 @@ def sh_basis(directions: ArrayLike, l_max: int) -> np.ndarray:
         raise ValueError(f"{np.count_nonzero(~(length > 0))} directions have no length; leave b=0 volumes out")
     x, y, z = (points / length[:, None]).T
     basis = np.empty((len(points), n_coefficients(l_max)))
-    sectoral = np.sqrt(1 / (4 * np.pi))  # normalised P_m^m without sin^m
+    sectoral = Y00  # normalised P_m^m without sin^m
     azimuth = np.ones(len(points), dtype=np.complex128)  # (x + iy)^m
     for m in range(l_max + 1):
         for degree, legendre in _legendre_column(m, sectoral, z, l_max):

@@ -1,4 +1,4 @@
-"""The forward operator: adjoint, rotation, b=0, and the zonal convolution of a fibre along z."""
+"""The forward operator: rotation, b=0, and the zonal convolution of a fibre along z."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from shd_bids.gradients.table import gradient_table
 from shd_bids.response.forward import ForwardModel, forward_model
 from shd_bids.response.response import Responses
 from shd_bids.sphere.harmonics import n_coefficients, sh_basis
-from tests.helpers import assert_adjoint
 
 L_MAX = 8
 
@@ -24,13 +23,6 @@ def gradients():
 def responses(gradients):
     micro = simulation.draw_microstructure(np.random.default_rng(1), 1)
     return simulation.true_responses(micro, gradients)
-
-
-def test_adjoint(gradients, responses, rng):
-    model = forward_model(gradients, responses, l_max=L_MAX, dtype=torch.float64)
-    x = torch.as_tensor(rng.normal(size=(5, model.matrix.shape[1])))
-    y = torch.as_tensor(rng.normal(size=(5, gradients.n_volumes)))
-    assert_adjoint(model, model.adjoint, x, y, rtol=1e-10)
 
 
 def test_turning_fibre_and_gradients_together_changes_nothing(gradients, responses, rng):

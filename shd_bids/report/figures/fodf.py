@@ -12,7 +12,8 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from shd_bids.boxes import chunks
-from shd_bids.report.curves import TISSUES, draw_courses, draw_shell_residuals, draw_volume_residuals
+from shd_bids.report.curves import draw_courses, draw_shell_residuals, draw_volume_residuals
+from shd_bids.report.facts import TISSUE_NAMES
 from shd_bids.report.figures.shared import (
     CURVE_PADDING,
     grey_image,
@@ -169,7 +170,7 @@ def plot_tissue(out_file: Path, *, fractions: np.ndarray, mask: np.ndarray, affi
     volume = in_view(fractions, mask_numbers(view, mask))
     colours = volume[..., ::-1]  # CSF red, grey matter green, white matter blue, as mrview shows them
     single = cuts[-1]
-    names = [name for name, _ in TISSUES.values()]
+    names = list(TISSUE_NAMES.values())
     rows = [
         slices_row(view, cuts, "Together: white matter blue, grey matter green, CSF red", max_height=4.6),
         Row([view.aspect(single.plane)] * 3, title="One by one", max_height=4.2, margin_right=0.75, titles=names),

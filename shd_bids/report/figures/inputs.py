@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from shd_bids.boxes import chunks
 from shd_bids.report.curves import (
-    TISSUES,
+    TISSUE_COLOURS,
     draw_decay,
     draw_response,
     draw_scheme,
@@ -20,6 +20,7 @@ from shd_bids.report.curves import (
     draw_sphere,
     shell_colours,
 )
+from shd_bids.report.facts import TISSUE_NAMES
 from shd_bids.report.figures.shared import CURVE_PADDING, grey_image, save, slices_row
 from shd_bids.report.glyphs import draw_outline
 from shd_bids.report.view import (
@@ -161,7 +162,7 @@ def plot_response(
     Path
         ``out_file``.
     """
-    titles = [name for name, _ in TISSUES.values()]
+    titles = list(TISSUE_NAMES.values())
     rows = [
         Row([1.0] * 3, title="Signal by angle to the fibre (upright)", max_height=3.0, titles=titles),
         Row([5.2], title="Mean signal by b-value (white matter at b = 0 is 1)", padding=CURVE_PADDING),
@@ -173,13 +174,13 @@ def plot_response(
         view = world_view(b0.shape, affine, mask)
         cuts = _busiest_cuts(view, {tissue: view.volume(chosen) for tissue, chosen in voxels.items()})
         counts = [
-            f"{name} {np.count_nonzero(voxels[tissue])}" for tissue, (name, _) in TISSUES.items() if tissue in voxels
+            f"{name} {np.count_nonzero(voxels[tissue])}" for tissue, name in TISSUE_NAMES.items() if tissue in voxels
         ]
         title = "Voxels taken: " + ", ".join(counts) + " (blue, green, red)"
         rows.append(slices_row(view, cuts, title, max_height=4.4))
     with rc_context(FONT):
         figure, axes = gallery(rows, gap=0.25)
-        for ax, tissue in zip(axes[0], TISSUES, strict=True):
+        for ax, tissue in zip(axes[0], TISSUE_NAMES, strict=True):
             if tissue in responses:
                 draw_response(ax, _table(responses[tissue][1]))
             else:
@@ -190,7 +191,7 @@ def plot_response(
             grey = grey_image(view.volume(b0), None if mask is None else view.volume(np.asarray(mask, bool)))
             for ax, cut in zip(axes[2], cuts, strict=True):
                 image = np.repeat(0.8 * slice_of(grey, cut)[..., None], 3, axis=2)
-                for tissue, (_, colour) in TISSUES.items():
+                for tissue, colour in TISSUE_COLOURS.items():
                     if tissue in voxels:
                         image[slice_of(view.volume(voxels[tissue]), cut)] = to_rgb(colour)
                 show_slice(ax, view, cut, image)
