@@ -1,7 +1,7 @@
 """Compare fODF methods on simulated volumes with known truth; prints tables and saves all figures as JSON.
 
     python tests/benchmarks/accuracy.py [--json FILE] [--weights FILE] [--methods ...] [--rows ...] [--kinds ...]
-                                        [--geometry DIR] [--seeds 2] [--size 24] [--cache DIR]
+                                        [--geometry DIR] [--seeds 2] [--size 20] [--cache DIR] [--save] [--compare]
     python tests/benchmarks/accuracy.py --show FILE ...
 
 The volumes are straight crossings, curved bundles of the training generator with seeds that training never reaches, and
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -22,9 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import peers
+import results
 import scenes
 import torch
 from peers import Found, Method
+from results import METRICS, Figure
 from scenes import ROWS, Scene
 from scores import fnr_at, full_fibre_amplitude, peaks_per_voxel
 
@@ -44,28 +47,29 @@ NARROW = "19.5-45.5"
 SHARES = (0.05, 0.1, 0.2)
 """Thresholds in voxels without fibres, as shares of the amplitude that the same method gives to a full fibre."""
 
-COLUMNS = {
-    "pr_area": ("PR area", "{:.3f}"),
-    "f1": ("F1", "{:.3f}"),
-    "angular_error": ("angle (°)", "{:.1f}"),
-    "fnr": ("missed", "{:.3f}"),
-    "fdr": ("false", "{:.3f}"),
-    "narrow_f1": ("F1, 20-45°", "{:.3f}"),
-    "narrow_missed": ("missed, 20-45°", "{:.3f}"),
-    "gm_0.1": ("false in GM", "{:.3f}"),
-    "csf_0.1": ("false in CSF", "{:.3f}"),
-    "gm_own": ("GM, own cutoff", "{:.3f}"),
-    "csf_own": ("CSF, own cutoff", "{:.3f}"),
-}
+NAMES = (
+    "pr_area",
+    "f1",
+    "angular_error",
+    "fnr",
+    "fdr",
+    "narrow_f1",
+    "narrow_missed",
+    "gm_0.1",
+    "csf_0.1",
+    "gm_own",
+    "csf_own",
+)
+COLUMNS = {name: (METRICS[name].label, METRICS[name].form) for name in NAMES}
 
 
-def main() -> None:
+def main() -> int:
     """Run every row, print it as it comes, then the tables."""
     options = _options()
     if options.show:
         records = [r for file in options.show for r in json.loads(file.read_text(encoding="utf-8"))["records"]]
         print(*tables(records), *overview(records), sep="\n")
-        return
+        return 0
     warnings.simplefilter("ignore")
     if "published" in options.kinds and options.geometry is None:
         raise SystemExit("the kind 'published' needs --geometry DIR")
@@ -100,6 +104,19 @@ def main() -> None:
                 facts |= {"weights_sha256": weights.sha256, "records": records}
                 options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(*tables(records), *overview(records), sep="\n")
+    return results.finish("accuracy", recorded(records, options, weights.sha256), options)
+
+
+def recorded(records: Sequence[dict], options: argparse.Namespace, sha256: str) -> list[Figure]:
+    """Return the figures that are recorded: time only of what the weights decide, as other results may be cached."""
+    figures = []
+    for record in records:
+        row = f"{record['kind']}, {record['protocol']}, {record['snr']}, {record['volumes']} x {options.size}^3"
+        uses_weights = peers.uses_weights(record["method"])
+        names = [name for name in (*NAMES, *["seconds"] * uses_weights) if name in record]
+        sha = sha256[:12] if uses_weights else ""
+        figures += [Figure(row, record["method"], name, record[name], options.threads, sha) for name in names]
+    return figures
 
 
 def truth(scene: Scene, *, l_max: int = 18) -> Found:
@@ -250,7 +267,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--size", type=int, default=24)
+    parser.add_argument("--size", type=int, default=20)
     parser.add_argument(
         "--methods", nargs="+", default=["amortised", "msmt_csd", "csd", "dipy_csd", "rumba", "rumba_tv"]
     )
@@ -262,10 +279,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="sticks", choices=["sticks", "tensors"])
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--threads", type=int, default=2)
+    results.add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     return options
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

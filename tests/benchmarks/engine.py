@@ -1,28 +1,29 @@
 """Measure the network against the published evaluation, in one run, with equal outputs; exit 1 where a figure falls short.
 
-    python tests/benchmarks/engine.py [--json FILE] [--device cuda] [--quick]
+    python tests/benchmarks/engine.py [--json FILE] [--device cuda] [--quick] [--save] [--compare]
 
 The baseline is ``tests/nn/oracle.py``, a plain re-implementation of the published evaluation: a dense (K V) x V projector,
 ``conv3d`` on the expanded kernel, one 3 x 3 x 3 patch for each voxel. Variants take turns and the least time of several
 turns counts, so that other work on the machine falls on both alike. Memory is the growth of the peak resident size in a
-fresh process, the least of five. What was reached, with command, machine and date, is in README.md beside this file.
+fresh process, the least of five.
 """
 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import results
 import torch
+from results import METRICS, Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to share the oracle with the tests
 
@@ -47,9 +48,16 @@ class Row:
     quantity: str
     reached: float
     required: float
-    unit: str = "x"
-    at_most: bool = False
+    metric: str = "speedup"
+    method: str = "shd_bids"
     detail: str = ""
+    threads: int = field(default_factory=torch.get_num_threads)
+    weights_sha: str = ""
+
+    @property
+    def at_most(self) -> bool:
+        """Whether smaller is better."""
+        return not METRICS[self.metric].larger_is_better
 
     @property
     def ok(self) -> bool:
@@ -60,7 +68,8 @@ class Row:
         sign = "<=" if self.at_most else ">="
         value = f"{self.reached:.2g}" if self.reached < 0.01 else f"{self.reached:.2f}"
         verdict = "ok" if self.ok else "SHORT"
-        return f"{self.quantity:<62} {value:>9} {sign} {self.required:g} {self.unit:<3} {verdict:<6} {self.detail}"
+        name = f"{self.quantity}, {self.method}, {self.threads} threads"
+        return f"{name:<76} {METRICS[self.metric].label:<19} {value:>9} {sign} {self.required:<5g} {verdict:<6} {self.detail}"
 
 
 def main() -> int:
@@ -70,6 +79,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="fewer turns and no second thread count")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="measure these groups of rows")
+    results.add_options(parser)
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # the fresh process of a memory row
     options = parser.parse_args()
     if options.memory:
@@ -98,17 +108,13 @@ def main() -> int:
         f"engine: {len(rows) - len(short)} of {len(rows)} figures reached"
         + (f"; short: {'; '.join(short)}" if short else "")
     )
-    return 1 if short else 0
+    figures = [Figure(row.quantity, row.method, row.metric, row.reached, row.threads, row.weights_sha) for row in rows]
+    return max(results.finish("engine", figures, options, on=machine(options.device)), 1 if short else 0)
 
 
 def machine(device: str) -> str:
-    """Name the processor or the graphics card."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} thread(s)"
+    """Return the name of the processor or the graphics card."""
+    return torch.cuda.get_device_name() if device == "cuda" else results.machine()
 
 
 def cpu_table(*, turns: int, quick: bool, only: list[str]):
@@ -116,11 +122,10 @@ def cpu_table(*, turns: int, quick: bool, only: list[str]):
     counts = (1,) if quick else (1, 2)
     for threads in counts:
         torch.set_num_threads(threads)
-        tag = f"{threads} thread{'s' * (threads > 1)}"
         for channels, (batch, edge) in product((32, 64), SHAPES) if "layer" in only else ():
-            yield from layer_rows(turns, channels, batch, edge, tag)
+            yield from layer_rows(turns, channels, batch, edge)
         if "network" in only:
-            yield from network_rows(turns, tag)
+            yield from network_rows(turns)
     if "hemisphere" in only:
         yield from hemisphere_rows(turns)
     if "memory" in only:
@@ -129,27 +134,27 @@ def cpu_table(*, turns: int, quick: bool, only: list[str]):
     for threads in counts:
         torch.set_num_threads(threads)
         if "volume" in only:
-            yield volume_row(turns, f"{threads} thread{'s' * (threads > 1)}")
+            yield volume_row(turns)
     if "brain" in only:
         torch.set_num_threads(2)
         yield brain_row(UNet(UNetConfig(2, 2)), "published widths")
-        yield brain_row(load_weights().network(), "shipped weights")
+        yield replace(brain_row(load_weights().network(), "shipped weights"), weights_sha=results.shipped_weights())
 
 
-def layer_rows(turns: int, channels: int, batch: int, edge: int, tag: str):
+def layer_rows(turns: int, channels: int, batch: int, edge: int):
     """Time one layer: forward, without the compiled kernel, and forward and backward."""
     conv = layer(channels, 32)
     x = torch.randn(384, batch, edge, edge, edge, channels)
     published = outside(x)
-    name = f"{channels}->32, {batch} x {edge}^3, {tag}"
+    name = f"{channels}->32, {batch} x {edge}^3"
     with torch.no_grad():
         error = difference(outside(conv(x)), oracle.layer(published, conv))
         slow, fast, plain = take_turns(
             turns, lambda: oracle.layer(published, conv), lambda: conv(x), lambda: without_kernel(lambda: conv(x))
         )
     yield Row(f"layer forward {name}", slow / fast, 20, detail=f"{ms(slow)} / {ms(fast)}, difference {error:.0e}")
-    if tag == "1 thread":
-        yield Row(f"layer forward, PyTorch alone {name}", slow / plain, 4.5, detail=f"{ms(slow)} / {ms(plain)}")
+    if torch.get_num_threads() == 1:
+        yield Row(f"layer forward {name}", slow / plain, 4.5, method="pytorch", detail=f"{ms(slow)} / {ms(plain)}")
     gradient = torch.randn(384, batch, edge, edge, edge, 32)
     backwards = outside(gradient)
     x.requires_grad_()
@@ -162,7 +167,7 @@ def layer_rows(turns: int, channels: int, batch: int, edge: int, tag: str):
     yield Row(f"layer forward + backward {name}", slow / fast, 18, detail=f"{ms(slow)} / {ms(fast)}")
 
 
-def network_rows(turns: int, tag: str):
+def network_rows(turns: int):
     """Time the published network on its patches, forward and in training."""
     turns = max(2, turns - 2)
     net = UNet(UNetConfig(2, 2, form="patch")).eval()
@@ -170,9 +175,7 @@ def network_rows(turns: int, tag: str):
     with torch.no_grad():
         error = difference(folded(x), oracle.unet(x, net))
         slow, fast = take_turns(turns, lambda: oracle.unet(x, net), lambda: folded(x))
-    yield Row(
-        f"U-Net forward, 16 x 3^3, {tag}", slow / fast, 15, detail=f"{ms(slow)} / {ms(fast)}, difference {error:.0e}"
-    )
+    yield Row("U-Net forward, 16 x 3^3", slow / fast, 15, detail=f"{ms(slow)} / {ms(fast)}, difference {error:.0e}")
     net.train()
 
     def step(evaluate: Callable[[], torch.Tensor]) -> None:
@@ -180,10 +183,10 @@ def network_rows(turns: int, tag: str):
         torch.nn.functional.softplus(evaluate()).square().mean().backward()
 
     slow, fast = take_turns(2, lambda: step(lambda: oracle.unet(x, net)), lambda: step(lambda: net(x)))
-    yield Row(f"training step, 16 x 3^3, {tag}", slow / fast, 12, detail=f"{ms(slow)} / {ms(fast)}")
+    yield Row("training step, 16 x 3^3", slow / fast, 12, detail=f"{ms(slow)} / {ms(fast)}")
 
 
-def volume_row(turns: int, tag: str) -> Row:
+def volume_row(turns: int) -> Row:
     """Time the whole-volume form, a voxel of a 16^3 volume, against one published patch for each voxel."""
     net = UNet(UNetConfig(2, 2, form="patch")).eval()
     volume = UNet(UNetConfig(2, 2)).eval().folded()
@@ -192,7 +195,7 @@ def volume_row(turns: int, tag: str) -> Row:
         slow, fast = take_turns(max(2, turns - 2), lambda: oracle.unet(x, net), lambda: volume(whole))
     each, voxel = slow / 16, fast / 16**3
     detail = f"{ms(each)} / {ms(voxel)} a voxel"
-    return Row(f"whole volume against patch per voxel, {tag}", each / voxel, 600, detail=detail)
+    return Row("whole volume against patch per voxel", each / voxel, 600, detail=detail)
 
 
 def hemisphere_rows(turns: int):
@@ -208,22 +211,29 @@ def hemisphere_rows(turns: int):
         error = (exact[..., lookup] - exact_full).abs().max().item()
         half.float(), whole.float()
         fast, slow = take_turns(turns, lambda: half(x), lambda: whole(full))
-    yield Row("hemisphere against sphere: difference (float64)", error, 1e-9, unit="", at_most=True)
-    yield Row("hemisphere against sphere: time", fast / slow, 0.5, at_most=True, detail=f"{ms(fast)} / {ms(slow)}")
+    yield Row("hemisphere against sphere: difference (float64)", error, 1e-9, metric="difference")
+    yield Row(
+        "hemisphere against sphere: time", fast / slow, 0.5, metric="time_share", detail=f"{ms(fast)} / {ms(slow)}"
+    )
     # All that lives doubles, to the byte but for parameters: gaps that the C library leaves between blocks would decide.
     small, large = (grown("network", variant, gaps=False) for variant in ("half", "full"))
     detail = f"{small / 2**20:.1f} / {large / 2**20:.1f} MB"
-    yield Row("hemisphere against sphere: memory", small / large, 0.5, at_most=True, detail=detail)
+    yield Row("hemisphere against sphere: memory", small / large, 0.5, metric="memory_share", detail=detail)
 
 
 def memory_rows():
     """Compare peak memory of the layer at inference and of training."""
     ours, theirs = grown("layer", "ours"), grown("layer", "published")
     detail = f"{theirs / 2**20:.0f} / {ours / 2**20:.0f} MB"
-    yield Row("peak memory, layer inference 32->64, 8^3", theirs / ours, 5, detail=detail)
+    yield Row("peak memory, layer inference 32->64, 8^3", theirs / ours, 5, metric="saving", detail=detail, threads=1)
     ours, theirs = grown("training", "ours") / 16**3, grown("training", "published") / (16 * 27)
     yield Row(
-        "peak memory, training per voxel", theirs / ours, 8, detail=f"{theirs / 2**20:.2f} / {ours / 2**20:.2f} MB"
+        "peak memory, training per voxel",
+        theirs / ours,
+        8,
+        metric="saving",
+        detail=f"{theirs / 2**20:.2f} / {ours / 2**20:.2f} MB",
+        threads=1,
     )
 
 
@@ -242,7 +252,7 @@ def brain_row(net: UNet, name: str) -> Row:
         apply_in_tiles(net, mask, read=read, write=lambda box, values: None, memory_bytes=10 << 30)
 
     (seconds,) = take_turns(2, brain)
-    return Row(f"2 mm brain, {mask.sum()} voxels, {name}, network, 2 threads", seconds, 60, unit="s", at_most=True)
+    return Row(f"2 mm brain, {mask.sum()} voxels, {name}, network", seconds, 60, metric="seconds")
 
 
 def cuda_table():
@@ -263,7 +273,7 @@ def cuda_table():
 
     bound = int(0.6 * torch.cuda.mem_get_info()[0])
     (seconds,) = take_turns(3, brain, wait=torch.cuda.synchronize)
-    yield Row(f"1.25 mm brain, {mask.sum()} voxels, network", seconds, 0.5, unit="s", at_most=True)
+    yield Row(f"1.25 mm brain, {mask.sum()} voxels, network", seconds, 0.5, metric="seconds")
 
 
 def cuda_layer_row(channels: int, device: torch.device) -> Row:

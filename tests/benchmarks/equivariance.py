@@ -1,6 +1,6 @@
 """Measure how well layer and network commute with rotations, as the paper's Fig. 8 does: of voxels, of the grid, of both.
 
-    python tests/benchmarks/equivariance.py [--json FILE]
+    python tests/benchmarks/equivariance.py [--json FILE] [--rotations 5] [--save] [--compare]
 
 A smooth field (random even harmonics up to degree 6, smooth over space) is given as a function of place and direction, so a
 rotated field is evaluated exactly. ``voxel`` rotates what each voxel holds, ``grid`` moves voxels about the centre, ``both``
@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import results
 import torch
+from results import Figure
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
@@ -35,6 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rotations", type=int, default=5)
+    results.add_options(parser)
     options = parser.parse_args()
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -54,7 +57,12 @@ def main() -> int:
         print(f"{name:<18}" + "".join(f"{kind} {value:8.4f}   " for kind, value in table[name].items()), flush=True)
     if options.json:
         options.json.write_text(json.dumps(table, indent=1) + "\n")
-    return 0
+    figures = [
+        Figure(name, "shd_bids", kind, value, torch.get_num_threads())
+        for name, row in table.items()
+        for kind, value in row.items()
+    ]
+    return results.finish("equivariance", figures, options)
 
 
 class Field:

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/hallucination.py [--json FILE] [--figure FILE] [--weights FILE] [--methods ...]
                                              [--snr 8 15 30 60] [--directions 6 12 20 30 60 90] [--bvalue 1000]
+                                             [--save] [--compare]
 
 The volume holds one curved bundle in grey matter with CSF on one side, so every voxel has one fibre or none. A peak counts
 as a fibre when it has a tenth of the amplitude that the same method gives to a full fibre in the same volume; it is false
@@ -12,15 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import peers
+import results
 import scenes
 import torch
 from peers import Found
+from results import Figure
 from scenes import Scene
 from scores import full_fibre_amplitude, peaks_per_voxel
 
@@ -34,7 +38,7 @@ SHARE = 0.1
 GROUPS = {"gm": "grey matter", "csf": "CSF", "single": "one fibre"}
 
 
-def main() -> None:
+def main() -> int:
     """Measure every noise level and number of directions with every method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
@@ -46,6 +50,7 @@ def main() -> None:
     parser.add_argument("--bvalue", type=float, default=1000)
     parser.add_argument("--size", type=int, default=18)
     parser.add_argument("--threads", type=int, default=2)
+    results.add_options(parser)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
@@ -68,6 +73,18 @@ def main() -> None:
         options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if options.figure:
         draw(records, options.figure)
+    return results.finish("hallucination", recorded(records, options, weights.sha256), options)
+
+
+def recorded(records: list[dict], options: argparse.Namespace, sha256: str) -> list[Figure]:
+    """Return the false and missed fibres for each number of directions, noise level and method."""
+    figures = []
+    for record in records:
+        sha = sha256[:12] if peers.uses_weights(record["method"]) else ""
+        names = [name for name in (*GROUPS, "missed", "angular_error") if name in record]
+        row = f"{record['directions']}, {record['snr']:g}"
+        figures += [Figure(row, record["method"], name, record[name], options.threads, sha) for name in names]
+    return figures
 
 
 def make_scene(n_directions: int, snr: float, *, bvalue: float, size: int) -> Scene:
@@ -143,4 +160,4 @@ def draw(records: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """Predict directions that were left out, on real scans: this package against MRtrix3's multi-tissue deconvolution.
 
     python tests/benchmarks/heldout.py FOLDER [FOLDER ...] [--json FILE] [--weights FILE] [--slices N] [--folds 1]
-                                       [--apart NAME ...]
+                                       [--apart NAME ...] [--save] [--compare]
 
 Each FOLDER is a BIDS data set with one series and a brain mask under ``derivatives/``. A fifth of the directions of each
 shell is left out; both methods estimate their responses and fODFs from the rest, and the forward model that both share,
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import peers
+import results
 import torch
+from results import Figure
 
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import Weights, load_weights
@@ -50,7 +53,7 @@ class Scan:
     affine: np.ndarray
 
 
-def main() -> None:
+def main() -> int:
     """Predict the left-out volumes of every scan and print the errors by shell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
@@ -62,6 +65,7 @@ def main() -> None:
     parser.add_argument("--fits", nargs="+", default=["amortised"], choices=["amortised", "subject"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    results.add_options(parser)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
@@ -79,6 +83,19 @@ def main() -> None:
             facts |= {"seed": options.seed, "records": records}
             options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(*table(records), sep="\n")
+    return results.finish("heldout", recorded(records, options, weights.sha256), options)
+
+
+def recorded(records: list[dict], options: argparse.Namespace, sha256: str) -> list[Figure]:
+    """Return the error and its median for each scan, shell and method."""
+    figures = []
+    for record in records:
+        sha = sha256[:12] if peers.uses_weights(record["method"]) else ""
+        for shell in (key[1:] for key in record if key[:1] == "b" and key[1:].isdigit()):
+            row = f"{record['scan']}, {shell}, {options.folds}"
+            for metric, key in (("rmse", f"b{shell}"), ("rmse_median", f"b{shell}_median")):
+                figures.append(Figure(row, record["method"], metric, record[key], options.threads, sha))
+    return figures
 
 
 def read_scan(folder: Path, *, n_slices: int | None = None) -> Scan:
@@ -209,4 +226,4 @@ def table(records: list[dict]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

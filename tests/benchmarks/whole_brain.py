@@ -1,6 +1,6 @@
 """Time the whole pipeline on a simulated whole brain against MRtrix3 on the same files, in turn.
 
-    python tests/benchmarks/whole_brain.py [--json FILE] [--threads 2] [--shape 91 109 91] [--skip-mrtrix]
+    python tests/benchmarks/whole_brain.py [--json FILE] [--threads 2] [--shape 91 109 91] [--skip-mrtrix] [--save] [--compare]
 
 The volume is an ellipsoid of about 200 000 voxels of 2 mm, filled with simulated bundles, with 64 directions at
 b = 1000 s/mm2 and six b=0. Ours is the command ``shd_bids ... participant --level peaks``, from BIDS to derivatives and report;
@@ -22,12 +22,15 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import results
+from results import Figure
 
 from shd_bids import simulation
 from shd_bids.gradients.frames import world_to_fsl
 
 SEED = 2_000_000
 BLOCK = 28
+COSTS = (("seconds", "ours"), ("peak_gb", "peak_gb"))
 
 
 def simulate(folder: Path, shape: tuple[int, int, int]) -> tuple[Path, int]:
@@ -92,13 +95,14 @@ def _timed(folder: Path, commands: list[list]) -> float:
     return time.monotonic() - began
 
 
-def main() -> None:
+def main() -> int:
     """Simulate, run both, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--shape", type=int, nargs=3, default=[91, 109, 91])
     parser.add_argument("--skip-mrtrix", action="store_true")
+    results.add_options(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -112,7 +116,12 @@ def main() -> None:
     print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     if options.json:
         options.json.write_text(json.dumps(row, indent=1) + "\n")
+    name, sha, threads = f"{n_voxels} voxels, 64 directions", results.shipped_weights(), options.threads
+    figures = [Figure(name, "amortised", metric, row[key], threads, sha) for metric, key in COSTS]
+    if "mrtrix" in row:
+        figures.append(Figure(name, "msmt_csd", "seconds", row["mrtrix"], threads))
+    return results.finish("whole_brain", figures, options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

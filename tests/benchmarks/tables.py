@@ -1,0 +1,193 @@
+"""Print the tables of the documents from the recorded figures.
+
+    python tests/benchmarks/tables.py            # print them
+    python tests/benchmarks/tables.py --write    # put them in their places in the documents
+    python tests/benchmarks/tables.py --stale    # list the figures of other weights than the shipped ones
+
+A table stands between the comments ``<!-- NAME -->`` and ``<!-- end -->`` of its document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from results import FOLDER, METRICS, ROOT, read, shipped_weights
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a cell shows: those metrics of a method that the row has, with this number of threads or any."""
+
+    method: str
+    metrics: tuple[str, ...]
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a document.
+
+    Attributes
+    ----------
+    document : str
+        Path from the root of the repository.
+    source : str
+        Results file without its ending.
+    head : tuple of str
+        Headings of the cells that name a row: the parts of the row's name between commas.
+    columns : dict of Column
+        By heading.
+    rows : tuple of str
+        Rows to show, in this order; all that fill a column where empty.
+    """
+
+    document: str
+    source: str
+    head: tuple[str, ...]
+    columns: dict[str, Column]
+    rows: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the table in Markdown."""
+        columns = [self._cells(column) for column in self.columns.values()]
+        rows = self.rows or tuple(
+            r for r in dict.fromkeys(x.row for x in read(self.source)) if any(r in c for c in columns)
+        )
+        lines = [_line([*self.head, *self.columns]), "|---" * (len(self.head) + len(self.columns)) + "|"]
+        names = (row.split(", ", len(self.head) - 1) for row in rows)
+        return lines + [
+            _line([*name, *(column.get(row, "") for column in columns)]) for name, row in zip(names, rows, strict=True)
+        ]
+
+    def _cells(self, column: Column) -> dict[str, str]:
+        """Return the cells of a column by row."""
+        cells: dict[str, list[str]] = {}
+        records = [r for r in read(self.source) if r.method == column.method and column.threads in (None, r.threads)]
+        for metric in column.metrics:
+            for record in (r for r in records if r.metric == metric):
+                cells.setdefault(record.row, []).append(METRICS[metric].form.format(record.value))
+        return {row: ", ".join(values) for row, values in cells.items()}
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+_PEAKS = ("pr_area", "angular_error")
+_CARD = ("pr_area", "angular_error", "narrow_f1")
+_COSTS = ("speedup", "saving", "time_share", "memory_share", "difference", "seconds")
+_VOLUMES = ("volumes", "protocol", "SNR", "number, size")
+
+TABLES = {
+    "accuracy": Table(
+        "README.md",
+        "accuracy",
+        _VOLUMES,
+        {
+            "shd_bids": Column("amortised", _PEAKS),
+            "RUMBA-SD with TV": Column("rumba_tv", _PEAKS),
+            "MRtrix3 `msmt_csd`": Column("msmt_csd", _PEAKS),
+            "dipy CSD": Column("dipy_csd", _PEAKS),
+        },
+        rows=(
+            "crossing, 4 shells x 90, 30, 2 x 20^3",
+            "crossing, ABCD, 30, 2 x 20^3",
+            "crossing, b1000 x 30, 12, 6 x 20^3",
+        ),
+    ),
+    "card": Table(
+        "shd_bids/data/MODEL_CARD.md",
+        "accuracy",
+        _VOLUMES,
+        {
+            "these weights": Column("amortised", _CARD),
+            "RUMBA-SD with TV": Column("rumba_tv", _CARD),
+            "MRtrix3 `msmt_csd`": Column("msmt_csd", _CARD),
+            "truth at degree 18": Column("truth", _CARD),
+        },
+    ),
+    "heldout": Table(
+        "tests/benchmarks/README.md",
+        "heldout",
+        ("scan", "b (s/mm²)", "folds"),
+        {name: Column(name, ("rmse", "rmse_median")) for name in ("amortised", "msmt_csd")},
+    ),
+    "hallucination": Table(
+        "tests/benchmarks/README.md",
+        "hallucination",
+        ("directions", "SNR"),
+        {
+            f"{label}: `{name}`": Column(name, (metric,))
+            for metric, label in (("gm", "GM"), ("csf", "CSF"), ("single", "one fibre"))
+            for name in ("amortised", "msmt_csd")
+        },
+    ),
+    "engine": Table(
+        "tests/benchmarks/README.md",
+        "engine",
+        ("quantity",),
+        {
+            "one thread": Column("shd_bids", _COSTS, threads=1),
+            "two threads": Column("shd_bids", _COSTS, threads=2),
+            "PyTorch alone": Column("pytorch", _COSTS, threads=1),
+        },
+    ),
+}
+
+
+def stale() -> list[str]:
+    """Describe the recorded figures that were measured with other weights than the shipped ones."""
+    now = shipped_weights()
+    records = [(file.stem, record) for file in sorted(FOLDER.glob("*.csv")) for record in read(file.stem)]
+    return [
+        f"{name}: {r.row}, {r.method}, {r.metric} ({r.weights_sha}, {r.date})"
+        for name, r in records
+        if r.weights_sha not in ("", now)
+    ]
+
+
+def write_tables() -> list[str]:
+    """Put every table into its document and return the documents that changed."""
+    changed = []
+    for name in dict.fromkeys(table.document for table in TABLES.values()):
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        new = with_tables(text, {k: t.lines() for k, t in TABLES.items() if t.document == name})
+        if new != text:
+            path.write_text(new, encoding="utf-8")
+            changed.append(name)
+    return changed
+
+
+def with_tables(text: str, tables: dict[str, list[str]]) -> str:
+    """Return a document with its tables replaced; ``ValueError`` where the place of one is missing."""
+    for name, lines in tables.items():
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        before, found, rest = text.partition(begin)
+        if not found or end not in rest:
+            raise ValueError(f"no place for the table {name}: expected {begin.strip()} and {end}")
+        text = before + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
+    return text
+
+
+def main() -> int:
+    """Print or write the tables, or list stale figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--stale", action="store_true")
+    options = parser.parse_args()
+    if options.stale:
+        print(*stale(), sep="\n")
+    elif options.write:
+        print(*write_tables(), sep="\n")
+    else:
+        for name, table in TABLES.items():
+            print(f"\n{table.document}: {name}\n", *table.lines(), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
