@@ -4,42 +4,54 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 # The first Python of a supported version; `make PYTHON=/path/to/python3.12 ...` chooses another.
-PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
-	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+EXTRAS ?= test
 WORKERS ?= auto
 IMAGE ?= shd_bids:latest
 DEMO_DIR ?= demo
 
-.PHONY: help install demo test lint test-unit test-slow test-container image clean
+.PHONY: help install demo test lint test-unit test-slow test-container image sdist clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-install: $(STAMP)  ## create .venv with the shd_bids command in it
+install: $(INSTALLED)  ## create .venv with the shd_bids command in it
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard setup.py)
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; set PYTHON=/path/to/python3.12" >&2; exit 1; }
+$(INSTALLED): pyproject.toml constraints.txt setup.py
+	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.13 is needed and was not found; set PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(PIP_INSTALL) -e .
 	touch $@
 
-demo: $(STAMP)  ## write a small data set, run shd_bids on it, print what was found
+# EXTRAS=test,triton also tests the CUDA kernels on machines without a GPU, by Triton's interpreter.
+$(TOOLS): $(INSTALLED)
+	$(PIP_INSTALL) 'shd_bids[$(EXTRAS)]'    # the package itself stays as installed
+	touch $@
+
+demo: $(INSTALLED)  ## write a small data set, run shd_bids on it, print what was found
 	$(BIN)/python -m shd_bids.cli.demo $(DEMO_DIR)
 
 test: lint test-unit  ## style, types, layers and all tests that take seconds
 
-lint: $(STAMP)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; fi
+	if [ -x $(BIN)/shellcheck ]; then $(BIN)/shellcheck tests/container/*.sh .ci/run; fi
 
-test-unit: $(STAMP)
+test-unit: $(TOOLS)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow'
 
-test-slow: $(STAMP)  ## whole runs and comparisons, minutes each
+test-slow: $(TOOLS)  ## whole runs and comparisons, minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
 test-container:  ## build the images for real and compare the demo in them; skips where no builder is
@@ -47,6 +59,9 @@ test-container:  ## build the images for real and compare the demo in them; skip
 
 image:  ## build the container image, named $(IMAGE)
 	tests/container/build_image.sh $(IMAGE) .
+
+sdist: $(TOOLS)  ## write the source distribution and the wheel to dist/
+	$(BIN)/python -c 'import setuptools.build_meta as b; b.build_sdist("dist"); b.build_wheel("dist")'
 
 clean:  ## remove what was built and written here
 	rm -rf $(VENV) build dist *.egg-info $(DEMO_DIR) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

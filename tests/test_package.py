@@ -1,32 +1,54 @@
-"""What a user installs: the wheel holds the package, its workflows and its data, and nothing else at the top."""
+"""What a user installs: the wheel holds the package and its data, the source distribution all that is tracked."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import shd_bids
 
 ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.xdist_group("wheel")  # one worker, so that the wheel is built once
 
 
+BUILD = "import sys, setuptools.build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
+LEFT_BEHIND = ("__pycache__", "*.so", ".git", ".venv", "build", "dist", "demo", "*.egg-info", ".*_cache")
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> list[str]:
-    """Names in a wheel that is built, without network and without a compiler, from a copy of the source tree."""
-    source, target = tmp_path_factory.mktemp("source") / "src", tmp_path_factory.mktemp("wheel")
-    source.mkdir()
-    for name in ("shd_bids", "workflows"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "setup.py"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, source / name)
-    build = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1])"
+def source(tmp_path_factory) -> Path:
+    """A copy of the source tree."""
+    folder = tmp_path_factory.mktemp("source") / "src"
+    return shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory) -> list[str]:
+    """Names in a wheel that is built without network and without a compiler."""
+    with zipfile.ZipFile(built("build_wheel", source, tmp_path_factory.mktemp("wheel"))) as file:
+        return file.namelist()
+
+
+@pytest.fixture(scope="module")
+def unpacked(source, tmp_path_factory) -> Path:
+    """The folder that a source distribution unpacks to."""
+    target = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(built("build_sdist", source, target)) as file:
+        file.extractall(target, filter="data")
+    (folder,) = (path for path in target.iterdir() if path.is_dir())
+    return folder
+
+
+def built(what: str, source: Path, target: Path) -> Path:
+    """Build a distribution by the package's own backend and return its file."""
     run = subprocess.run(
-        [sys.executable, "-c", build, str(target)],
+        [sys.executable, "-c", BUILD, what, str(target)],
         cwd=source,
         env=os.environ | {"CC": "false", "CXX": "false"},  # the compiled kernel is optional, and takes most of the time
         capture_output=True,
@@ -34,8 +56,8 @@ def wheel(tmp_path_factory) -> list[str]:
         check=False,
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    (file,) = target.glob("*.whl")
-    return zipfile.ZipFile(file).namelist()
+    (file,) = target.iterdir()
+    return file
 
 
 def test_only_one_package_at_the_top(wheel):
@@ -62,3 +84,20 @@ def test_every_source_and_data_file_is_in_the_wheel(wheel):
 
 def test_licence_travels_with_the_wheel(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
+
+
+def test_source_distribution_holds_every_file(unpacked):
+    """Whoever unpacks it can install, test and build the images as from a clone."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("only a clone knows which files are tracked")
+    missing = [name for name in listed.stdout.split() if (ROOT / name).exists() and not (unpacked / name).exists()]
+    assert not missing
+
+
+def test_source_distribution_keeps_the_link_to_the_workflows(unpacked):
+    assert (unpacked / "shd_bids" / "workflows").readlink() == Path("../workflows")
+
+
+def test_citation_names_the_version_of_the_package():
+    assert f"version: {shd_bids.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

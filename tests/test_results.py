@@ -75,7 +75,7 @@ def test_times_of_another_machine_are_not_compared(results):
 
 def test_documents_show_the_recorded_figures(tables):
     """`python tests/benchmarks/tables.py --write` puts them there."""
-    for name in {table.document for table in tables.TABLES.values()}:
+    for name in {table.document for table in tables.TABLES.values() if table.document}:
         text = (tables.ROOT / name).read_text(encoding="utf-8")
         now = {key: table.lines() for key, table in tables.TABLES.items() if table.document == name}
         assert tables.with_tables(text, now) == text, f"{name} shows other figures than are recorded"

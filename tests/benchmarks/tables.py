@@ -33,7 +33,7 @@ class Table:
     Attributes
     ----------
     document : str
-        Path from the root of the repository.
+        Path from the root of the repository; empty for a table that is only printed.
     source : str
         Results file without its ending.
     head : tuple of str
@@ -95,7 +95,7 @@ TABLES = {
         rows=(
             "crossing, 4 shells x 90, 30, 2 x 20^3",
             "crossing, ABCD, 30, 2 x 20^3",
-            "crossing, b1000 x 30, 12, 6 x 20^3",
+            "crossing, b1000 x 30, 30, 6 x 20^3",
         ),
     ),
     "card": Table(
@@ -110,13 +110,13 @@ TABLES = {
         },
     ),
     "heldout": Table(
-        "tests/benchmarks/README.md",
+        "shd_bids/data/MODEL_CARD.md",
         "heldout",
         ("scan", "b (s/mm²)", "folds"),
         {name: Column(name, ("rmse", "rmse_median")) for name in ("amortised", "msmt_csd")},
     ),
     "hallucination": Table(
-        "tests/benchmarks/README.md",
+        "",
         "hallucination",
         ("directions", "SNR"),
         {
@@ -126,7 +126,7 @@ TABLES = {
         },
     ),
     "engine": Table(
-        "tests/benchmarks/README.md",
+        "",
         "engine",
         ("quantity",),
         {
@@ -152,7 +152,7 @@ def stale() -> list[str]:
 def write_tables() -> list[str]:
     """Put every table into its document and return the documents that changed."""
     changed = []
-    for name in dict.fromkeys(table.document for table in TABLES.values()):
+    for name in dict.fromkeys(table.document for table in TABLES.values() if table.document):
         path = ROOT / name
         text = path.read_text(encoding="utf-8")
         new = with_tables(text, {k: t.lines() for k, t in TABLES.items() if t.document == name})
@@ -185,7 +185,7 @@ def main() -> int:
         print(*write_tables(), sep="\n")
     else:
         for name, table in TABLES.items():
-            print(f"\n{table.document}: {name}\n", *table.lines(), sep="\n")
+            print(f"\n{name} {table.document}\n", *table.lines(), sep="\n")
     return 0
 
 

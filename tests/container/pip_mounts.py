@@ -13,26 +13,40 @@ import sys
 from pathlib import Path
 
 CERTIFICATES = "/run/build-ca.crt"  # not over the system's bundle, which the build must be able to rewrite
+CONSTRAINTS = "/run/build-constraints-{}.txt"  # not named as the project's own, which lies beside it in some builds
 SOURCES = ("find-links", "index-url", "extra-index-url")
 
 
 def main(directory: Path) -> None:
     settings = pip_settings()
-    mounts = []
-    certificates = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
-    if os.path.exists(certificates):
-        settings["cert"] = CERTIFICATES
-        mounts.append((certificates, CERTIFICATES))
+    mounts = certificates(settings) + constraints(settings)
+    mounts += [(folder, folder) for folder in sorted(local_folders(settings))]
     pip_conf = directory / "pip.conf"
     pip_conf.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
-    mounts.append((str(pip_conf), "/etc/pip.conf"))
-    mounts += [(folder, folder) for folder in sorted(local_folders(settings))]
-    for source, target in mounts:
+    for source, target in [(str(pip_conf), "/etc/pip.conf"), *mounts]:
         print(f"{source}:{target}:ro")
 
 
+def certificates(settings: dict[str, str]) -> list[tuple[str, str]]:
+    """Let pip read the certificates at a path of their own, and return their mount."""
+    file = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+    if not os.path.exists(file):
+        return []
+    settings["cert"] = CERTIFICATES
+    return [(file, CERTIFICATES)]
+
+
+def constraints(settings: dict[str, str]) -> list[tuple[str, str]]:
+    """Let pip read each local file of constraints at a path of its own, and return their mounts."""
+    files = [word.removeprefix("file://") for word in settings.get("constraint", "").split()]
+    targets = {file: CONSTRAINTS.format(number) for number, file in enumerate(files) if os.path.exists(file)}
+    if files:
+        settings["constraint"] = " ".join(targets.get(file, file) for file in files)
+    return [(os.path.abspath(file), target) for file, target in targets.items()]
+
+
 def pip_settings() -> dict[str, str]:
-    """What ``pip config list`` says, the environment's settings before those of files."""
+    """Return what ``pip config list`` says, the environment's settings before those of files."""
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout
@@ -45,7 +59,7 @@ def pip_settings() -> dict[str, str]:
 
 
 def local_folders(settings: dict[str, str]) -> set[str]:
-    """Folders that pip installs from; of an index, the folder that also holds its files."""
+    """Return the folders that pip installs from; of an index, the folder that also holds its files."""
     folders = set()
     for key in SOURCES:
         for token in settings.get(key, "").split():

@@ -71,6 +71,18 @@ def test_pip_mounts_hand_in_what_pip_is_set_to(tmp_path, monkeypatch):
     assert f"find-links = {wheels}" in (tmp_path / "pip.conf").read_text()
 
 
+def test_constraints_of_pip_keep_clear_of_those_of_the_project(tmp_path, monkeypatch):
+    """They lie beside the sources in some builds, so equal names would replace one by the other."""
+    file = tmp_path / "constraints.txt"
+    file.write_text("torch<3\n")
+    monkeypatch.setenv("PIP_CONSTRAINT", str(file))
+    run = subprocess.run([sys.executable, HERE / "pip_mounts.py", tmp_path], capture_output=True, text=True, check=True)
+    (mount,) = (line for line in run.stdout.split() if line.startswith(f"{file}:"))
+    _, target, _ = mount.split(":")
+    assert Path(target).name != "constraints.txt"
+    assert f"constraint = {target}\n" in (tmp_path / "pip.conf").read_text()
+
+
 PEAKS = np.zeros((4, 4, 4, 6), dtype=np.float32)
 PEAKS[..., 0] = 0.5
 
