@@ -1,19 +1,29 @@
-"""Find every diffusion series with its gradients and mask; the only module that asks pybids.
+"""Find every diffusion series with its gradients and mask.
 
-Everything is asked before anything runs, and the problems of all series are told together.
+Everything is asked before anything runs, and the problems of all series are reported together.
 """
 
 import json
 import logging
 import re
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shd_bids.bids.sessions import (
+    Dataset,
+    all_entities,
+    ambiguities,
+    images_by_session,
+    nothing_found,
+    open_datasets,
+    read_filters,
+    require_labels,
+    source_entities,
+)
 from shd_bids.errors import InputError, NoInputError
 from shd_bids.gradients.files import read_fsl, read_mrtrix
 from shd_bids.gradients.table import MIN_DIRECTIONS, GradientTable
@@ -21,12 +31,6 @@ from shd_bids.images import Volume, check_signal, count_volumes, load_mask, load
 from shd_bids.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-OWN_ENTITIES = ("space", "desc", "res", "cohort")
-"""Entities that a preprocessing adds; the others name the source."""
-
-QUERIES = ("dwi", "mask")
-"""Queries a filter file can change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,35 +129,11 @@ class DWIRun:
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """One BIDS data set, indexed for the asked subjects only."""
-
-    name: str
-    root: Path
-    description: Mapping[str, Any]
-    layout: Any
-
-    @property
-    def is_derivative(self) -> bool:
-        return self.description.get("DatasetType") == "derivative" or bool(self.pipelines)
-
-    @property
-    def pipelines(self) -> tuple[str, ...]:
-        """Names of the programs that made the data set, lower case."""
-        generators = self.description.get("GeneratedBy", ())
-        return tuple(str(generator.get("Name", "")).lower() for generator in generators)
-
-    def uri(self, path: Path) -> str:
-        """Return the BIDS URI of a file of this data set."""
-        return f"bids:{self.name}:{path.relative_to(self.root).as_posix()}"
-
-
 def collect_runs(settings: Settings) -> tuple[DWIRun, ...]:
     """Return every diffusion series that matches the settings, each with usable gradients and mask.
 
     Preprocessed series (``desc-preproc`` in a ``--derivatives`` data set) replace the raw ones of their session.
-    Every image is read once, so that damage is told before hours of work.
+    Every image is read once, so that damage is found before hours of work.
 
     Raises
     ------
@@ -164,186 +144,25 @@ def collect_runs(settings: Settings) -> tuple[DWIRun, ...]:
     """
     filters = read_filters(settings.bids_filter_file)
     datasets = open_datasets(settings)
-    _require_labels(settings, datasets)
+    require_labels(settings, datasets)
     runs: list[DWIRun] = []
     problems: list[str] = []
-    for images in _sessions(settings, datasets, filters["dwi"]).values():
+    for images in images_by_session(settings, datasets, filters["dwi"]).values():
         found, troubles = _session_runs(settings, datasets, filters["mask"], images)
         runs += found
         problems += troubles
     if problems:
         raise InputError(problems)
     if not runs:
-        raise NoInputError(_nothing_found(settings, datasets))
+        raise NoInputError(nothing_found(settings, datasets))
     return tuple(runs)
-
-
-def read_filters(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Read a BIDS filter file: query -> entity -> value; ``null`` asks for absence, ``"*"`` for any value.
-
-    Raises
-    ------
-    InputError
-        Not JSON, or not a mapping of mappings.
-    """
-    from bids.layout import Query
-
-    if path is None:
-        return {query: {} for query in QUERIES}
-    special = {None: Query.NONE, "*": Query.ANY}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        filters = {
-            query: {
-                entity: special.get(value, value) if not isinstance(value, list) else value
-                for entity, value in content.get(query, {}).items()
-            }
-            for query in QUERIES
-        }
-    except (ValueError, AttributeError) as error:
-        raise InputError(
-            f'{path}: found {error}, expected JSON like {{"dwi": {{"acquisition": "hardi"}}}}; correct the filter file'
-        ) from error
-    if unused := sorted(set(content) - set(QUERIES)):
-        logger.warning("%s: queries %s are not used here; %s are", path.name, ", ".join(unused), " and ".join(QUERIES))
-    return filters
-
-
-def open_datasets(settings: Settings) -> tuple[Dataset, ...]:
-    """Index the input and the ``--derivatives`` data sets, the asked subjects and the ``dwi`` folders only."""
-    roots = {"": settings.bids_dir, **settings.derivatives}
-    datasets: list[Dataset] = []
-    for asked, root in roots.items():
-        description = _description(root)
-        name = _link_name(asked, description, taken={dataset.name for dataset in datasets})
-        datasets.append(Dataset(name, root, description, _layout(settings, root, name)))
-    return tuple(datasets)
-
-
-def source_entities(path: Path) -> dict[str, str]:
-    """Return the entities of a name that belong to the source, values as written, in the order of the name."""
-    return {name: value for name, value in _all_entities(path).items() if name not in OWN_ENTITIES}
-
-
-def _all_entities(path: Path) -> dict[str, str]:
-    pairs = path.name.partition(".")[0].split("_")[:-1]
-    return dict(pair.split("-", 1) for pair in pairs if "-" in pair)
-
-
-def _description(root: Path) -> dict[str, Any]:
-    path = root / "dataset_description.json"
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        logger.warning("%s has no dataset_description.json; it is read as a raw BIDS data set", root)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); correct the file") from error
-    return {}
-
-
-def _link_name(asked: str, description: Mapping[str, Any], *, taken: set[str]) -> str:
-    """Return the name of a data set in BIDS URIs: the one given, else its pipeline, else ``raw``."""
-    generators = description.get("GeneratedBy") or [{}]
-    generated = generators[0].get("Name", "input") if description.get("DatasetType") == "derivative" else "raw"
-    name = re.sub(r"[^a-zA-Z0-9_-]", "", asked or generated.lower()) or "input"
-    while name in taken:
-        name += "_"
-    return name
-
-
-def _layout(settings: Settings, root: Path, name: str) -> Any:
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer
-
-    ignore = [re.compile(r"^/(code|models|sourcedata|stimuli|derivatives|logs?|figures)(/|$)")]
-    ignore.append(re.compile(r"^/sub-[^/]+/(ses-[^/]+/)?(?!dwi(?:/|$)|ses-|sub-)"))
-    database = settings.bids_database_dir
-    if database is None:
-        for entity, labels in (("sub", settings.participant_label), ("ses", settings.session_label)):
-            if labels:
-                any_of = "|".join(map(re.escape, labels))
-                ignore.append(re.compile(rf"/{entity}-(?!(?:{any_of})(?:[/_]|$))"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pybids warns about its own coming versions
-        return BIDSLayout(
-            root,
-            validate=False,
-            config=["bids", "derivatives"],
-            database_path=database / name if database else None,
-            indexer=BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore),
-        )
-
-
-def _require_labels(settings: Settings, datasets: Sequence[Dataset]) -> None:
-    """Refuse labels that are nowhere in the data."""
-    roots = [dataset.root for dataset in datasets]
-    for option, prefix, asked, pattern in (
-        ("--participant-label", "sub-", settings.participant_label, "sub-*"),
-        ("--session-label", "ses-", settings.session_label, "sub-*/ses-*"),
-    ):
-        present = sorted(
-            {path.name.removeprefix(prefix) for root in roots for path in root.glob(pattern) if path.is_dir()}
-        )
-        if unknown := [label for label in asked if label not in present]:
-            raise NoInputError(
-                f"{option}: {', '.join(unknown)} not found in {settings.bids_dir}; it has "
-                f"{_shortened(present) or 'none'}"
-            )
-
-
-def _shortened(labels: Sequence[str], most: int = 20) -> str:
-    rest = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return ", ".join(labels[:most]) + rest
-
-
-def _nothing_found(settings: Settings, datasets: Sequence[Dataset]) -> str:
-    asked = [f"sub-{label}" for label in settings.participant_label] + [
-        f"ses-{label}" for label in settings.session_label
-    ]
-    where = ", ".join(str(dataset.root) for dataset in datasets)
-    return (
-        f"no diffusion image (sub-*/[ses-*/]dwi/*_dwi.nii[.gz]) {'of ' + ', '.join(asked) + ' ' if asked else ''}"
-        f"in {where}{' that passes ' + str(settings.bids_filter_file) if settings.bids_filter_file else ''}; "
-        "check the folder, the labels and the filter file"
-    )
-
-
-def _sessions(
-    settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
-) -> dict[tuple[str, str], list[tuple[Dataset, Path]]]:
-    """Return the diffusion images of each (subject, session), preprocessed ones first choice."""
-    per_dataset = [_images(settings, dataset, filters) for dataset in datasets]
-    chosen: dict[tuple[str, str], list[tuple[Dataset, Path]]] = {}
-    for dataset, sessions in list(zip(datasets, per_dataset, strict=True))[1:]:
-        for session, paths in sessions.items():
-            preprocessed = [path for path in paths if _all_entities(path).get("desc") == "preproc"]
-            if preprocessed:
-                chosen.setdefault(session, []).extend((dataset, path) for path in preprocessed)
-    for session, paths in per_dataset[0].items():
-        preprocessed = [path for path in paths if _all_entities(path).get("desc") == "preproc"]
-        chosen.setdefault(session, [(datasets[0], path) for path in preprocessed or paths])
-    return dict(sorted(chosen.items()))
-
-
-def _images(settings: Settings, dataset: Dataset, filters: Mapping[str, Any]) -> dict[tuple[str, str], list[Path]]:
-    query: dict[str, Any] = {"suffix": "dwi", "extension": [".nii", ".nii.gz"], "datatype": "dwi", **filters}
-    for entity, labels in (("subject", settings.participant_label), ("session", settings.session_label)):
-        if labels:
-            query.setdefault(entity, list(labels))
-    sessions: dict[tuple[str, str], list[Path]] = {}
-    for path in sorted(Path(name) for name in dataset.layout.get(return_type="filename", **query)):
-        entities = source_entities(path)
-        if "sub" not in entities:
-            logger.warning("%s: its name has no sub-; skipped", path)
-        elif entities.get("part", "mag") == "mag":  # phase images hold no diffusion contrast
-            sessions.setdefault((entities["sub"], entities.get("ses", "")), []).append(path)
-    return sessions
 
 
 def _session_runs(
     settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any], images: list[tuple[Dataset, Path]]
 ) -> tuple[list[DWIRun], list[str]]:
     """Return the series of one session and their problems; an image without diffusion weighting gives way to others."""
-    problems = list(_ambiguities(images))
+    problems = list(ambiguities(images))
     if problems:
         return [], problems
     runs, skipped = [], []
@@ -365,29 +184,6 @@ def _session_runs(
             logger.warning("%s; skipped", text)
         return runs, problems
     return [], skipped
-
-
-def _ambiguities(images: Iterable[tuple[Dataset, Path]]) -> Iterable[str]:
-    """Tell of images that name the same source: which one is meant cannot be guessed."""
-    groups: dict[tuple[tuple[str, str], ...], list[Path]] = {}
-    for _, path in images:
-        groups.setdefault(tuple(sorted(source_entities(path).items())), []).append(path)
-    for paths in groups.values():
-        if len(paths) > 1:
-            yield (
-                f"{len(paths)} images of one series: {', '.join(path.name for path in paths)}; choose one with "
-                f"--bids-filter-file, for example {json.dumps({'dwi': _distinction(paths)})}"
-            )
-
-
-def _distinction(paths: Sequence[Path]) -> dict[str, str | None]:
-    """Return a filter that picks the first of several images, as an example."""
-    long_names = {"desc": "desc", "space": "space", "res": "resolution", "cohort": "cohort"}
-    first, *others = [_all_entities(path) for path in paths]
-    for entity, name in long_names.items():
-        if any(other.get(entity) != first.get(entity) for other in others):
-            return {name: first.get(entity)}
-    return {"extension": "." + paths[0].name.partition(".")[2]}
 
 
 def _find_files(settings: Settings, dataset: Dataset, dwi: Path) -> DWIRun:
@@ -416,7 +212,7 @@ def _find_files(settings: Settings, dataset: Dataset, dwi: Path) -> DWIRun:
             sidecar |= json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); correct the file") from error
-    space = _all_entities(dwi).get("space", "orig")
+    space = all_entities(dwi).get("space", "orig")
     notes = []
     if not dataset.is_derivative and settings.input_type == "auto":
         notes.append("raw data: motion and distortion are not corrected (--input-type raw hides this)")
@@ -444,10 +240,10 @@ def _candidates(dataset: Dataset, dwi: Path, extension: str) -> list[Path]:
 
     pybids also returns files with entities that the image lacks; BIDS does not let those apply.
     """
-    own = _all_entities(dwi).items()
+    own = all_entities(dwi).items()
     found = dataset.layout.get_nearest(dwi, suffix="dwi", extension=extension, all_=True, strict=False)
-    applying = [Path(path) for path in found if _all_entities(Path(path)).items() <= own]
-    return sorted(applying, key=lambda path: (-len(path.parents), -len(_all_entities(path))))
+    applying = [Path(path) for path in found if all_entities(Path(path)).items() <= own]
+    return sorted(applying, key=lambda path: (-len(path.parents), -len(all_entities(path))))
 
 
 def _inherited(dataset: Dataset, dwi: Path, extension: str) -> Path | None:
@@ -516,8 +312,8 @@ def _with_mask(
         on_grid = []
         for path in _masks(run, dataset, filters):
             (on_grid if same_grid(load_volume(path), volume) else off_grid).append(path)
-        most = max((len(_all_entities(path)) for path in on_grid), default=0)
-        best = [path for path in on_grid if len(_all_entities(path)) == most]
+        most = max((len(all_entities(path)) for path in on_grid), default=0)
+        best = [path for path in on_grid if len(all_entities(path)) == most]
         if len(best) > 1:
             raise InputError(
                 f"{run.dwi.name}: {len(best)} masks apply ({', '.join(path.name for path in best)}); choose one with "
@@ -542,5 +338,5 @@ def _masks(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[Pa
         for path in found
         if source_entities(path).items() <= run.entities.items()
         and ("ses" in source_entities(path)) == ("ses" in run.entities)
-        and _all_entities(path).get("space", "orig") in (run.space, "orig")
+        and all_entities(path).get("space", "orig") in (run.space, "orig")
     )

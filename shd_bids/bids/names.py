@@ -166,31 +166,11 @@ def sidecar(
     KeyError
         A fact that the key needs is not there.
     """
-    row = OUTPUTS[key]
     if key == "qc":
-        return {
-            name: text if isinstance(text, Mapping) else {"Description": text}
-            for name, text in facts["columns"].items()
-        }
-    content: dict[str, Any] = {"Description": row["description"]}
-    needed = row.get("facts", ())
-    if "model" in needed:
-        content["Model"] = {**MODEL, "Parameters": dict(facts["model"])}
-    if "non_negativity" in row:
-        content["NonNegativity"] = row["non_negativity"]
-    if "orientation" in row:
-        content["OrientationEncoding"] = {
-            name: facts[value] if value == "fod_lmax" else value for name, value in row["orientation"].items()
-        }
-    if "parameter_url" in row:
-        content["ParameterURL"] = row["parameter_url"]
-    if "response" in needed:
-        content["ResponseFunction"] = {"Type": "zsh", "Coefficients": _padded(facts["response"][row["tissue"]])}
-    if "shells" in needed:
-        content["Shells"] = [float(value) for value in facts["shells"]]
-    for block in ("peaks", "tractography"):
-        if block in needed:
-            content |= facts[block]
+        columns = facts["columns"].items()
+        return {name: text if isinstance(text, Mapping) else {"Description": text} for name, text in columns}
+    row = OUTPUTS[key]
+    content = {"Description": row["description"], **_from_table(row, facts), **_from_facts(row, facts)}
     if key == "mask":
         content |= {"Type": "Brain", "MaskOrigin": facts["mask_origin"]}
     elif key != "tractogram":
@@ -203,6 +183,36 @@ def sidecar(
     content["Sources"] = [_source_uri(run, source, method=method, format=format) for source in row["sources"]]
     if key == "mask" and run.mask_uri:
         content["Sources"].append(run.mask_uri)
+    return content
+
+
+def _from_table(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model, sign and orientation keys of a row of the table."""
+    content: dict[str, Any] = {}
+    if "model" in row.get("facts", ()):
+        content["Model"] = {**MODEL, "Parameters": dict(facts["model"])}
+    if "non_negativity" in row:
+        content["NonNegativity"] = row["non_negativity"]
+    if "orientation" in row:
+        content["OrientationEncoding"] = {
+            name: facts[value] if value == "fod_lmax" else value for name, value in row["orientation"].items()
+        }
+    if "parameter_url" in row:
+        content["ParameterURL"] = row["parameter_url"]
+    return content
+
+
+def _from_facts(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the response, shells and blocks of options that a row of the table asks for."""
+    needed = row.get("facts", ())
+    content: dict[str, Any] = {}
+    if "response" in needed:
+        content["ResponseFunction"] = {"Type": "zsh", "Coefficients": _padded(facts["response"][row["tissue"]])}
+    if "shells" in needed:
+        content["Shells"] = [float(value) for value in facts["shells"]]
+    for block in ("peaks", "tractography"):
+        if block in needed:
+            content |= facts[block]
     return content
 
 
