@@ -13,6 +13,7 @@ import pytest
 
 from shd_bids.bids.names import expected_outputs
 from shd_bids.fod.weights import load_weights
+from shd_bids.report.summary import ROWS
 from shd_bids.workflows.group import COHORT, cohort_folder
 from tests.bids_trees import dwi_run
 from tests.helpers import until
@@ -54,6 +55,14 @@ def test_every_promised_file_is_there(whole):
     figures = ("gradients", "mask", "response", "fodf", "tissue", "residual", "peaks", "tractogram", "tdi")
     assert names == {f"{name}_dwi.png" for name in figures} | {"orientation_dwi.tsv"}
     assert (out / "sub-01.html").stat().st_size > 1000
+
+
+def test_report_has_every_main_fact(whole):
+    """Each row finds its facts under the names that the stages give them."""
+    _, out, _ = whole
+    page = (out / "sub-01.html").read_text()
+    assert not [title for title in ROWS if f"<th>{title}</th>" not in page]
+    assert "Response functions of white matter, grey matter and CSF were estimated" in page
 
 
 def test_sidecars_name_the_weights_and_sources(whole):

@@ -1,0 +1,129 @@
+"""The table at the top of a report: the main facts of each run."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+from shd_bids.report.facts import STAGES, RunReport, dig, fit_mode, listed, shells, told, voxel_size
+
+
+def summary_table(runs: Sequence[RunReport]) -> str:
+    """Return the main facts as a table in HTML, one column per run; a row that no run has is left out."""
+    if not runs:
+        return '<section class="card"><p>No diffusion run was found for this subject.</p></section>'
+    head = ""
+    if len(runs) > 1:
+        head = "<thead><tr><th></th>" + "".join(f"<th>{escape(run.prefix)}</th>" for run in runs) + "</tr></thead>"
+    body = ""
+    for title, cell in ROWS.items():
+        cells = [cell(run) for run in runs]
+        if any(text != told(None) for text in cells):
+            body += f"<tr><th>{title}</th>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>"
+    empty = "<p>The run stopped before anything could be measured.</p>"
+    table = f"<table>{head}<tbody>{body}</tbody></table>" if body else empty
+    return f'<section class="card wide">{table}</section>'
+
+
+def _measured(run: RunReport, column: str) -> Any:
+    """Find a number of the quality table in any stage."""
+    for facts in run.facts.values():
+        value = dig(facts, "qc", column, "value")
+        if value is not None:
+            return value
+    return None
+
+
+def _mask(run: RunReport) -> str:
+    volume, origin = _measured(run, "mask_volume_ml"), dig(run.facts, "gradients", "sidecar", "mask_origin")
+    if volume is None:
+        return told(None)
+    origins = {"given": "given", "derivative": "from the derivatives", "estimated": "estimated here, look at it"}
+    return f"{volume:,.0f} ml" + (f", {escape(origins.get(origin, str(origin)))}" if origin else "")
+
+
+def _tissues(run: RunReport) -> str:
+    return told(listed([tissue.upper() for tissue in dig(run.facts, "response", "fitted_tissues") or ()]) or None)
+
+
+def _orientation(run: RunReport) -> str:
+    check = dig(run.facts, "gradients", "orientation_check")
+    return told(check.get("message")) if check else told(None)
+
+
+def _fit(run: RunReport) -> str:
+    """Name the mode, the device and the weights."""
+    info = dig(run.facts, "fod", "info")
+    if info is None:
+        return told(None)
+    used, asked = fit_mode(run), run.settings.get("fit")
+    kept = f" (kept: --fit {asked} was not better)" if asked and asked != used else ""
+    parts = [f"{used or 'fitted'}{kept}", f"on {info['device']}" if info.get("device") else ""]
+    text = escape(", ".join(filter(None, parts)))
+    if not (sha256 := info.get("weights_sha256")):
+        return text
+    name = f"{info['weights']} " if info.get("weights") else ""
+    return f'{text}, weights {escape(name)}<code title="SHA-256 {escape(sha256)}">{escape(sha256[:12])}</code>'
+
+
+def _quality(run: RunReport, column: str, form: str) -> str:
+    value = _measured(run, column)
+    return escape(form.format(value)) if isinstance(value, int | float) else told(None)
+
+
+def _streamlines(run: RunReport) -> str:
+    count, length = _measured(run, "n_streamlines"), _measured(run, "streamline_length_median")
+    if count is None:
+        return told(None)
+    return told(count) + (f", median length {length:.0f} mm" if isinstance(length, int | float) else "")
+
+
+def _time(run: RunReport) -> str:
+    """Draw the share of each stage as a bar with its seconds."""
+    seconds = {stage: dig(run.facts, stage, "seconds") for stage in STAGES}
+    seconds = {stage: float(value) for stage, value in seconds.items() if isinstance(value, int | float)}
+    if not seconds:
+        return told(None)
+    total = max(sum(seconds.values()), 1e-9)
+    bar = "".join(
+        f'<span style="width:{100 * s / total:.2f}%;background:{STAGES[k][1]}"></span>' for k, s in seconds.items()
+    )
+    legend = "".join(
+        f'<span><i style="background:{STAGES[stage][1]}"></i>{STAGES[stage][0]} {_duration(value)}</span>'
+        for stage, value in seconds.items()
+    )
+    return f'{_duration(total)}<div class="time">{bar}</div><div class="legend">{legend}</div>'
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if seconds < 3600 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _memory(run: RunReport) -> str:
+    peaks = [dig(facts, "peak_memory_mb") for facts in run.facts.values()]
+    peaks = [value for value in peaks if isinstance(value, int | float)]
+    if not peaks:
+        return told(None)
+    gpu = dig(run.facts, "fod", "info", "peak_gpu_mb")
+    return f"{max(peaks) / 1000:.1f} GB" + (
+        f", {gpu / 1000:.1f} GB on the GPU" if isinstance(gpu, int | float) and gpu else ""
+    )
+
+
+ROWS: dict[str, Callable[[RunReport], str]] = {
+    "Shells": lambda run: shells(run.facts.get("gradients")),
+    "Voxel size": lambda run: voxel_size(run.facts.get("gradients")),
+    "Mask": _mask,
+    "Orientation check": _orientation,
+    "Tissues fitted": _tissues,
+    "Fit": _fit,
+    "Signal-to-noise": lambda run: _quality(run, "snr", "{:.0f} in white matter at b = 0"),
+    "Signal explained": lambda run: _quality(run, "fit_r2_median", "median R² {:.3f}"),
+    "Fibres per voxel": lambda run: _quality(run, "nufo_mean", "{:.2f} on average in white matter"),
+    "Streamlines": _streamlines,
+    "Time": _time,
+    "Peak memory": _memory,
+}
+"""Heading and content of each row."""
