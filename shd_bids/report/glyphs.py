@@ -10,8 +10,8 @@ from matplotlib.collections import LineCollection, PolyCollection
 from shd_bids.report.view import Cut, Plane, WorldView
 from shd_bids.sphere.harmonics import l_max_of, sh_basis
 
-Box = tuple[float, float, float, float]
-"""Left, right, bottom, top of a window of a panel in mm."""
+Window = tuple[float, float, float, float]
+"""Left, right, bottom, top of a part of a panel in mm."""
 
 TINY = np.finfo(np.float64).tiny
 
@@ -44,7 +44,9 @@ def dec_image(coefficients: np.ndarray, rows: np.ndarray, top: float) -> np.ndar
     return np.clip(image, 0, 1)
 
 
-def draw_glyphs(ax: Axes, view: WorldView, cut: Cut, coefficients: np.ndarray, rows: np.ndarray, box: Box) -> None:
+def draw_glyphs(
+    ax: Axes, view: WorldView, cut: Cut, coefficients: np.ndarray, rows: np.ndarray, window: Window
+) -> None:
     """Draw fODF surfaces as shaded triangles, the far ones first; faces turned away are left out.
 
     All have one scale, at which strong ones fill their voxel; the strongest are cut at 1.25 of it.
@@ -55,10 +57,10 @@ def draw_glyphs(ax: Axes, view: WorldView, cut: Cut, coefficients: np.ndarray, r
         SH coefficients in mask order, world axes.
     rows : int array, shape (up, right)
         Row of ``coefficients`` of each pixel of the slice, -1 outside the mask.
-    box : tuple of float
+    window : tuple of float
         Part of the slice to draw.
     """
-    chosen, centres = _places(view, cut, rows, box)
+    chosen, centres = _places(view, cut, rows, window)
     if not len(chosen):
         return
     plane = cut.plane
@@ -93,7 +95,7 @@ def draw_sticks(
     *,
     scale: float,
     width: float,
-    box: Box | None = None,
+    window: Window | None = None,
 ) -> None:
     """Draw peaks as centred lines, those along the line of sight short, the strong ones last.
 
@@ -107,10 +109,10 @@ def draw_sticks(
         Amplitude that fills a voxel.
     width : float
         Of the lines, in points.
-    box : tuple of float, optional
+    window : tuple of float, optional
         Part of the slice to draw.
     """
-    chosen, centres = _places(view, cut, rows, box)
+    chosen, centres = _places(view, cut, rows, window)
     world, size = np.asarray(peaks[0][chosen], float), np.nan_to_num(np.asarray(peaks[1][chosen], float))
     voxel, number = np.nonzero((size > 0) & (np.linalg.norm(world, axis=2) > 0))
     if not len(voxel):
@@ -225,13 +227,14 @@ def _amplitudes(coefficients: np.ndarray, rows: np.ndarray, points: np.ndarray) 
     return np.clip(picked @ sh_basis(points, l_max_of(picked.shape[1])).T, 0, None)
 
 
-def _places(view: WorldView, cut: Cut, rows: np.ndarray, box: Box | None) -> tuple[np.ndarray, np.ndarray]:
-    """List the rows of the mask's voxels of a slice and their centres in the panel, mm; only those in the box."""
+def _places(view: WorldView, cut: Cut, rows: np.ndarray, window: Window | None) -> tuple[np.ndarray, np.ndarray]:
+    """List the rows of the mask's voxels of a slice and their centres in the panel, mm; only those in the window."""
     up, right = np.nonzero(rows >= 0)
     centres = np.stack([(right + 0.5) * view.zooms[cut.plane.right], (up + 0.5) * view.zooms[cut.plane.up]], axis=1)
-    if box is not None:
+    if window is not None:
+        left, right_end, bottom, top = window
         x, y = centres.T
-        seen = (x > box[0]) & (x < box[1]) & (y > box[2]) & (y < box[3])
+        seen = (x > left) & (x < right_end) & (y > bottom) & (y < top)
         up, right, centres = up[seen], right[seen], centres[seen]
     return rows[up, right], centres
 

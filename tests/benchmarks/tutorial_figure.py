@@ -39,7 +39,7 @@ SIMULATED_WINDOW = (8.0, 40.0, 15.0, 47.0)  # left, right, bottom, top, mm
 STORED_DEGREE = 12  # of the images that the app writes
 SLAB = 11  # coronal slices of the scan that are fitted, the drawn one in the middle
 
-Box = tuple[float, float, float, float]
+Window = tuple[float, float, float, float]
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def draw_row(
     panels: list[Axes],
     scan: Scan,
     cut: Cut,
-    window: Box,
+    window: Window,
     truth: np.ndarray | None,
     weights: Weights,
     *,
@@ -182,26 +182,27 @@ def _canvas(n_rows: int) -> tuple[Figure, list[list[Axes]]]:
 
 
 def _panel(
-    ax: Axes, view: WorldView, cut: Cut, background: np.ndarray, fod: np.ndarray, rows: np.ndarray, box: Box
+    ax: Axes, view: WorldView, cut: Cut, background: np.ndarray, fod: np.ndarray, rows: np.ndarray, window: Window
 ) -> None:
     ax.imshow(
         0.35 * background.mean(axis=2), origin="lower", extent=view.extent(cut.plane), cmap="gray", vmin=0, vmax=0.5
     )
-    draw_glyphs(ax, view, cut, fod, rows, box)
-    _frame(ax, box)
+    draw_glyphs(ax, view, cut, fod, rows, window)
+    _frame(ax, window)
 
 
-def _overview(ax: Axes, view: WorldView, cut: Cut, background: np.ndarray, box: Box) -> None:
+def _overview(ax: Axes, view: WorldView, cut: Cut, background: np.ndarray, window: Window) -> None:
     extent = view.extent(cut.plane)
     ax.imshow(background, origin="lower", extent=extent)
-    corners = np.array([[box[0], box[2]], [box[1], box[2]], [box[1], box[3]], [box[0], box[3]], [box[0], box[2]]])
+    left, right, bottom, top = window
+    corners = np.array([[left, bottom], [right, bottom], [right, top], [left, top], [left, bottom]])
     ax.plot(*corners.T, color="white", linewidth=1.4)
     middle, half = (extent[1] / 2, extent[3] / 2), max(extent[1], extent[3]) / 2
     _frame(ax, (middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half))
 
 
-def _frame(ax: Axes, box: Box) -> None:
-    ax.set(xlim=box[:2], ylim=box[2:], aspect="equal", xticks=[], yticks=[], facecolor="black")
+def _frame(ax: Axes, window: Window) -> None:
+    ax.set(xlim=window[:2], ylim=window[2:], aspect="equal", xticks=[], yticks=[], facecolor="black")
     ax.spines[:].set_visible(False)
 
 

@@ -5,7 +5,7 @@ left-right, green front-back, blue up-down. Values "in mask order" follow ``arra
 draw, a panel says so.
 """
 
-from shd_bids.report.figures.fodf import plot_fod, plot_peaks, plot_residual, plot_tissue, plot_training
+from shd_bids.report.figures.fod import plot_fod, plot_peaks, plot_residual, plot_tissue, plot_training
 from shd_bids.report.figures.inputs import plot_gradients, plot_mask, plot_response
 from shd_bids.report.figures.tracks import plot_streamlines, plot_tdi
 

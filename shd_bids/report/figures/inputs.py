@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -21,7 +21,7 @@ from shd_bids.report.curves import (
     shell_colours,
 )
 from shd_bids.report.facts import TISSUE_NAMES
-from shd_bids.report.figures.shared import CURVE_PADDING, grey_image, save, slices_row
+from shd_bids.report.figures.shared import CURVE_PADDING, grey_image, save, show_grey, slices_row
 from shd_bids.report.glyphs import draw_outline
 from shd_bids.report.view import (
     FONT,
@@ -126,7 +126,7 @@ def plot_mask(out_file: Path, *, b0: np.ndarray, mask: np.ndarray, affine: Array
         grey = grey_image(view.volume(b0), inside)
         for row_axes, row_cuts in zip(axes, cuts, strict=True):
             for ax, cut in zip(row_axes, row_cuts, strict=True):
-                show_slice(ax, view, cut, slice_of(grey, cut), cmap="gray", norm=Normalize(0, 1))
+                show_grey(ax, view, cut, grey)
                 draw_outline(ax, view, cut.plane, slice_of(inside, cut), colour="#ff4d6d", width=1.1)
         if not mask.any():
             note_empty(axes[0][0], "the mask is empty")
@@ -167,17 +167,10 @@ def plot_response(
         Row([1.0] * 3, title="Signal by angle to the fibre (upright)", max_height=3.0, titles=titles),
         Row([5.2], title="Mean signal by b-value (white matter at b = 0 is 1)", padding=CURVE_PADDING),
     ]
-    view: WorldView | None = None
-    cuts: tuple[Cut, ...] = ()
+    selection = None
     if voxels and b0 is not None and affine is not None:
-        voxels = {tissue: np.asarray(chosen, bool) for tissue, chosen in voxels.items()}
-        view = world_view(b0.shape, affine, mask)
-        cuts = _busiest_cuts(view, {tissue: view.volume(chosen) for tissue, chosen in voxels.items()})
-        counts = [
-            f"{name} {np.count_nonzero(voxels[tissue])}" for tissue, name in TISSUE_NAMES.items() if tissue in voxels
-        ]
-        title = "Voxels taken: " + ", ".join(counts) + " (blue, green, red)"
-        rows.append(slices_row(view, cuts, title, max_height=4.4))
+        selection = _Selection(world_view(b0.shape, affine, mask), voxels)
+        rows.append(selection.row())
     with rc_context(FONT):
         figure, axes = gallery(rows, gap=0.25)
         for ax, tissue in zip(axes[0], TISSUE_NAMES, strict=True):
@@ -187,15 +180,41 @@ def plot_response(
                 note_empty(ax, "not fitted", on_black=False)
         _shell_legend(figure, axes[0], responses)
         draw_decay(axes[1][0], {tissue: (bvalues, _table(rows)) for tissue, (bvalues, rows) in responses.items()})
-        if view is not None and b0 is not None and voxels:
-            grey = grey_image(view.volume(b0), None if mask is None else view.volume(np.asarray(mask, bool)))
-            for ax, cut in zip(axes[2], cuts, strict=True):
-                image = np.repeat(0.8 * slice_of(grey, cut)[..., None], 3, axis=2)
-                for tissue, colour in TISSUE_COLOURS.items():
-                    if tissue in voxels:
-                        image[slice_of(view.volume(voxels[tissue]), cut)] = to_rgb(colour)
-                show_slice(ax, view, cut, image)
+        if selection is not None:
+            selection.draw(axes[2], b0, mask)
         return save(figure, out_file)
+
+
+class _Selection:
+    """The voxels that responses were measured in, over a grey image.
+
+    Parameters
+    ----------
+    view : WorldView
+    voxels : mapping tissue -> bool array, shape (x, y, z)
+    """
+
+    def __init__(self, view: WorldView, voxels: Mapping[str, np.ndarray]) -> None:
+        self._view = view
+        self._chosen = {
+            tissue: view.volume(np.asarray(voxels[tissue], bool)) for tissue in TISSUE_NAMES if tissue in voxels
+        }
+        self._counts = {tissue: np.count_nonzero(voxels[tissue]) for tissue in self._chosen}
+        self._cuts = _busiest_cuts(view, self._chosen)
+
+    def row(self) -> Row:
+        counts = [f"{TISSUE_NAMES[tissue]} {count}" for tissue, count in self._counts.items()]
+        title = "Voxels taken: " + ", ".join(counts) + " (blue, green, red)"
+        return slices_row(self._view, self._cuts, title, max_height=4.4)
+
+    def draw(self, axes: Sequence[Axes], b0: np.ndarray, mask: np.ndarray | None) -> None:
+        inside = None if mask is None else self._view.volume(np.asarray(mask, bool))
+        grey = grey_image(self._view.volume(b0), inside)
+        for ax, cut in zip(axes, self._cuts, strict=True):
+            image = np.repeat(0.8 * slice_of(grey, cut)[..., None], 3, axis=2)
+            for tissue, chosen in self._chosen.items():
+                image[slice_of(chosen, cut)] = to_rgb(TISSUE_COLOURS[tissue])
+            show_slice(ax, self._view, cut, image)
 
 
 def _table(coefficients: ArrayLike) -> np.ndarray:

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from shd_bids.boxes import row_numbers
 from shd_bids.files import atomic_path
-from shd_bids.report.view import DPI, Cut, Row, WorldView
+from shd_bids.report.view import DPI, Cut, Row, WorldView, colour_bar, show_slice, slice_of
 
 CURVE_PADDING = (0.8, 0.1, 0.55, 0.05)  # inches left, right, below and above a plot for its ticks and labels
 
@@ -25,8 +28,29 @@ def save(figure: Figure, out_file: Path) -> Path:
 def slices_row(
     view: WorldView, cuts: Sequence[Cut], title: str, *, max_height: float = 5.0, margin_right: float = 0.0
 ) -> Row:
+    """Return a row with one panel for each slice."""
     aspects = [view.aspect(cut.plane) for cut in cuts]
     return Row(aspects, title=title, max_height=max_height, margin_right=margin_right)
+
+
+def show_grey(ax: Axes, view: WorldView, cut: Cut, volume: np.ndarray, *, brightness: float = 1.0) -> None:
+    """Draw a slice of a grey image of values in 0..1, darkened where something is drawn over it."""
+    show_slice(ax, view, cut, brightness * slice_of(volume, cut), cmap="gray", norm=Normalize(0, 1))
+
+
+def show_maps(
+    axes: Sequence[Axes],
+    view: WorldView,
+    cuts: Sequence[Cut],
+    images: Sequence[np.ndarray],
+    *,
+    palette: ScalarMappable,
+    label: str,
+) -> None:
+    """Draw one image, shape (up, right), in each panel of a row and the colour bar of all at its end."""
+    for ax, cut, image in zip(axes, cuts, images, strict=True):
+        show_slice(ax, view, cut, image, cmap=palette.cmap, norm=palette.norm)
+    colour_bar(axes, palette, label)
 
 
 def mask_numbers(view: WorldView, mask: np.ndarray) -> np.ndarray:

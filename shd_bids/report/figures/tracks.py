@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm
 from numpy.typing import ArrayLike
 
-from shd_bids.report.figures.shared import grey_image, percentile, save, slices_row
+from shd_bids.report.figures.shared import grey_image, percentile, save, show_grey, show_maps, slices_row
 from shd_bids.report.glyphs import cut_to_segments, draw_outline, draw_segments
-from shd_bids.report.view import FONT, Cut, Row, colour_bar, gallery, note_empty, show_slice, slice_of, world_view
+from shd_bids.report.view import FONT, Cut, Row, gallery, note_empty, show_slice, slice_of, world_view
 
 MAX_STREAMLINES = 4000
 MAX_SEGMENTS = 90_000
@@ -67,7 +67,7 @@ def plot_streamlines(
                 note_empty(ax, "no streamlines")
         grey = np.zeros(view.shape) if background is None else grey_image(view.volume(background), inside)
         for ax, cut in zip(axes[1], cuts, strict=True):
-            show_slice(ax, view, cut, 0.6 * slice_of(grey, cut), cmap="gray", norm=Normalize(0, 1))
+            show_grey(ax, view, cut, grey, brightness=0.6)
             draw_outline(ax, view, cut.plane, slice_of(inside, cut), colour="#7b8794", width=0.8)
             away = np.abs(segments[:, :, cut.plane.axis].mean(axis=1) - (cut.index + 0.5) * view.zooms[cut.plane.axis])
             draw_segments(ax, cut.plane, segments[away < half], colours[away < half], width=1.0)
@@ -101,19 +101,15 @@ def plot_tdi(out_file: Path, *, density: np.ndarray, affine: ArrayLike, mask: np
         slices_row(view, cuts, "Streamlines per voxel", max_height=4.2, margin_right=0.9),
         slices_row(view, projections, "Maximum along the line of sight", max_height=4.2, margin_right=0.9),
     ]
-    norm = LogNorm(1, max(10.0, percentile(density, 99.8)))
-    palette = colormaps["inferno"].with_extremes(under="black", bad="black")
+    colours = colormaps["inferno"].with_extremes(under="black", bad="black")
+    palette = ScalarMappable(LogNorm(1, max(10.0, percentile(density, 99.8))), colours)
     with rc_context(FONT):
         figure, axes = gallery(rows)
         volume = view.volume(density)
-        images = [
-            [slice_of(volume, cut) for cut in cuts],
-            [_projected(volume, plane.axis) for plane in planes],
-        ]
-        for row_axes, row_cuts, row_images in zip(axes, (cuts, projections), images, strict=True):
-            for ax, cut, image in zip(row_axes, row_cuts, row_images, strict=True):
-                show_slice(ax, view, cut, image, cmap=palette, norm=norm)
-            colour_bar(row_axes, ScalarMappable(norm, palette), "streamlines")
+        slices = [slice_of(volume, cut) for cut in cuts]
+        show_maps(axes[0], view, cuts, slices, palette=palette, label="streamlines")
+        images = [_projected(volume, plane.axis) for plane in planes]
+        show_maps(axes[1], view, projections, images, palette=palette, label="streamlines")
         if not density.any():
             note_empty(axes[0][0], "no streamlines")
         return save(figure, out_file)

@@ -1,6 +1,6 @@
 """Pictures of the fit: fODFs, their peaks, tissues, residual, and the course of an adaptation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
@@ -21,9 +22,11 @@ from shd_bids.report.figures.shared import (
     mask_numbers,
     percentile,
     save,
+    show_grey,
+    show_maps,
     slices_row,
 )
-from shd_bids.report.glyphs import Box, dec_image, draw_glyphs, draw_sticks
+from shd_bids.report.glyphs import Window, dec_image, draw_glyphs, draw_sticks
 from shd_bids.report.view import (
     FONT,
     Cut,
@@ -69,24 +72,19 @@ def plot_fod(
     """
     mask = np.asarray(mask, bool)
     view = world_view(mask.shape, affine, mask)
-    cuts, numbers = view.cuts(), mask_numbers(view, mask)
-    total = np.clip(np.nan_to_num(coefficients[:, 0]), 0, None)
+    numbers = mask_numbers(view, mask)
     anisotropy = in_view(np.linalg.norm(np.nan_to_num(coefficients[:, 1:6]), axis=1), numbers)  # degree 2
-    windows = [_busiest_window(view, cut, slice_of(anisotropy, cut)) for cut in cuts]
-    rows = [
-        slices_row(view, cuts, "Fibre directions: red left-right, green front-back, blue up-down"),
-        Row([_box_aspect(box) for box in windows], title="fODF surfaces in the windows marked above", max_height=5.5),
-    ]
+    windows = [_busiest_window(view, cut, slice_of(anisotropy, cut)) for cut in view.cuts()]
+    top = percentile(np.clip(np.nan_to_num(coefficients[:, 0]), 0, None), 97)
     with rc_context(FONT):
-        figure, axes = gallery(rows)
+        figure, panels = _windowed_gallery(view, windows, "Fibre directions", "fODF surfaces")
         grey = np.zeros(view.shape) if background is None else grey_image(view.volume(background), numbers >= 0)
-        top = percentile(total, 97)
-        for ax, zoom, cut, box in zip(*axes, cuts, windows, strict=True):
+        for ax, zoom, cut, window in panels:
             shown = slice_of(numbers, cut)
             show_slice(ax, view, cut, dec_image(coefficients, shown, top))
-            show_slice(zoom, view, cut, 0.45 * slice_of(grey, cut), cmap="gray", norm=Normalize(0, 1))
-            _mark_window(ax, zoom, box)
-            draw_glyphs(zoom, view, cut, coefficients, shown, box)
+            show_grey(zoom, view, cut, grey, brightness=0.45)
+            _mark_window(ax, zoom, window)
+            draw_glyphs(zoom, view, cut, coefficients, shown, window)
             if not (shown >= 0).any():
                 note_empty(ax, "no fODF in this slice")
         return save(figure, out_file)
@@ -123,23 +121,19 @@ def plot_peaks(
     """
     mask = np.asarray(mask, bool)
     view = world_view(mask.shape, affine, mask)
-    cuts, numbers = view.cuts(), mask_numbers(view, mask)
+    numbers = mask_numbers(view, mask)
     largest = in_view(np.nan_to_num(np.asarray(amplitudes, float)).max(axis=1, initial=0), numbers)
-    windows = [_busiest_window(view, cut, slice_of(largest, cut)) for cut in cuts]
-    rows = [
-        slices_row(view, cuts, "Peaks: red left-right, green front-back, blue up-down"),
-        Row([_box_aspect(box) for box in windows], title="Peaks in the windows marked above", max_height=5.5),
-    ]
+    windows = [_busiest_window(view, cut, slice_of(largest, cut)) for cut in view.cuts()]
+    scale = percentile(np.asarray(amplitudes), 95)
     with rc_context(FONT):
-        figure, axes = gallery(rows)
+        figure, panels = _windowed_gallery(view, windows, "Peaks", "Peaks")
         grey = grey_image(largest if background is None else view.volume(background), numbers >= 0)
-        scale = percentile(np.asarray(amplitudes), 95)
-        for ax, zoom, cut, box in zip(*axes, cuts, windows, strict=True):
+        for ax, zoom, cut, window in panels:
             shown = slice_of(numbers, cut)
-            for panel, part, width in ((ax, None, 0.8), (zoom, box, 2.2)):
-                show_slice(panel, view, cut, 0.5 * slice_of(grey, cut), cmap="gray", norm=Normalize(0, 1))
-                draw_sticks(panel, view, cut, (directions, amplitudes), shown, scale=scale, width=width, box=part)
-            _mark_window(ax, zoom, box)
+            for panel, part, width in ((ax, None, 0.8), (zoom, window, 2.2)):
+                show_grey(panel, view, cut, grey, brightness=0.5)
+                draw_sticks(panel, view, cut, (directions, amplitudes), shown, scale=scale, width=width, window=part)
+            _mark_window(ax, zoom, window)
             if not (shown >= 0).any():
                 note_empty(ax, "no peaks in this slice")
         return save(figure, out_file)
@@ -181,8 +175,7 @@ def plot_tissue(out_file: Path, *, fractions: np.ndarray, mask: np.ndarray, affi
             show_slice(ax, view, cut, slice_of(colours, cut))
         for number, ax in enumerate(axes[1]):
             if fractions[:, number].any():
-                image = slice_of(volume[..., number], single)
-                show_slice(ax, view, single, image, cmap="gray", norm=Normalize(0, 1))
+                show_grey(ax, view, single, volume[..., number])
             else:
                 note_empty(ax, "not fitted" if mask.any() else "the mask is empty")
         colour_bar(axes[1], ScalarMappable(Normalize(0, 1), "gray"), "signal fraction")
@@ -237,11 +230,10 @@ def plot_residual(
             (r_squared, "viridis", Normalize(0, 1), "R²"),
             (residual_std, "magma", Normalize(0, percentile(residual_std, 98)), "residual"),
         )
-        for row_axes, (values, palette, norm, label) in zip(axes, maps, strict=False):
+        for row_axes, (values, colours, norm, label) in zip(axes, maps, strict=False):
             volume = in_view(values, numbers, fill=np.nan)
-            for ax, cut in zip(row_axes, cuts, strict=True):
-                show_slice(ax, view, cut, slice_of(volume, cut), cmap=palette, norm=norm)
-            colour_bar(row_axes, ScalarMappable(norm, palette), label)
+            images = [slice_of(volume, cut) for cut in cuts]
+            show_maps(row_axes, view, cuts, images, palette=ScalarMappable(norm, colours), label=label)
             if not mask.any():
                 note_empty(row_axes[0], "the mask is empty")
         draw_shell_residuals(axes[2][0], shell_residuals or {"all shells": residual_std})
@@ -305,14 +297,28 @@ def plot_training(
         return save(figure, out_file)
 
 
-def _mark_window(ax: Axes, zoom: Axes, box: Box) -> None:
+def _windowed_gallery(
+    view: WorldView, windows: Sequence[Window], slices: str, parts: str
+) -> tuple[Figure, Iterator[tuple[Axes, Axes, Cut, Window]]]:
+    """Lay out a row of slices and below each its window; return the page and (slice, window panel, cut, window)."""
+    cuts = view.cuts()
+    aspects = [(right - left) / (top - bottom) for left, right, bottom, top in windows]
+    rows = [
+        slices_row(view, cuts, f"{slices}: red left-right, green front-back, blue up-down"),
+        Row(aspects, title=f"{parts} in the windows marked above", max_height=5.5),
+    ]
+    figure, axes = gallery(rows)
+    return figure, zip(*axes, cuts, windows, strict=True)
+
+
+def _mark_window(ax: Axes, zoom: Axes, window: Window) -> None:
     """Frame a window in the whole slice and limit the enlarged panel to it."""
-    left, right, bottom, top = box
+    left, right, bottom, top = window
     ax.add_patch(Rectangle((left, bottom), right - left, top - bottom, fill=False, ec="white", lw=1.2))
     zoom.set(xlim=(left, right), ylim=(bottom, top))
 
 
-def _busiest_window(view: WorldView, cut: Cut, strength: np.ndarray) -> Box:
+def _busiest_window(view: WorldView, cut: Cut, strength: np.ndarray) -> Window:
     """Place a window of at most WINDOW x WINDOW voxels where the slice, shape (up, right), shows most."""
     height, width = (min(WINDOW, size) for size in strength.shape)
     sums = np.pad(np.cumsum(np.cumsum(strength, axis=0), axis=1), ((1, 0), (1, 0)))
@@ -322,7 +328,3 @@ def _busiest_window(view: WorldView, cut: Cut, strength: np.ndarray) -> Box:
         bottom, left = (strength.shape[0] - height) // 2, (strength.shape[1] - width) // 2
     pitch_right, pitch_up = float(view.zooms[cut.plane.right]), float(view.zooms[cut.plane.up])
     return (left * pitch_right, (left + width) * pitch_right, bottom * pitch_up, (bottom + height) * pitch_up)
-
-
-def _box_aspect(box: Box) -> float:
-    return (box[1] - box[0]) / (box[3] - box[2])
