@@ -1,40 +1,30 @@
-"""Streamlines from fODFs in world axes, by dipy's compiled trackers.
+"""Streamlines from fODFs in world axes, by dipy's compiled trackers (`shd_bids.tractography.field` turns the frames).
 
-dipy steps along voxel axes (in mm) through a table of amplitudes sampled on directions. The one border between the two
-frames is `_voxel_frame`: the table of the tracker's direction v holds the fODF at the world direction R v, with R the
-columns of the affine at unit length. No coefficient is rotated, and streamlines return in world mm (RAS+).
+Streamlines return in world mm (RAS+).
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import nibabel as nib
 import numpy as np
-from dipy.core.sphere import Sphere
-from dipy.direction.pmf import SimplePmfGen
-from dipy.tracking.stopping_criterion import BinaryStoppingCriterion
-from dipy.tracking.tracker_parameters import generate_tracking_parameters
+from dipy.tracking.tracker_parameters import TrackerParameters, generate_tracking_parameters
 from dipy.tracking.tractogen import generate_tractogram
 from nibabel.streamlines import ArraySequence
 
 from shd_bids.boxes import chunks
 from shd_bids.errors import InputError
+from shd_bids.options import TrackingOptions
 from shd_bids.peaks.measures import largest_amplitude
-from shd_bids.peaks.search import find_peaks
-from shd_bids.sphere.harmonics import l_max_of, sh_basis
-from shd_bids.sphere.spiral import spiral
-
-ALGORITHMS = ("det", "prob", "ptt")
+from shd_bids.peaks.search import Peaks, find_peaks
+from shd_bids.tractography.field import AmplitudeField, voxel_frame
 
 REFERENCE_SHARE = 0.1
-"""Default stop amplitude as a share of the median largest amplitude in the seed mask (MRtrix3: 0.1 of about 1)."""
+"""Stop amplitude as a share of the median largest amplitude in the seed mask (MRtrix3: 0.1 of about 1)."""
 
-_TABLE_BYTES = 1.6e9  # amplitudes of the bounding box, float64 because dipy reads no other
-_DIRECTIONS = (250, 750)  # 9 to 5 degrees apart, over a hemisphere
-_PTT_DIRECTIONS = 250  # PTT looks for the nearest direction hundreds of times a step, and steps along a smooth curve
 _BUFFER_BYTES = 2e8  # dipy reserves the longest possible streamline for every seed of a batch
-_VOXELS_PER_CHUNK = 16384
+_STEP_SHARE = {"det": 0.5, "prob": 0.5, "ptt": 0.2}  # of the smallest voxel edge
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +62,9 @@ def track(
     coefficients: np.ndarray,
     mask: np.ndarray,
     affine: np.ndarray,
+    options: TrackingOptions,
     *,
     seed_mask: np.ndarray,
-    algorithm: str = "prob",
-    seeds_per_voxel: int = 2,
-    select: int | None = None,
-    step_size: float | None = None,
-    max_angle: float = 45.0,
-    min_length: float = 20.0,
-    max_length: float = 250.0,
-    stop_amplitude: float | None = None,
     random_seed: int = 0,
     nprocs: int = 1,
     progress: Callable[[str, float], None] | None = None,
@@ -89,8 +72,9 @@ def track(
     """Track streamlines through fODFs from seeds drawn uniformly in a mask.
 
     Each seed starts along one peak of its voxel, drawn in proportion to amplitude. A streamline goes on while its voxel
-    lies in the mask and some direction within ``max_angle`` has an interpolated amplitude; amplitudes below
-    ``stop_amplitude`` count as none.
+    lies in the mask and some direction within ``max_angle`` has an interpolated amplitude; amplitudes below a tenth of
+    the median largest amplitude in the seed mask count as none. It is kept if its length is within the limits and all
+    its points lie inside the image.
 
     Parameters
     ----------
@@ -100,22 +84,9 @@ def track(
         Voxels of the rows of ``coefficients``; streamlines end where they leave it.
     affine : (4, 4) array
         Voxel to world mm (RAS+).
+    options : TrackingOptions
     seed_mask : (x, y, z) bool array
         Voxels that are seeded, where also in ``mask``.
-    algorithm : {"det", "prob", "ptt"}
-        Deterministic, probabilistic, or parallel transport tractography (Aydogan and Shi 2021).
-    seeds_per_voxel : int
-        Seeds in each voxel of the seed mask, at uniform random places.
-    select : int, optional
-        Stop when this many streamlines are accepted (the seeds come in random order); 0 or None uses every seed.
-    step_size : float, optional
-        mm; by default half of the smallest voxel edge, for "ptt" a fifth.
-    max_angle : float
-        Largest turn in one step, degrees.
-    min_length, max_length : float
-        Limits of accepted lengths, mm.
-    stop_amplitude : float, optional
-        In the units of the fODF; by default a tenth of the median largest amplitude in the seed mask.
     random_seed : int
         Fixes seeds, start directions and random walks; results do not depend on ``nprocs``.
     nprocs : int
@@ -123,79 +94,36 @@ def track(
     progress : callable, optional
         Called with a text and the share done.
 
-    Returns
-    -------
-    Tractogram
-
     Raises
     ------
     ValueError
-        If shapes disagree or an option is out of range.
+        If shapes disagree.
     InputError
         If no voxel can be seeded or the fODFs are nowhere above the stop amplitude.
     """
     mask, affine = np.asarray(mask, dtype=bool), np.asarray(affine, dtype=np.float64)
     seed_mask = np.asarray(seed_mask, dtype=bool)
-    _check_options(coefficients, mask, seed_mask, algorithm, seeds_per_voxel, max_angle, min_length, max_length)
-    seed_mask = seed_mask & mask
-    if not seed_mask.any():
-        raise InputError(
-            "the seed mask has no voxel inside the brain mask; lower the white-matter share that is seeded"
-        )
-    voxel_size, _ = _voxel_frame(affine)
-    if step_size is None:
-        step_size = float(voxel_size.min()) * (0.2 if algorithm == "ptt" else 0.5)
+    _check_grids(coefficients, mask, seed_mask)
     seeded = seed_mask[mask]
-    if stop_amplitude is None:
-        stop_amplitude = REFERENCE_SHARE * reference_amplitude(coefficients[seeded])
-
+    stop_amplitude = REFERENCE_SHARE * reference_amplitude(coefficients[seeded])
     rng = np.random.default_rng(random_seed)
-    most_directions = _PTT_DIRECTIONS if algorithm == "ptt" else _DIRECTIONS[1]
-    space = _AmplitudeField(coefficients, mask, affine, stop_amplitude, most_directions)
-    places, directions = _seeds(coefficients[seeded], seed_mask, affine, seeds_per_voxel, stop_amplitude, rng)
-    parameters = generate_tracking_parameters(
-        algorithm,
-        min_len=0,
-        max_len=math.ceil(max_length + 2 * step_size),
-        step_size=step_size,
-        voxel_size=voxel_size,
-        probe_length=3 * step_size,
-        probe_quality=5,
-        random_seed=int(rng.integers(2**19, 2**20)),  # times a place in the box this stays below 2^32
-        **_limits(algorithm, max_angle, stop_amplitude, voxel_size),
+    space = AmplitudeField(
+        coefficients, mask, affine, stop_amplitude=stop_amplitude, algorithm=options.tracking_algorithm
     )
-    streamlines, n_seeds, n_generated, n_out_of_box = ArraySequence(), 0, 0, 0
-    for batch in _batches(len(places), max_length / step_size, select or len(places)):
-        raw = list(
-            generate_tractogram(
-                places[batch],
-                directions[batch],
-                space.stopping,
-                parameters,
-                space.pmf,
-                space.affine,
-                nbr_threads=nprocs,
-            )
+    peaks = find_peaks(coefficients[seeded], absolute_threshold=stop_amplitude)
+    places, directions = _seeds(peaks, np.argwhere(seed_mask & mask), affine, options.seeds, rng)
+    step_size, parameters = _parameters(options, stop_amplitude, voxel_frame(affine)[0], rng)
+    found = Tractogram(ArraySequence(), 0, 0, 0, 0, step_size=step_size, stop_amplitude=float(stop_amplitude))
+    for batch in _batches(len(places), options.max_length / step_size, options.select or len(places)):
+        raw = generate_tractogram(
+            places[batch], directions[batch], space.stopping, parameters, space.pmf, space.affine, nbr_threads=nprocs
         )
-        n_seeds += len(places[batch])
-        n_generated += len(places[batch]) - sum(len(points) < 2 for points in raw)  # dipy withholds those too long
-        fitting = [points for points in raw if min_length <= _length(points) <= max_length]
-        new = _inside_image(fitting, affine, mask.shape)
-        n_out_of_box += len(fitting) - len(new)
-        streamlines.extend(new[: select - len(streamlines)] if select else new)
+        found = _extended(found, list(raw), len(places[batch]), options, affine, mask.shape)
         if progress:
-            progress("tracking", len(streamlines) / select if select else n_seeds / len(places))
-        if select and len(streamlines) >= select:
+            progress("tracking", found.n_accepted / options.select if options.select else found.n_seeds / len(places))
+        if found.n_accepted == options.select > 0:
             break
-    return Tractogram(
-        streamlines=streamlines,
-        n_seeds=n_seeds,
-        n_generated=n_generated,
-        n_accepted=len(streamlines),
-        n_out_of_box=n_out_of_box,
-        step_size=step_size,
-        stop_amplitude=float(stop_amplitude),
-    )
+    return found
 
 
 def reference_amplitude(coefficients: np.ndarray) -> float:
@@ -204,43 +132,24 @@ def reference_amplitude(coefficients: np.ndarray) -> float:
     return float(np.median(largest_amplitude(coefficients[rows])))
 
 
-class _AmplitudeField:
-    """What dipy tracks in: amplitudes on a box around the mask, where to stop, and the affine of the box."""
-
-    def __init__(
-        self,
-        coefficients: np.ndarray,
-        mask: np.ndarray,
-        affine: np.ndarray,
-        stop_amplitude: float,
-        most_directions: int,
-    ) -> None:
-        corners = np.argwhere(mask)
-        low = corners.min(axis=0) - 1  # one voxel more all around: what lies beyond the image then reads as zero
-        shape = corners.max(axis=0) + 2 - low
-        n_directions = int(np.clip(_TABLE_BYTES / (8 * shape.prod()), _DIRECTIONS[0], most_directions))
-        vertices = spiral(n_directions)
-        basis = sh_basis(vertices @ _voxel_frame(affine)[1].T, l_max_of(coefficients.shape[1])).astype(np.float32)
-        table = np.zeros((*shape, n_directions))
-        rows = np.ravel_multi_index(tuple((corners - low).T), tuple(shape))
-        flat = table.reshape(-1, n_directions)
-        for part in chunks(len(rows), _VOXELS_PER_CHUNK):
-            amplitudes = np.asarray(coefficients[part], dtype=np.float32) @ basis.T
-            flat[rows[part]] = np.where(amplitudes >= stop_amplitude, np.maximum(amplitudes, 0), 0)
-        is_open = flat.any(axis=1).reshape(tuple(shape))
-        if not is_open.any():
-            raise InputError(
-                f"no fODF amplitude reaches the stop amplitude {stop_amplitude:g}; look at the fODF or lower it"
-            )
-        self.affine = affine @ nib.affines.from_matvec(np.eye(3), low)
-        self.pmf = SimplePmfGen(table, Sphere(xyz=vertices))
-        self.stopping = BinaryStoppingCriterion(is_open)
-
-
-def _voxel_frame(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return voxel sizes (3,) in mm and R (3, 3), which turns a direction along voxel axes into a world direction."""
-    sizes = nib.affines.voxel_sizes(affine)
-    return sizes, affine[:3, :3] / sizes
+def _parameters(
+    options: TrackingOptions, stop_amplitude: float, voxel_size: np.ndarray, rng: np.random.Generator
+) -> tuple[float, TrackerParameters]:
+    """Return the step size in mm and what dipy is to do; lengths are checked afterwards."""
+    step_size = options.step_size
+    if step_size is None:
+        step_size = float(voxel_size.min()) * _STEP_SHARE[options.tracking_algorithm]
+    return step_size, generate_tracking_parameters(
+        options.tracking_algorithm,
+        min_len=0,
+        max_len=math.ceil(options.max_length + 2 * step_size),
+        step_size=step_size,
+        voxel_size=voxel_size,
+        probe_length=3 * step_size,
+        probe_quality=5,
+        random_seed=int(rng.integers(2**19, 2**20)),  # times a place in the box this stays below 2^32
+        **_limits(options.tracking_algorithm, options.max_angle, stop_amplitude, voxel_size),
+    )
 
 
 def _limits(algorithm: str, max_angle: float, stop_amplitude: float, voxel_size: np.ndarray) -> dict[str, float]:
@@ -257,24 +166,18 @@ def _limits(algorithm: str, max_angle: float, stop_amplitude: float, voxel_size:
 
 
 def _seeds(
-    coefficients: np.ndarray,
-    seed_mask: np.ndarray,
-    affine: np.ndarray,
-    seeds_per_voxel: int,
-    stop_amplitude: float,
-    rng: np.random.Generator,
+    peaks: Peaks, voxels: np.ndarray, affine: np.ndarray, seeds_per_voxel: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return seed places in world mm and start directions along voxel axes, each (s, 3), in random order.
 
     A voxel without a peak gives seeds without direction, which dipy leaves where they are.
     """
-    peaks = find_peaks(coefficients, absolute_threshold=stop_amplitude)
-    voxel = rng.permutation(np.repeat(np.arange(len(coefficients)), seeds_per_voxel))
-    places = np.argwhere(seed_mask)[voxel] + rng.uniform(-0.5, 0.5, (len(voxel), 3))
+    voxel = rng.permutation(np.repeat(np.arange(len(voxels)), seeds_per_voxel))
+    places = voxels[voxel] + rng.uniform(-0.5, 0.5, (len(voxel), 3))
     cumulative = peaks.amplitudes.cumsum(axis=1)[voxel]
     choice = (cumulative <= rng.uniform(0, cumulative[:, -1:])).sum(axis=1).clip(max=cumulative.shape[1] - 1)
     world = peaks.directions[voxel, choice].astype(np.float64)
-    along_axes = world @ np.linalg.inv(_voxel_frame(affine)[1]).T
+    along_axes = world @ np.linalg.inv(voxel_frame(affine)[1]).T
     length = np.linalg.norm(along_axes, axis=1, keepdims=True)
     along_axes = np.where(length > 0, along_axes / np.where(length > 0, length, 1), 0)
     return nib.affines.apply_affine(affine, places), along_axes
@@ -289,6 +192,27 @@ def _batches(n_seeds: int, n_points: float, wanted: int) -> list[slice]:
     largest = int(np.clip(_BUFFER_BYTES / (2 * 3 * 8 * n_points), 100, 10_000))
     size = min(largest, max(wanted // 4, 100))
     return chunks(n_seeds, size)
+
+
+def _extended(
+    found: Tractogram,
+    raw: list[np.ndarray],
+    n_seeds: int,
+    options: TrackingOptions,
+    affine: np.ndarray,
+    shape: tuple[int, int, int],
+) -> Tractogram:
+    """Add the streamlines of one batch that may be kept, up to the number wanted."""
+    fitting = [points for points in raw if options.min_length <= _length(points) <= options.max_length]
+    new = _inside_image(fitting, affine, shape)
+    found.streamlines.extend(new[: options.select - found.n_accepted] if options.select else new)
+    return replace(
+        found,
+        n_seeds=found.n_seeds + n_seeds,
+        n_generated=found.n_generated + n_seeds - sum(len(points) < 2 for points in raw),  # dipy withholds the too long
+        n_accepted=len(found.streamlines),
+        n_out_of_box=found.n_out_of_box + len(fitting) - len(new),
+    )
 
 
 def _length(points: np.ndarray) -> float:
@@ -307,29 +231,13 @@ def _inside_image(streamlines: list[np.ndarray], affine: np.ndarray, shape: tupl
     return [points.astype(np.float32) for points, is_whole in zip(streamlines, whole, strict=True) if is_whole]
 
 
-def _check_options(
-    coefficients: np.ndarray,
-    mask: np.ndarray,
-    seed_mask: np.ndarray,
-    algorithm: str,
-    seeds_per_voxel: int,
-    max_angle: float,
-    min_length: float,
-    max_length: float,
-) -> None:
-    """Raise ValueError naming every option that is out of range."""
-    problems = []
+def _check_grids(coefficients: np.ndarray, mask: np.ndarray, seed_mask: np.ndarray) -> None:
     if mask.ndim != 3 or seed_mask.shape != mask.shape or len(coefficients) != mask.sum():
-        problems.append(
+        raise ValueError(
             f"found mask {mask.shape} with {mask.sum()} voxels, seed mask {seed_mask.shape}, {len(coefficients)} "
             "rows of coefficients; expected one grid and one row a mask voxel"
         )
-    if algorithm not in ALGORITHMS:
-        problems.append(f"found algorithm {algorithm!r}, expected one of {', '.join(ALGORITHMS)}")
-    if seeds_per_voxel < 1 or not 0 < max_angle <= 90 or not 0 <= min_length < max_length:
-        problems.append(
-            f"found seeds_per_voxel {seeds_per_voxel}, max_angle {max_angle}, lengths {min_length} to {max_length}; "
-            "expected at least 1, degrees in (0, 90], and 0 <= min_length < max_length"
+    if not (seed_mask & mask).any():
+        raise InputError(
+            "the seed mask has no voxel inside the brain mask; lower the white-matter share that is seeded"
         )
-    if problems:
-        raise ValueError("; ".join(problems))

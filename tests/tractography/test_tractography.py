@@ -14,12 +14,14 @@ from nibabel.streamlines import ArraySequence
 from scipy.spatial.transform import Rotation
 
 from shd_bids.errors import InputError
+from shd_bids.options import TrackingOptions
 from shd_bids.sphere.harmonics import degrees, sh_basis
 from shd_bids.tractography.density import track_density
 from shd_bids.tractography.files import save_tractogram
-from shd_bids.tractography.track import ALGORITHMS, Tractogram, track
+from shd_bids.tractography.track import Tractogram, track
 from tests.helpers import requires_mrtrix
 
+ALGORITHMS = ("det", "prob", "ptt")
 CENTRE = np.array([5.0, -3.0, 10.0])  # mm, of the arc
 NORMAL = np.array([0.3, 0.5, 0.8]) / np.linalg.norm([0.3, 0.5, 0.8])  # of its plane: no symmetry with any axis
 ARC_RADIUS, TUBE_RADIUS = 25.0, 5.0
@@ -62,10 +64,11 @@ def _middle(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return mask & (points @ _plane()[0] > 0.9 * ARC_RADIUS).reshape(mask.shape)
 
 
-def _track(axes: np.ndarray, **options) -> Tractogram:
+def _track(axes: np.ndarray, *, random_seed: int = 7, nprocs: int = 1, **options) -> Tractogram:
     coefficients, mask, affine = _bundle(axes)
+    chosen = TrackingOptions(**{"seeds": 1} | options)
     seeds = _middle(mask, affine)
-    return track(coefficients, mask, affine, **{"seed_mask": seeds, "seeds_per_voxel": 1, "random_seed": 7} | options)
+    return track(coefficients, mask, affine, chosen, seed_mask=seeds, random_seed=random_seed, nprocs=nprocs)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -73,7 +76,7 @@ def _track(axes: np.ndarray, **options) -> Tractogram:
 def test_streamlines_follow_the_bundle_in_world_axes(axes, algorithm):
     """Whatever the grid, from the apex they run along the arc to both of its ends and never leave the tube."""
     max_angle = 20 if algorithm == "ptt" else 45
-    result = _track(axes, algorithm=algorithm, max_angle=max_angle)
+    result = _track(axes, tracking_algorithm=algorithm, max_angle=max_angle)
     assert result.n_accepted > 0.5 * result.n_seeds
     assert len(result.streamlines) == result.n_accepted
     first, second = _plane()
@@ -103,10 +106,9 @@ def test_a_wrong_frame_would_be_seen(algorithm):
     coefficients, mask, affine = _bundle(AXES["RAS"])
     l = degrees(8)  # noqa: E741
     mirrored = np.where(l > 0, _bundle(AXES["RAS"])[0] @ _mirror(), coefficients)
-    right = _track(AXES["RAS"], algorithm=algorithm)
-    wrong = track(
-        mirrored, mask, affine, seed_mask=_middle(mask, affine), seeds_per_voxel=1, random_seed=7, algorithm=algorithm
-    )
+    right = _track(AXES["RAS"], tracking_algorithm=algorithm)
+    options = TrackingOptions(seeds=1, tracking_algorithm=algorithm)
+    wrong = track(mirrored, mask, affine, options, seed_mask=_middle(mask, affine), random_seed=7)
     assert wrong.n_accepted < 0.5 * right.n_accepted
 
 
@@ -118,7 +120,7 @@ def _mirror() -> np.ndarray:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_seed_decides_and_threads_do_not(algorithm):
-    options = {"algorithm": algorithm}
+    options = {"tracking_algorithm": algorithm}
     once, again, threaded, other = (
         _track(AXES["LAS"], random_seed=seed, nprocs=nprocs, **options)
         for seed, nprocs in ((7, 1), (7, 1), (7, 2), (8, 1))
@@ -129,12 +131,12 @@ def test_seed_decides_and_threads_do_not(algorithm):
 
 
 def test_select_and_lengths():
-    every = _track(AXES["LAS"], seeds_per_voxel=4)
-    some = _track(AXES["LAS"], seeds_per_voxel=4, select=20)
+    every = _track(AXES["LAS"], seeds=4)
+    some = _track(AXES["LAS"], seeds=4, select=20)
     assert some.n_accepted == len(some.streamlines) == 20
     assert some.n_seeds < every.n_seeds == 4 * _middle(*_bundle(AXES["LAS"])[1:]).sum()
     assert every.n_accepted <= every.n_generated <= every.n_seeds
-    limited = _track(AXES["LAS"], seeds_per_voxel=4, min_length=60, max_length=70)
+    limited = _track(AXES["LAS"], seeds=4, min_length=60, max_length=70)
     lengths = np.array([np.linalg.norm(np.diff(points, axis=0), axis=1).sum() for points in limited.streamlines])
     assert 0 < limited.n_accepted < every.n_accepted
     assert lengths.min() > 60 - 1e-3
@@ -147,12 +149,12 @@ def test_tracking_stops_at_amplitude_and_mask():
     second = _plane()[1]
     offset = nib.affines.apply_affine(affine, np.argwhere(mask)) - CENTRE
     faded = coefficients * np.where(offset @ second > 10, 0.01, 1)[:, None]
-    options = {"seed_mask": _middle(mask, affine), "seeds_per_voxel": 1, "algorithm": "det"}
-    by_amplitude = track(faded, mask, affine, **options)
+    seed_mask, options = _middle(mask, affine), TrackingOptions(seeds=1, tracking_algorithm="det")
+    by_amplitude = track(faded, mask, affine, options, seed_mask=seed_mask)
     assert ((by_amplitude.streamlines.get_data() - CENTRE) @ second).max() < 10 + 2.5
     cut = mask.copy()
     cut[mask] = offset @ second <= 10
-    by_mask = track(coefficients[cut[mask]], cut, affine, **options)
+    by_mask = track(coefficients[cut[mask]], cut, affine, options, seed_mask=seed_mask)
     points = np.rint(nib.affines.apply_affine(np.linalg.inv(affine), by_mask.streamlines.get_data())).astype(int)
     assert cut[tuple(points.T)].all()
 
@@ -161,9 +163,8 @@ def test_image_border_ends_streamlines_inside():
     """Fibres that run out of the image give points inside it, the outermost half voxels included."""
     mask = np.ones((8, 6, 6), dtype=bool)
     coefficients = np.tile(sh_basis(np.array([[1.0, 0, 0]]), 8), (mask.sum(), 1))
-    result = track(
-        coefficients, mask, np.diag([2.0, 2, 2, 1]), seed_mask=mask, min_length=8, algorithm="det", seeds_per_voxel=1
-    )
+    options = TrackingOptions(min_length=8, tracking_algorithm="det", seeds=1)
+    result = track(coefficients, mask, np.diag([2.0, 2, 2, 1]), options, seed_mask=mask)
     x = result.streamlines.get_data()[:, 0] / 2
     assert result.n_out_of_box == 0
     assert -0.5 <= x.min() < 0.2
@@ -172,14 +173,13 @@ def test_image_border_ends_streamlines_inside():
 
 def test_what_cannot_be_tracked_is_told():
     coefficients, mask, affine = _bundle(AXES["RAS"])
+    options = TrackingOptions()
     with pytest.raises(InputError, match="seed mask"):
-        track(coefficients, mask, affine, seed_mask=np.zeros_like(mask))
+        track(coefficients, mask, affine, options, seed_mask=np.zeros_like(mask))
     with pytest.raises(InputError, match="stop amplitude"):
-        track(coefficients, mask, affine, seed_mask=mask, stop_amplitude=1e6)
-    with pytest.raises(ValueError, match="algorithm 'fact'"):
-        track(coefficients, mask, affine, seed_mask=mask, algorithm="fact")
+        track(0 * coefficients, mask, affine, options, seed_mask=mask)
     with pytest.raises(ValueError, match="one row a mask voxel"):
-        track(coefficients[1:], mask, affine, seed_mask=mask)
+        track(coefficients[1:], mask, affine, options, seed_mask=mask)
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_density_counts_each_streamline_once_a_voxel():
 @requires_mrtrix
 def test_mrtrix_reads_the_tracks_and_maps_them_alike(tmp_path):
     """tckinfo counts them, and the density of tckmap is ours."""
-    tracks = _track(AXES["oblique, anisotropic"], algorithm="det").streamlines
+    tracks = _track(AXES["oblique, anisotropic"], tracking_algorithm="det").streamlines
     mask, affine = _bundle(AXES["oblique, anisotropic"])[1:]
     save_tractogram(tmp_path / "tracks.tck", tracks, affine, mask.shape)
     nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), tmp_path / "mask.nii")
@@ -271,7 +271,7 @@ def test_mrtrix_tracks_the_same_bundle(tmp_path):
     seeds = _middle(mask, affine)
     for name, data in (("fod", image), ("seeds", seeds.astype(np.uint8)), ("mask", mask.astype(np.uint8))):
         nib.save(nib.Nifti1Image(data, affine), tmp_path / f"{name}.nii")
-    result = track(coefficients, mask, affine, seed_mask=seeds, algorithm="det", seeds_per_voxel=4)
+    result = track(coefficients, mask, affine, TrackingOptions(tracking_algorithm="det", seeds=4), seed_mask=seeds)
     command = "tckgen -quiet -nthreads 1 -algorithm SD_STREAM fod.nii tracks.tck -seed_image seeds.nii -mask mask.nii"
     command += f" -select {result.n_accepted} -cutoff {result.stop_amplitude} -minlength 20"
     subprocess.run(command.split(), cwd=tmp_path, check=True)
