@@ -1,12 +1,12 @@
 """One diffusion series, from its files to its derivatives."""
 
-import math
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import nipype.pipeline.engine as pe
 
 from shd_bids.bids.collect import DWIRun
+from shd_bids.interfaces.base import options_input
 from shd_bids.interfaces.gradients import PrepareGradients, RequireOrientation
 from shd_bids.options import LEVELS
 from shd_bids.response import TISSUES
@@ -20,14 +20,11 @@ from shd_bids.workflows.report import (
     init_response_figures_wf,
     init_tractography_figures_wf,
 )
+from shd_bids.workflows.resources import Resources, fod_resources, image_gb, may_use_gpu
 from shd_bids.workflows.response import init_response_wf
 from shd_bids.workflows.tractography import init_tractography_wf
 
-__all__ = ["init_dwi_wf", "init_response_only_wf", "may_use_gpu", "memory_beside_network", "memory_of_the_fit"]
-
-BASE_GB = 0.7  # torch and what it loads
-NETWORK_GB = 7.0  # a brain at 2 mm in one pass; with less the finest encoder runs twice, or on halos of tiles
-LEAST_GB = 1.5  # the smallest tile
+__all__ = ["init_dwi_wf", "init_response_only_wf"]
 
 
 def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
@@ -73,22 +70,9 @@ def init_response_only_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.W
     return workflow
 
 
-def memory_of_the_fit(run: DWIRun, settings: Settings, *, use_gpu: bool) -> tuple[float, float]:
-    """Return the GB that the network may take, and those that the fit needs beside it."""
-    # as many fits run at once as fit into the processors, and share the memory
-    share = settings.mem * min(1.0, settings.omp_nthreads / settings.nprocs)
-    beside = memory_beside_network(run)
-    return max(LEAST_GB, share - beside if use_gpu else min(share - beside, NETWORK_GB)), beside
-
-
-def memory_beside_network(run: DWIRun) -> float:
-    """Return the GB that a fit needs for the image, its voxels in the mask, and the coefficients."""
-    return BASE_GB + 3 * _image_gb(run)
-
-
 def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Node, str]:
     """Add the gradients, their figures, and the gate that wrong directions do not pass; return as `_add_response`."""
-    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * _image_gb(run))
+    gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * image_gb(run))
     gradient_figures_wf = init_gradient_figures_wf(run=run, output_dir=settings.output_dir)
     orientation = pe.Node(RequireOrientation(), name="orientation")
     drawn = ("gradients_file", "facts_file", "b0_file", "mask_file", "orientation_file")
@@ -103,7 +87,7 @@ def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, fa
 def _estimate_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings) -> pe.Workflow:
     """Add the responses alone and return their workflow."""
     gradients, orientation = workflow.get_node("gradients"), workflow.get_node("orientation")
-    response_wf = init_response_wf(responses=settings.responses, n_procs=1, mem_gb=0.5 + 2 * _image_gb(run))
+    response_wf = init_response_wf(responses=settings.responses, resources=Resources(mem_gb=0.5 + 2 * image_gb(run)))
     workflow.connect([(orientation, response_wf, _same("gradients_file"))])
     if not settings.responses:
         response_wf.inputs.inputnode.dwi_file = str(run.dwi)
@@ -140,22 +124,9 @@ def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: l
     """Add the fit, its figures and its sink."""
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, response_wf = workflow.get_node("gradients"), workflow.get_node("response_wf")
-    use_gpu = may_use_gpu(settings.device)
-    network_gb, beside = memory_of_the_fit(run, settings, use_gpu=use_gpu)
+    resources, network_gb = fod_resources(run, settings)
     fod_wf = init_fod_wf(
-        fit=settings.fit,
-        weights=settings.weights,
-        device=settings.device,
-        precision=settings.precision,
-        lambda_tv=settings.lambda_tv,
-        tv_penalty=settings.tv_penalty,
-        max_steps=settings.max_steps,
-        fod_lmax=settings.fod_lmax,
-        seed=settings.random_seed,
-        network_gb=network_gb,
-        use_gpu=use_gpu,
-        n_procs=settings.omp_nthreads,
-        mem_gb=network_gb + beside,
+        options=settings.fod, runtime=replace(settings.runtime, memory_gb=network_gb), resources=resources
     )
     fod_wf.inputs.inputnode.dwi_file = str(run.dwi)
     fod_figures_wf = init_fod_figures_wf(**keep, is_adapted=settings.fit == "subject")
@@ -165,7 +136,7 @@ def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: l
     drawn = ("fod_file", "facts_file", "vfwm_file", "vfgm_file", "vfcsf_file", "rsquared_file", "residualstd_file")
     workflow.connect([
         (gradients, fod_wf, _same("mask_file", "gradients_file")),
-        (response_wf, fod_wf, [(f"outputnode.{tissue}_file", f"inputnode.{tissue}_response") for tissue in TISSUES]),
+        (response_wf, fod_wf, _through("response_files")),
         (gradients, fod_figures_wf, _same("mask_file", "b0_file")),
         (fod_wf, fod_figures_wf, _through(*drawn)),
         (fod_wf, fod_derivatives_wf, _maps(FOD_MAPS)),
@@ -179,16 +150,10 @@ def _add_peaks(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts:
     """Add the peaks, their figure and their sink."""
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, fod_wf = workflow.get_node("gradients"), workflow.get_node("fod_wf")
-    peaks_wf = init_peaks_wf(
-        max_peaks=settings.peak_max,
-        relative_threshold=settings.peak_relative_threshold,
-        absolute_threshold=settings.peak_absolute_threshold,
-        min_separation=settings.peak_separation,
-        device=settings.device,
-        use_gpu=may_use_gpu(settings.device),
-        n_procs=settings.omp_nthreads,
-        mem_gb=min(2.0, settings.mem),
+    resources = Resources(
+        n_procs=settings.omp_nthreads, mem_gb=min(2.0, settings.mem), use_gpu=may_use_gpu(settings.device)
     )
+    peaks_wf = init_peaks_wf(options=settings.peaks, runtime=settings.runtime, resources=resources)
     peaks_figures_wf = init_peaks_figures_wf(**keep)
     peaks_derivatives_wf = init_derivatives_wf(
         **keep, keys=PEAK_MAPS, n_facts=4, sloppy=settings.sloppy, name="peaks_derivatives_wf"
@@ -211,19 +176,8 @@ def _add_tractography(
     """Add the streamlines, their figures and their sink."""
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, fod_wf = workflow.get_node("gradients"), workflow.get_node("fod_wf")
-    tractography_wf = init_tractography_wf(
-        algorithm=settings.tracking_algorithm,
-        seeds=settings.seeds,
-        select=settings.select,
-        step_size=settings.step_size,
-        max_angle=settings.max_angle,
-        min_length=settings.min_length,
-        max_length=settings.max_length,
-        formats=settings.tractogram_format,
-        seed=settings.random_seed,
-        n_procs=settings.omp_nthreads,
-        mem_gb=min(4.0, settings.mem),
-    )
+    resources = Resources(n_procs=settings.omp_nthreads, mem_gb=min(4.0, settings.mem))
+    tractography_wf = init_tractography_wf(options=settings.tracking, runtime=settings.runtime, resources=resources)
     tractography_figures_wf = init_tractography_figures_wf(**keep)
     tractography_derivatives_wf = init_derivatives_wf(
         **keep,
@@ -259,9 +213,7 @@ def _gradients(run: DWIRun, settings: Settings) -> PrepareGradients:
     }
     return PrepareGradients(
         mask_origin=run.mask_origin,
-        b0_threshold=settings.b0_threshold,
-        shell_tolerance=settings.shell_tolerance,
-        gradient_check=settings.gradient_check,
+        **options_input(settings.gradients),
         **{name: str(path) for name, path in files.items() if path is not None},
     )
 
@@ -285,13 +237,3 @@ def _through(*fields: str) -> list[tuple[str, str]]:
 def _maps(keys: tuple[str, ...]) -> list[tuple[str, str]]:
     """Connect the maps of a stage to their sink."""
     return [(f"outputnode.{key}_file", f"inputnode.{key}") for key in keys]
-
-
-def _image_gb(run: DWIRun) -> float:
-    """Return the size of the image in memory, as float32."""
-    return math.prod(run.shape) * 4e-9
-
-
-def may_use_gpu(device: str) -> bool:
-    """Say whether the scheduler must count a stage as one for the GPU, without asking torch."""
-    return device.startswith("cuda") or (device == "auto" and Path("/dev/nvidiactl").exists())

@@ -7,10 +7,12 @@ import nipype.pipeline.engine as pe
 from nipype.interfaces import utility as niu
 
 from shd_bids.bids.collect import DWIRun
+from shd_bids.interfaces.base import options_input, runtime_inputs
 from shd_bids.interfaces.cohort import AdaptToCohort
 from shd_bids.settings import Settings
 from shd_bids.workflows.base import WORKFLOW_NAME, name_stages, run_folder, run_name
-from shd_bids.workflows.dwi import init_response_only_wf, may_use_gpu, memory_beside_network
+from shd_bids.workflows.dwi import init_response_only_wf
+from shd_bids.workflows.resources import may_use_gpu, memory_beside_network
 
 __all__ = ["COHORT", "cohort_folder", "init_group_wf"]
 
@@ -34,17 +36,11 @@ def init_group_wf(runs: Sequence[DWIRun], settings: Settings) -> pe.Workflow:
     workflow = pe.Workflow(name=WORKFLOW_NAME, base_dir=str(settings.work_dir))
     cohort_wf = pe.Workflow(name=f"{COHORT}_wf")
     interface = AdaptToCohort(
-        names=[run.prefix for run in runs],
-        dwi_files=[str(run.dwi) for run in runs],
-        weights=settings.weights,
-        device=settings.device,
-        lambda_tv=settings.lambda_tv,
-        tv_penalty=settings.tv_penalty,
-        seed=settings.random_seed,
+        dwi_files={run.prefix: str(run.dwi) for run in runs},
+        **options_input(settings.fod),
+        **runtime_inputs(settings.runtime),
         use_gpu=may_use_gpu(settings.device),
     )
-    if settings.max_steps is not None:
-        interface.inputs.max_steps = settings.max_steps
     mem_gb = min(settings.mem, NETWORK_GB + max(map(memory_beside_network, runs)))
     cohort = pe.Node(interface, name=COHORT, n_procs=settings.omp_nthreads, mem_gb=mem_gb)
     joined = {

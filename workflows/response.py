@@ -7,15 +7,14 @@ import nipype.pipeline.engine as pe
 from nipype.interfaces import utility as niu
 
 from shd_bids.interfaces.response import EstimateResponses, ReadResponses
+from shd_bids.workflows.resources import Resources
 
 __all__ = ["init_response_wf"]
 
-OUTPUTS = ["wm_file", "gm_file", "csf_file", "facts_file"]
+OUTPUTS = ["wm_file", "gm_file", "csf_file", "response_files", "facts_file"]
 
 
-def init_response_wf(
-    *, responses: Sequence[Path], n_procs: int, mem_gb: float, name: str = "response_wf"
-) -> pe.Workflow:
+def init_response_wf(*, responses: Sequence[Path], resources: Resources, name: str = "response_wf") -> pe.Workflow:
     """Estimate the responses from the image, or take the given ones.
 
     Workflow Graph
@@ -25,8 +24,7 @@ def init_response_wf(
     ----------
     responses : sequence of Path
         Files of WM, GM, CSF; empty to estimate.
-    n_procs, mem_gb : int, float
-        What the stage may use.
+    resources : Resources
 
     Inputs
     ------
@@ -36,6 +34,8 @@ def init_response_wf(
     -------
     wm_file, gm_file, csf_file
         Responses; GM and CSF may be absent.
+    response_files
+        List of them.
     voxels_file
         Voxels they were measured in; absent when they were given.
     facts_file
@@ -49,7 +49,7 @@ def init_response_wf(
         interface = ReadResponses(response_files=[str(path.absolute()) for path in responses])
     else:
         interface = EstimateResponses()
-    response = pe.Node(interface, name="response", n_procs=n_procs, mem_gb=mem_gb)
+    response = pe.Node(interface, name="response", n_procs=resources.n_procs, mem_gb=resources.mem_gb)
     workflow.connect([
         (inputnode, response, [(field, field) for field in fields]),
         (response, outputnode, [(field, field) for field in outputs]),

@@ -1,29 +1,18 @@
 """Streamlines of one series."""
 
-from collections.abc import Sequence
-
 import nipype.pipeline.engine as pe
 from nipype.interfaces import utility as niu
 
+from shd_bids.interfaces.base import options_input, runtime_inputs
 from shd_bids.interfaces.tractography import TrackStreamlines
+from shd_bids.options import Runtime, TrackingOptions
+from shd_bids.workflows.resources import Resources
 
 __all__ = ["init_tractography_wf"]
 
 
 def init_tractography_wf(
-    *,
-    algorithm: str,
-    seeds: int,
-    select: int,
-    step_size: float | None,
-    max_angle: float,
-    min_length: float,
-    max_length: float,
-    formats: Sequence[str],
-    seed: int,
-    n_procs: int,
-    mem_gb: float,
-    name: str = "tractography_wf",
+    *, options: TrackingOptions, runtime: Runtime, resources: Resources, name: str = "tractography_wf"
 ) -> pe.Workflow:
     """Track streamlines through the fODFs.
 
@@ -32,10 +21,10 @@ def init_tractography_wf(
 
     Parameters
     ----------
-    algorithm, seeds, select, step_size, max_angle, min_length, max_length, formats, seed
-        As in `shd_bids.interfaces.tractography.track_image`.
-    n_procs, mem_gb : int, float
-        What the stage may use.
+    options : TrackingOptions
+    runtime : Runtime
+        Its seed is used.
+    resources : Resources
 
     Inputs
     ------
@@ -50,19 +39,8 @@ def init_tractography_wf(
     outputs = ["tractogram_files", "tdi_file", "preview_file", "facts_file"]
     inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=outputs), name="outputnode")
-    interface = TrackStreamlines(
-        algorithm=algorithm,
-        seeds=seeds,
-        select=select,
-        max_angle=max_angle,
-        min_length=min_length,
-        max_length=max_length,
-        formats=list(formats),
-        seed=seed,
-    )
-    if step_size is not None:
-        interface.inputs.step_size = step_size
-    tractography = pe.Node(interface, name="tractography", n_procs=n_procs, mem_gb=mem_gb)
+    interface = TrackStreamlines(**options_input(options), **runtime_inputs(runtime))
+    tractography = pe.Node(interface, name="tractography", n_procs=resources.n_procs, mem_gb=resources.mem_gb)
     workflow.connect([
         (inputnode, tractography, [(field, field) for field in inputs]),
         (tractography, outputnode, [(field, field) for field in outputs]),

@@ -9,7 +9,7 @@ from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import expected_outputs
 from shd_bids.options import LEVELS
 from shd_bids.settings import Settings
-from shd_bids.workflows.dwi import memory_of_the_fit
+from shd_bids.workflows.resources import memory_of_the_fit
 
 GB = 1e9
 BRAIN_SHARE = 0.3  # of the field of view, where no mask is given

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shd_bids.errors import DeviceError, OutputError
 from shd_bids.settings import Settings
+from shd_bids.workflows.resources import may_use_gpu
 
 CUDA_QUESTION = """
 import sys, torch
@@ -29,7 +30,7 @@ def describe_device(device: str) -> str:
     DeviceError
         A CUDA device was asked for and is absent.
     """
-    if device == "cpu" or (device == "auto" and not _may_have_gpu()):
+    if not may_use_gpu(device):
         return "cpu"
     answer = subprocess.run([sys.executable, "-c", CUDA_QUESTION], capture_output=True, text=True, check=False)
     names = answer.stdout.split("\n")[:-1] if answer.returncode == 0 else []
@@ -44,10 +45,6 @@ def describe_device(device: str) -> str:
         f"({', '.join(names) or 'no driver, or a torch without CUDA'}); use --device cpu, or give the job a GPU "
         "(docker run --gpus all, apptainer run --nv)"
     )
-
-
-def _may_have_gpu() -> bool:
-    return any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg"))
 
 
 def require_writable(settings: Settings, *, create: bool) -> None:

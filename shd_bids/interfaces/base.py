@@ -14,18 +14,23 @@ from shd_bids import __version__
 from shd_bids.errors import ShdError
 from shd_bids.files import write_json
 from shd_bids.interfaces.isolation import call_isolated
+from shd_bids.options import Options, Runtime
 
 __all__ = [
     "FACTS_DIR",
     "FAILURE_FILE",
     "Failure",
+    "OptionsInputSpec",
+    "RuntimeInputSpec",
     "StageInputSpec",
     "StageInterface",
     "StageOutputSpec",
     "log_progress",
+    "options_input",
     "qc_column",
     "read_failure",
     "read_json",
+    "runtime_inputs",
     "write_failure",
 ]
 
@@ -115,6 +120,30 @@ class StageInputSpec(BaseInterfaceInputSpec):
 _COMMON_INPUTS = frozenset(StageInputSpec.class_trait_names())
 
 
+class OptionsInputSpec(StageInputSpec):
+    """Inputs of an interface whose function takes ``options``; see `options_input`."""
+
+    options = traits.Dict(mandatory=True, desc="option group of the stage, by name")
+
+
+class RuntimeInputSpec(OptionsInputSpec):
+    """Inputs of an interface whose function takes ``options`` and ``runtime``; see `runtime_inputs`."""
+
+    runtime = traits.Dict(mandatory=True, desc="device, precision and seed")
+    memory_gb = traits.Float(8.0, usedefault=True, nohash=True, desc="of the network; no result depends on it")
+
+
+def options_input(options: Options) -> dict[str, Any]:
+    """Return the input that hands an option group to an interface; `StageInterface.options_type` reads it back."""
+    return {"options": asdict(options)}
+
+
+def runtime_inputs(runtime: Runtime) -> dict[str, Any]:
+    """Return the inputs that hand device, precision, seed and memory to an interface."""
+    values = asdict(runtime)
+    return {"memory_gb": values.pop("memory_gb"), "runtime": values}
+
+
 class StageOutputSpec(TraitedSpec):
     """Output every stage has: what it found, for sidecars, QC table, provenance and report.
 
@@ -140,6 +169,9 @@ class StageInterface(SimpleInterface):
 
     is_reported = True
     """Whether the facts are also kept in the run's folder, for provenance and report."""
+
+    options_type: type[Options] = Options
+    """Type of the function's argument ``options``, where it has one."""
 
     wants: tuple[str, ...] = ()
     """Which of ``n_threads`` (int) and ``label`` (str, for progress lines) the function takes too."""
@@ -169,6 +201,10 @@ class StageInterface(SimpleInterface):
         offered = {"n_threads": inputs.num_threads, "label": f"{inputs.series} {inputs.stage}"}
         names = [name for name in inputs.copyable_trait_names() if name not in _COMMON_INPUTS]
         own = {name: _plain(getattr(inputs, name), inputs.trait(name)) for name in names}
+        if "options" in own:
+            own["options"] = type(self).options_type(**own["options"])
+        if "runtime" in own:
+            own["runtime"] = Runtime(**own["runtime"], memory_gb=own.pop("memory_gb"))
         return own | {name: offered[name] for name in self.wants}
 
     def _call(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Weights adapted to a cohort: many series in, one file of weights out."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, log_progress, read_json
-from shd_bids.interfaces.fod import chosen_weights, read_responses
+from shd_bids.interfaces.base import RuntimeInputSpec, StageInterface, StageOutputSpec, log_progress, read_json
+from shd_bids.interfaces.fod import adaptation_options, chosen_weights, read_responses
+from shd_bids.options import FodOptions, Runtime
+from shd_bids.response import TISSUES
 
 if TYPE_CHECKING:
     from shd_bids.training.adapt import Scan
@@ -19,17 +22,12 @@ CROPS = 8
 
 def adapt_to_images(
     *,
-    names: list[str],
-    dwi_files: list[Path],
+    dwi_files: Mapping[str, str],
     mask_files: list[Path],
     gradients_files: list[Path],
     wm_responses: list[Path],
-    weights: str,
-    device: str,
-    lambda_tv: float,
-    tv_penalty: str,
-    max_steps: int | None,
-    seed: int,
+    options: FodOptions,
+    runtime: Runtime,
     label: str,
     out_dir: Path,
 ) -> dict[str, Any]:
@@ -37,15 +35,14 @@ def adapt_to_images(
 
     Parameters
     ----------
-    names : list of str
-        Of the series, for the record.
-    dwi_files, mask_files, gradients_files, wm_responses : list of Path
-        One of each for every series; the responses of GM and CSF lie beside that of WM.
-    weights : str
-        To start from: ``packaged``, ``none`` or a path.
-    device : str
-    lambda_tv, tv_penalty, max_steps, seed
-        As in `shd_bids.training.adapt.AdaptationOptions`.
+    dwi_files : mapping
+        Name of each series -> its image.
+    mask_files, gradients_files, wm_responses : list of Path
+        One of each for every series, in the same order; the responses of GM and CSF lie beside that of WM.
+    options : FodOptions
+        Its weights are those to start from.
+    runtime : Runtime
+        Its device and seed are used.
     label : str
         Names the stage in progress lines.
     out_dir : Path
@@ -55,22 +52,22 @@ def adapt_to_images(
     from shd_bids.fod.inputs.estimates import CHANNELS
     from shd_bids.fod.weights import save_weights
     from shd_bids.nn.backends.memory import keep_freed_memory
-    from shd_bids.training.adapt import AdaptationOptions, adapt
+    from shd_bids.training.adapt import adapt
 
-    start = chosen_weights(weights)
+    start = chosen_weights(options.weights)
     keep_freed_memory()
-    files = zip(dwi_files, mask_files, gradients_files, wm_responses, strict=True)
-    scans = [_read(*own).thinned(CROPS, seed=seed + number) for number, own in enumerate(files)]
+    files = zip(map(Path, dwi_files.values()), mask_files, gradients_files, wm_responses, strict=True)
+    scans = [_read(*own).thinned(CROPS, seed=runtime.seed + number) for number, own in enumerate(files)]
     adapted = adapt(
         scans,
         weights=start,
-        device=choose_device(device),
-        options=AdaptationOptions(lambda_tv, tv_penalty, max_steps, seed),
+        device=choose_device(runtime.device),
+        options=adaptation_options(options, seed=runtime.seed),
         checkpoint=out_dir / "checkpoint.pt",
         progress=log_progress(label),
     )
     facts = adapted.facts | {
-        "series": names,
+        "series": list(dwi_files),
         "start": start.name if start else "none",
         "start_sha256": start.sha256 if start else None,
     }
@@ -98,23 +95,16 @@ def _read(dwi_file: Path, mask_file: Path, gradients_file: Path, wm_response: Pa
     reference = load_volume(mask_file)
     mask = load_mask(mask_file, reference)
     voxels = np.ascontiguousarray(table.take(load_volume(dwi_file).data)[mask], dtype=np.float32)
-    files = {tissue: wm_response.with_name(f"{tissue}.txt") for tissue in ("wm", "gm", "csf")}
-    responses = read_responses({tissue: path if path.exists() else None for tissue, path in files.items()}, table)
+    files = [wm_response.with_name(f"{tissue}.txt") for tissue in TISSUES]
+    responses = read_responses([path for path in files if path.exists()], table)
     return Scan(voxels, mask, reference.affine, table, responses, estimate_noise(voxels, table))
 
 
-class _AdaptToCohortInputSpec(StageInputSpec):
-    names = traits.List(traits.Str, mandatory=True, desc="of the series")
-    dwi_files = traits.List(File(exists=True), mandatory=True, desc="4-D images")
+class _AdaptToCohortInputSpec(RuntimeInputSpec):
+    dwi_files = traits.Dict(mandatory=True, desc="name of each series -> its 4-D image")
     mask_files = traits.List(File(exists=True), mandatory=True, desc="masks on their grids")
     gradients_files = traits.List(File(exists=True), mandatory=True, desc="tables made by PrepareGradients")
     wm_responses = traits.List(File(exists=True), mandatory=True, desc="those of other tissues lie beside them")
-    weights = traits.Str(mandatory=True, desc="packaged, none, or a path")
-    device = traits.Str(mandatory=True, desc="auto, cpu, cuda, cuda:N")
-    lambda_tv = traits.Float(mandatory=True)
-    tv_penalty = traits.Enum("squared", "absolute", mandatory=True)
-    max_steps = traits.Int(desc="chosen by the number of series where absent")
-    seed = traits.Int(mandatory=True)
 
 
 class _AdaptToCohortOutputSpec(StageOutputSpec):
@@ -127,5 +117,6 @@ class AdaptToCohort(StageInterface):
     input_spec = _AdaptToCohortInputSpec
     output_spec = _AdaptToCohortOutputSpec
     function = staticmethod(adapt_to_images)
+    options_type = FodOptions
     wants = ("label",)
     _can_resume = True  # a killed adaptation keeps its folder, and goes on from the checkpoint there

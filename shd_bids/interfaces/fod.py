@@ -1,13 +1,21 @@
 """Fibre orientation distributions: the fit, and its maps as images."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, log_progress, qc_column, read_json
+from shd_bids.interfaces.base import (
+    RuntimeInputSpec,
+    StageInterface,
+    StageOutputSpec,
+    log_progress,
+    qc_column,
+    read_json,
+)
+from shd_bids.options import FodOptions, Runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,8 +24,9 @@ if TYPE_CHECKING:
     from shd_bids.fod.weights import Weights
     from shd_bids.gradients.table import GradientTable
     from shd_bids.response.response import Responses
+    from shd_bids.training.adapt import AdaptationOptions
 
-__all__ = ["FitFOD", "chosen_weights", "read_responses"]
+__all__ = ["FitFOD", "adaptation_options", "chosen_weights", "read_responses"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +36,9 @@ def fit_image(
     dwi_file: Path,
     mask_file: Path,
     gradients_file: Path,
-    wm_response: Path,
-    gm_response: Path | None,
-    csf_response: Path | None,
-    fit: str,
-    weights: str,
-    device: str,
-    precision: str,
-    lambda_tv: float,
-    tv_penalty: str,
-    max_steps: int | None,
-    memory_gb: float,
-    seed: int,
-    fod_lmax: int,
+    response_files: Sequence[Path],
+    options: FodOptions,
+    runtime: Runtime,
     label: str,
     out_dir: Path,
 ) -> dict[str, Any]:
@@ -49,16 +48,12 @@ def fit_image(
     ----------
     dwi_file, mask_file, gradients_file : Path
         4-D image, its mask and the table made by `prepare_gradients`.
-    wm_response, gm_response, csf_response : Path
-        Responses, MRtrix3's text form; a tissue without one is not fitted.
-    fit, device, precision, memory_gb
-        As in `shd_bids.fod.fit.fit_fod`.
-    lambda_tv, tv_penalty, max_steps, seed
-        As in `shd_bids.training.adapt.AdaptationOptions`.
-    weights : str
-        ``packaged``, ``none`` or a path.
-    fod_lmax : int
-        Degree of the stored image; all coefficients are kept in ``fod.npy``, (n, C) float32 in the order of the mask.
+    response_files : sequence of Path
+        ``<tissue>.txt`` in MRtrix3's text form; a tissue without one is not fitted.
+    options : FodOptions
+        The image is stored to its degree; all coefficients are kept in ``fod.npy``, (n, C) float32 in the order of the
+        mask.
+    runtime : Runtime
     label : str
         Names the stage in progress lines.
     out_dir : Path
@@ -71,12 +66,11 @@ def fit_image(
     from shd_bids.images import load_mask, load_volume, save_volume, scatter
     from shd_bids.nn.backends.memory import keep_freed_memory
     from shd_bids.sphere.harmonics import l_max_of, n_coefficients
-    from shd_bids.training.adapt import AdaptationOptions
 
     table = GradientTable.from_dict(read_json(gradients_file))
     reference = load_volume(mask_file)
     mask = load_mask(mask_file, reference)
-    responses = read_responses({"wm": wm_response, "gm": gm_response, "csf": csf_response}, table)
+    responses = read_responses(response_files, table)
     keep_freed_memory()
     result = fit_fod(
         table.take(load_volume(dwi_file).data),  # no name holds it here, so that the fit may let it go
@@ -84,26 +78,26 @@ def fit_image(
         table,
         responses,
         affine=reference.affine,
-        fit=fit,
-        weights=chosen_weights(weights),
-        device=device,
-        precision=precision,
-        adaptation=AdaptationOptions(lambda_tv, tv_penalty, max_steps, seed),
-        memory_gb=memory_gb,
+        fit=options.fit,
+        weights=chosen_weights(options.weights),
+        device=runtime.device,
+        precision=runtime.precision,
+        adaptation=adaptation_options(options, seed=runtime.seed),
+        memory_gb=runtime.memory_gb,
         checkpoint=out_dir / "checkpoint.pt",
         progress=log_progress(label),
     )
-    n_stored = min(n_coefficients(fod_lmax), result.wm.shape[1])
+    n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
     np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
     outputs: dict[str, Any] = {"fod_file": str(out_dir / "fod.npy")}
-    tissues = {"gm": gm_response, "csf": csf_response}
-    for name, values in _maps(result, n_stored, fitted=[name for name, file in tissues.items() if file]).items():
+    fitted = [response.tissue for response in responses.tissues if response.tissue != "wm"]
+    for name, values in _maps(result, n_stored, fitted=fitted).items():
         path = out_dir / f"{name}.nii.gz"
         save_volume(path, scatter(values, mask), reference.affine, reference_header=reference.header)
         outputs[f"{name}_file"] = str(path)
     for warning in result.info["warnings"]:
         logger.warning("%s: %s", label, warning)
-    model = _model_facts(result.info, lambda_tv=lambda_tv, tv_penalty=tv_penalty, seed=seed)
+    model = _model_facts(result.info, options, seed=runtime.seed)
     outputs["facts"] = {
         "sidecar": {"model": model, "fod_lmax": l_max_of(n_stored)},
         "info": result.info,
@@ -130,20 +124,25 @@ def chosen_weights(name: str) -> "Weights | None":
     return None if name == "none" else load_weights(None if name == "packaged" else Path(name))
 
 
-def read_responses(files: Mapping[str, Path | None], table: "GradientTable") -> "Responses":
-    """Read the responses of a series, by tissue; one without a file is not fitted."""
+def read_responses(files: Sequence[Path], table: "GradientTable") -> "Responses":
+    """Read the responses of a series from ``<tissue>.txt``; a tissue without a file is not fitted."""
     from shd_bids.response.mrtrix import parse_response
     from shd_bids.response.response import Responses
 
     return Responses(
-        **{
-            tissue: parse_response(path.read_text(encoding="utf-8"), tissue, table.shell_bvalues) if path else None
-            for tissue, path in files.items()
-        }
+        **{"gm": None, "csf": None}
+        | {path.stem: parse_response(path.read_text("utf-8"), path.stem, table.shell_bvalues) for path in files}
     )
 
 
-def _model_facts(info: dict[str, Any], *, lambda_tv: float, tv_penalty: str, seed: int) -> dict[str, Any]:
+def adaptation_options(options: FodOptions, *, seed: int) -> "AdaptationOptions":
+    """Return what the options ask of an adaptation."""
+    from shd_bids.training.adapt import AdaptationOptions
+
+    return AdaptationOptions(options.lambda_tv, options.tv_penalty, options.max_steps, seed)
+
+
+def _model_facts(info: dict[str, Any], options: FodOptions, *, seed: int) -> dict[str, Any]:
     """Return ``Model.Parameters`` of the sidecars."""
     parameters = {
         "Fit": info["fit"],
@@ -153,7 +152,7 @@ def _model_facts(info: dict[str, Any], *, lambda_tv: float, tv_penalty: str, see
         "Device": info["device"],
         "RandomSeed": seed,
     }
-    adapted = {"TotalVariationWeight": lambda_tv, "TotalVariationPenalty": tv_penalty}
+    adapted = {"TotalVariationWeight": options.lambda_tv, "TotalVariationPenalty": options.tv_penalty}
     return parameters | (adapted if "adaptation" in info else {})
 
 
@@ -177,23 +176,11 @@ def _qc(result: "FodResult") -> dict[str, Any]:
     return columns
 
 
-class _FitFODInputSpec(StageInputSpec):
+class _FitFODInputSpec(RuntimeInputSpec):
     dwi_file = File(exists=True, mandatory=True, desc="4-D image")
     mask_file = File(exists=True, mandatory=True, desc="mask on its grid")
     gradients_file = File(exists=True, mandatory=True, desc="table made by PrepareGradients")
-    wm_response = File(exists=True, mandatory=True)
-    gm_response = File(exists=True)
-    csf_response = File(exists=True)
-    fit = traits.Enum("amortised", "subject", "cohort", mandatory=True)
-    weights = traits.Str(mandatory=True, desc="packaged, none, or a path")
-    device = traits.Str(mandatory=True, desc="auto, cpu, cuda, cuda:N")
-    precision = traits.Enum("float32", "tf32", "bf16", mandatory=True)
-    lambda_tv = traits.Float(mandatory=True)
-    tv_penalty = traits.Enum("squared", "absolute", mandatory=True)
-    max_steps = traits.Int(desc="of an adaptation; chosen by the data where absent")
-    memory_gb = traits.Float(mandatory=True, nohash=True, desc="memory of the network; no result depends on it")
-    seed = traits.Int(mandatory=True)
-    fod_lmax = traits.Int(mandatory=True, desc="degree of the stored image")
+    response_files = traits.List(File(exists=True), mandatory=True, desc="<tissue>.txt")
 
 
 class _FitFODOutputSpec(StageOutputSpec):
@@ -214,5 +201,6 @@ class FitFOD(StageInterface):
     input_spec = _FitFODInputSpec
     output_spec = _FitFODOutputSpec
     function = staticmethod(fit_image)
+    options_type = FodOptions
     wants = ("label",)
     _can_resume = True  # a killed fit keeps its folder, and goes on from the checkpoint there

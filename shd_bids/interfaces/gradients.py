@@ -10,7 +10,15 @@ from nipype.interfaces.base import File, traits
 
 from shd_bids.errors import GradientError
 from shd_bids.files import write_json, write_text
-from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column, read_json
+from shd_bids.interfaces.base import (
+    OptionsInputSpec,
+    StageInputSpec,
+    StageInterface,
+    StageOutputSpec,
+    qc_column,
+    read_json,
+)
+from shd_bids.options import GradientOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,9 +40,7 @@ def prepare_gradients(
     b_file: Path | None,
     mask_file: Path | None,
     mask_origin: str,
-    b0_threshold: float,
-    shell_tolerance: float,
-    gradient_check: str,
+    options: GradientOptions,
     out_dir: Path,
 ) -> dict[str, Any]:
     """Read the gradient table of an image, find its mask and test the directions by the data.
@@ -51,11 +57,8 @@ def prepare_gradients(
         Mask on the grid of the image; estimated where absent.
     mask_origin : str
         ``given``, ``derivative`` or ``estimated``.
-    b0_threshold, shell_tolerance : float
-        s/mm2.
-    gradient_check : str
-        What to do when another orientation fits clearly better: ``error``, ``warn``, ``fix``, or ``off`` for no test.
-        An error is raised by `require_orientation`, after the pictures that show why were drawn.
+    options : GradientOptions
+        An error of the check is raised by `require_orientation`, after the pictures that show why were drawn.
     out_dir : Path
         Gets ``gradients.json``, ``mask.nii.gz``, ``b0.nii.gz``, the mean b=0, and ``orientation.tsv``, the coherence
         of every orientation that was tested.
@@ -69,7 +72,7 @@ def prepare_gradients(
     from shd_bids.images import check_signal, estimate_mask, load_mask, load_volume, mask_notes, save_volume
 
     volume = load_volume(dwi_file, n_dims=(4,))
-    thresholds = {"b0_threshold": b0_threshold, "shell_tolerance": shell_tolerance}
+    thresholds = {"b0_threshold": options.b0_threshold, "shell_tolerance": options.shell_tolerance}
     if b_file is not None:
         table = read_mrtrix(b_file, volume.shape[3], **thresholds)
     else:
@@ -81,7 +84,7 @@ def prepare_gradients(
         notes.append("no mask was given; it was estimated from the b=0 images: look at it in the report")
     n_empty = int((mask & (b0 <= 0)).sum())
     mask &= b0 > 0  # without a b=0 signal nothing can be scaled
-    table, check, stop = _checked(volume, mask, table, name=dwi_file.name, action=gradient_check)
+    table, check, stop = _checked(volume, mask, table, name=dwi_file.name, action=options.gradient_check)
     notes += table.notes  # also of a correction
     for note in notes:
         logger.warning("%s: %s", dwi_file.name, note)
@@ -102,7 +105,7 @@ def prepare_gradients(
             "shells": [{"bvalue": shell.bvalue, "n_volumes": len(shell.indices)} for shell in table.shells],
             "notes": notes,
             "repaired": volume.n_repaired,
-            "orientation_check": check and _check_facts(check, action=gradient_check, stop=stop),
+            "orientation_check": check and _check_facts(check, action=options.gradient_check, stop=stop),
             "qc": _qc(volume, table, mask, n_empty=n_empty, check=check),
         },
     }
@@ -222,16 +225,13 @@ def _qc(
     return columns
 
 
-class _PrepareGradientsInputSpec(StageInputSpec):
+class _PrepareGradientsInputSpec(OptionsInputSpec):
     dwi_file = File(exists=True, mandatory=True, desc="4-D image")
     bval_file = File(exists=True, desc="b-values, FSL's form")
     bvec_file = File(exists=True, desc="directions, FSL's form")
     b_file = File(exists=True, desc="gradients in world axes, MRtrix3's form")
     mask_file = File(exists=True, desc="mask on the grid of the image; estimated where absent")
     mask_origin = traits.Enum("given", "derivative", "estimated", mandatory=True)
-    b0_threshold = traits.Float(mandatory=True, desc="s/mm2")
-    shell_tolerance = traits.Float(mandatory=True, desc="s/mm2")
-    gradient_check = traits.Enum("error", "warn", "fix", "off", mandatory=True)
 
 
 class _PrepareGradientsOutputSpec(StageOutputSpec):
@@ -247,6 +247,7 @@ class PrepareGradients(StageInterface):
     input_spec = _PrepareGradientsInputSpec
     output_spec = _PrepareGradientsOutputSpec
     function = staticmethod(prepare_gradients)
+    options_type = GradientOptions
 
 
 class _RequireOrientationInputSpec(StageInputSpec):

@@ -1,11 +1,17 @@
 """Peaks of the fODF and the measures that follow from them."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nipype.interfaces.base import File, traits
+from nipype.interfaces.base import File
 
-from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, log_progress, qc_column
+from shd_bids.interfaces.base import RuntimeInputSpec, StageInterface, StageOutputSpec, log_progress, qc_column
+from shd_bids.options import PeakOptions, Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shd_bids.peaks.search import Peaks
 
 __all__ = ["FindPeaks"]
 
@@ -16,11 +22,8 @@ def find_image_peaks(
     mask_file: Path,
     vfwm_file: Path,
     vfcsf_file: Path,
-    max_peaks: int,
-    relative_threshold: float,
-    absolute_threshold: float | None,
-    min_separation: float,
-    device: str,
+    options: PeakOptions,
+    runtime: Runtime,
     label: str,
     out_dir: Path,
 ) -> dict[str, Any]:
@@ -32,12 +35,10 @@ def find_image_peaks(
         ``fod.npy`` of `fit_image`, (n, C) in the order of the mask.
     mask_file, vfwm_file, vfcsf_file : Path
         Mask and signal fractions.
-    max_peaks, relative_threshold, min_separation
-        As in `shd_bids.peaks.search.find_peaks`.
-    device : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    absolute_threshold : float, optional
-        Smallest amplitude; from the voxels of fluid where absent.
+    options : PeakOptions
+        Without an absolute threshold it is taken from the voxels of fluid.
+    runtime : Runtime
+        Its device is used.
     label : str
         Names the stage in progress lines.
     out_dir : Path
@@ -47,39 +48,27 @@ def find_image_peaks(
 
     from shd_bids.fod.fit import choose_device
     from shd_bids.images import gather, load_mask, load_volume, save_volume, scatter
-    from shd_bids.peaks.measures import afd_total, dec
     from shd_bids.peaks.search import find_peaks
     from shd_bids.peaks.threshold import noise_threshold
 
-    where = choose_device(device)
+    where = choose_device(runtime.device)
     coefficients = np.load(fod_file)
     reference = load_volume(mask_file)
     mask = load_mask(mask_file, reference)
     fractions = {path: gather(load_volume(path).data, mask) for path in (vfwm_file, vfcsf_file)}
-    is_automatic = absolute_threshold is None
-    if is_automatic:
-        absolute_threshold = noise_threshold(
-            coefficients, fractions[vfcsf_file], wm_fraction=fractions[vfwm_file], device=where
-        )
+    threshold = options.peak_absolute_threshold
+    if threshold is None:
+        threshold = noise_threshold(coefficients, fractions[vfcsf_file], wm_fraction=fractions[vfwm_file], device=where)
     peaks = find_peaks(
         coefficients,
-        max_peaks=max_peaks,
-        relative_threshold=relative_threshold,
-        absolute_threshold=absolute_threshold,
-        min_separation=min_separation,
+        max_peaks=options.peak_max,
+        relative_threshold=options.peak_relative_threshold,
+        absolute_threshold=threshold,
+        min_separation=options.peak_separation,
         device=where,
         progress=log_progress(label),
     )
-    total = afd_total(coefficients)
-    maps = {
-        "peaks": peaks.vectors,
-        "peakamp": peaks.amplitudes,
-        "nufo": peaks.n_fibres,
-        "afdtotal": total,
-        "afdmax": peaks.afd_max,
-        "afdsum": peaks.afd_sum,
-        "dec": dec(coefficients),
-    }
+    maps = _maps(peaks, coefficients)
     outputs: dict[str, Any] = {}
     for name, values in maps.items():
         path = out_dir / f"{name}.nii.gz"
@@ -87,18 +76,36 @@ def find_image_peaks(
         save_volume(path, scatter(values, mask), reference.affine, reference_header=reference.header, dtype=dtype)
         outputs[f"{name}_file"] = str(path)
     outputs["facts"] = {
-        "sidecar": {
-            "peaks": {
-                "PeakRelativeThreshold": relative_threshold,
-                "PeakAbsoluteThreshold": float(absolute_threshold),
-                "PeakMinimumSeparation": min_separation,
-                "PeakMaximumNumber": max_peaks,
-            }
-        },
-        "is_threshold_automatic": is_automatic,
-        "qc": _qc(peaks.n_fibres, total, wm=fractions[vfwm_file] > 0.7, csf=fractions[vfcsf_file] > 0.9),
+        "sidecar": {"peaks": _thresholds(options, threshold)},
+        "is_threshold_automatic": options.peak_absolute_threshold is None,
+        "qc": _qc(maps["nufo"], maps["afdtotal"], wm=fractions[vfwm_file] > 0.7, csf=fractions[vfcsf_file] > 0.9),
     }
     return outputs
+
+
+def _maps(peaks: "Peaks", coefficients: "np.ndarray") -> dict[str, "np.ndarray"]:
+    """Return what is stored as images, by name."""
+    from shd_bids.peaks.measures import afd_total, dec
+
+    return {
+        "peaks": peaks.vectors,
+        "peakamp": peaks.amplitudes,
+        "nufo": peaks.n_fibres,
+        "afdtotal": afd_total(coefficients),
+        "afdmax": peaks.afd_max,
+        "afdsum": peaks.afd_sum,
+        "dec": dec(coefficients),
+    }
+
+
+def _thresholds(options: PeakOptions, absolute: float) -> dict[str, Any]:
+    """Return the sidecar keys on the peaks that were kept."""
+    return {
+        "PeakRelativeThreshold": options.peak_relative_threshold,
+        "PeakAbsoluteThreshold": float(absolute),
+        "PeakMinimumSeparation": options.peak_separation,
+        "PeakMaximumNumber": options.peak_max,
+    }
 
 
 def _qc(n_fibres: Any, total: Any, *, wm: Any, csf: Any) -> dict[str, Any]:
@@ -121,16 +128,11 @@ def _qc(n_fibres: Any, total: Any, *, wm: Any, csf: Any) -> dict[str, Any]:
     }
 
 
-class _FindPeaksInputSpec(StageInputSpec):
+class _FindPeaksInputSpec(RuntimeInputSpec):
     fod_file = File(exists=True, mandatory=True, desc="coefficients in the order of the mask")
     mask_file = File(exists=True, mandatory=True)
     vfwm_file = File(exists=True, mandatory=True, desc="WM signal fraction")
     vfcsf_file = File(exists=True, mandatory=True, desc="CSF signal fraction")
-    max_peaks = traits.Int(mandatory=True)
-    relative_threshold = traits.Float(mandatory=True)
-    absolute_threshold = traits.Float(desc="from voxels of fluid where absent")
-    min_separation = traits.Float(mandatory=True, desc="degrees")
-    device = traits.Str("cpu", usedefault=True)
 
 
 class _FindPeaksOutputSpec(StageOutputSpec):
@@ -149,4 +151,5 @@ class FindPeaks(StageInterface):
     input_spec = _FindPeaksInputSpec
     output_spec = _FindPeaksOutputSpec
     function = staticmethod(find_image_peaks)
+    options_type = PeakOptions
     wants = ("label",)

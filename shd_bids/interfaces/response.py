@@ -91,11 +91,11 @@ def _write(responses: "Responses", out_dir: Path, *, message: str, counts: dict[
     """Write each response as text; return the outputs and facts."""
     from shd_bids.response.mrtrix import format_response
 
-    outputs: dict[str, Any] = {}
+    files = {response.tissue: str(out_dir / f"{response.tissue}.txt") for response in responses.tissues}
     for response in responses.tissues:
-        path = out_dir / f"{response.tissue}.txt"
-        path.write_text(format_response(response), encoding="utf-8")
-        outputs[f"{response.tissue}_file"] = str(path)
+        Path(files[response.tissue]).write_text(format_response(response), encoding="utf-8")
+    outputs: dict[str, Any] = {f"{tissue}_file": path for tissue, path in files.items()}
+    outputs["response_files"] = list(files.values())
     coefficients = {response.tissue: response.coefficients.tolist() for response in responses.tissues}
     shares = {
         f"response_wm_l2_share_b{bvalue:.0f}": qc_column(
@@ -125,6 +125,7 @@ class _ResponseOutputSpec(StageOutputSpec):
     wm_file = File(exists=True)
     gm_file = File(exists=True)
     csf_file = File(exists=True)
+    response_files = traits.List(File(exists=True), desc="all of them, <tissue>.txt")
     voxels_file = File(exists=True)
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, log_progress, qc_column
+from shd_bids.interfaces.base import RuntimeInputSpec, StageInterface, StageOutputSpec, log_progress, qc_column
+from shd_bids.options import Runtime, TrackingOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,15 +31,8 @@ def track_image(
     fod_file: Path,
     mask_file: Path,
     vfwm_file: Path,
-    algorithm: str,
-    seeds: int,
-    select: int,
-    step_size: float | None,
-    max_angle: float,
-    min_length: float,
-    max_length: float,
-    formats: list[str],
-    seed: int,
+    options: TrackingOptions,
+    runtime: Runtime,
     n_threads: int,
     label: str,
     out_dir: Path,
@@ -51,14 +45,9 @@ def track_image(
         ``fod.npy`` of `shd_bids.interfaces.fod.fit_image`.
     mask_file, vfwm_file : Path
         Mask, and WM signal fraction, which decides where to seed.
-    algorithm, select, step_size, max_angle, min_length, max_length
-        As in `shd_bids.tractography.track`.
-    seeds : int
-        Per voxel.
-    formats : list of str
-        ``trx``, ``tck``, ``trk``.
-    seed : int
-        Of the random numbers.
+    options : TrackingOptions
+    runtime : Runtime
+        Its seed is used.
     n_threads : int
         Results do not depend on it.
     label : str
@@ -79,77 +68,58 @@ def track_image(
         np.load(fod_file, mmap_mode="r"),
         mask,
         reference.affine,
+        options,
         seed_mask=mask & (load_volume(vfwm_file).data > SEED_WM_FRACTION),
-        algorithm=algorithm,
-        seeds_per_voxel=seeds,
-        select=select or None,
-        step_size=step_size,
-        max_angle=max_angle,
-        min_length=min_length,
-        max_length=max_length,
-        random_seed=seed,
+        random_seed=runtime.seed,
         nprocs=n_threads,
         progress=log_progress(label),
     )
-    files = []
-    for form in formats:
-        path = out_dir / f"tractogram.{form}"
+    files = [out_dir / f"tractogram.{form}" for form in options.tractogram_format]
+    for path in files:
         save_tractogram(path, tractogram.streamlines, reference.affine, mask.shape)
-        files.append(str(path))
     density = track_density(tractogram.streamlines, reference.affine, mask.shape)
     save_volume(out_dir / "tdi.nii.gz", density, reference.affine, reference_header=reference.header)
     _save_preview(out_dir / "preview.npz", tractogram.streamlines)
-    notes = []
-    if tractogram.n_accepted < MIN_STREAMLINES:
-        notes.append(
-            f"only {tractogram.n_accepted} streamlines from {tractogram.n_seeds} seeds: look at the fODFs first"
-        )
-    blocks = _bep046(
-        tractogram,
-        algorithm=algorithm,
-        seeds=seeds,
-        max_angle=max_angle,
-        min_length=min_length,
-        max_length=max_length,
-        seed=seed,
-    )
     return {
-        "tractogram_files": files,
+        "tractogram_files": [str(path) for path in files],
         "tdi_file": str(out_dir / "tdi.nii.gz"),
         "preview_file": str(out_dir / "preview.npz"),
-        "facts": {"sidecar": {"tractography": blocks}, "notes": notes, "qc": _qc(tractogram, density, mask)},
+        "facts": {
+            "sidecar": {"tractography": _bep046(tractogram, options, seed=runtime.seed)},
+            "notes": _notes(tractogram),
+            "qc": _qc(tractogram, density, mask),
+        },
     }
 
 
-def _bep046(
-    tractogram: "Tractogram",
-    *,
-    algorithm: str,
-    seeds: int,
-    max_angle: float,
-    min_length: float,
-    max_length: float,
-    seed: int,
-) -> dict[str, Any]:
+def _notes(tractogram: "Tractogram") -> list[str]:
+    """Return what the user should look at."""
+    if tractogram.n_accepted >= MIN_STREAMLINES:
+        return []
+    return [f"only {tractogram.n_accepted} streamlines from {tractogram.n_seeds} seeds: look at the fODFs first"]
+
+
+def _bep046(tractogram: "Tractogram", options: TrackingOptions, *, seed: int) -> dict[str, Any]:
     """Return the sidecar blocks of BEP046."""
+    name, lengths = options.tracking_algorithm, {"MaximumLength": options.max_length}
     return {
         "Name": "wholebrain",
         "StreamlineSeeding": {
-            "Sources": [{"Type": "RandomPerElement", "Source": "WM signal fraction", "SeedsPerElement": seeds}],
+            "Sources": [{"Type": "RandomPerElement", "Source": "WM signal fraction", "SeedsPerElement": options.seeds}],
             "AcceptanceCriteria": [{"Metric": "WM signal fraction", "Threshold": SEED_WM_FRACTION}],
         },
         "StreamlinePropagation": {
-            "Algorithm": {"Name": algorithm, "Description": ALGORITHMS[algorithm], "URL": "https://dipy.org"},
-            "AnglePerStep": max_angle,
+            "Algorithm": {"Name": name, "Description": ALGORITHMS[name], "URL": "https://dipy.org"},
+            "AnglePerStep": options.max_angle,
             "Interpolation": "Linear",
             "StepSize": tractogram.step_size,
         },
         "StreamlineTermination": {
             "Anisotropy": [{"Metric": "fODF amplitude", "Threshold": tractogram.stop_amplitude}],
-            "AnglePerStep": max_angle,
-            "MaximumLength": max_length,
+            "AnglePerStep": options.max_angle,
+            **lengths,
         },
-        "StreamlineAcceptanceCriteria": {"MinimumLength": min_length, "MaximumLength": max_length},
+        "StreamlineAcceptanceCriteria": {"MinimumLength": options.min_length, **lengths},
         "StreamlineReconstructionDensity": {
             "Seeds": tractogram.n_seeds,
             "GeneratedStreamlines": tractogram.n_generated,
@@ -189,19 +159,10 @@ def _qc(tractogram: "Tractogram", density: "np.ndarray", mask: "np.ndarray") -> 
     return columns
 
 
-class _TrackStreamlinesInputSpec(StageInputSpec):
+class _TrackStreamlinesInputSpec(RuntimeInputSpec):
     fod_file = File(exists=True, mandatory=True, desc="coefficients in the order of the mask")
     mask_file = File(exists=True, mandatory=True)
     vfwm_file = File(exists=True, mandatory=True, desc="WM signal fraction")
-    algorithm = traits.Enum("prob", "det", "ptt", mandatory=True)
-    seeds = traits.Int(mandatory=True, desc="per voxel")
-    select = traits.Int(0, usedefault=True, desc="streamlines wanted; 0 for all")
-    step_size = traits.Float(desc="mm; half a voxel where absent")
-    max_angle = traits.Float(mandatory=True, desc="degrees per step")
-    min_length = traits.Float(mandatory=True, desc="mm")
-    max_length = traits.Float(mandatory=True, desc="mm")
-    formats = traits.List(traits.Enum("trx", "tck", "trk"), mandatory=True)
-    seed = traits.Int(mandatory=True)
 
 
 class _TrackStreamlinesOutputSpec(StageOutputSpec):
@@ -216,4 +177,5 @@ class TrackStreamlines(StageInterface):
     input_spec = _TrackStreamlinesInputSpec
     output_spec = _TrackStreamlinesOutputSpec
     function = staticmethod(track_image)
+    options_type = TrackingOptions
     wants = ("n_threads", "label")

@@ -325,7 +325,7 @@ def test_exit_code(series, n_skipped, expected):
 class TestDevice:
     def gpus(self, monkeypatch, *names):
         monkeypatch.setattr(preflight, "CUDA_QUESTION", f"print(*{names!r}, sep='\\n')")
-        monkeypatch.setattr(preflight, "_may_have_gpu", lambda: bool(names))
+        monkeypatch.setattr(preflight, "may_use_gpu", lambda device: device != "cpu" and bool(names))
 
     def test_auto_takes_what_is_there(self, monkeypatch):
         self.gpus(monkeypatch)

@@ -14,7 +14,7 @@ from shd_bids.fod.weights import save_weights
 from shd_bids.gradients.table import GradientTable
 from shd_bids.images import load_mask, load_volume, scatter
 from shd_bids.interfaces import report
-from shd_bids.interfaces.base import StageInterface, read_json
+from shd_bids.interfaces.base import StageInterface, options_input, read_json, runtime_inputs
 from shd_bids.interfaces.fod import FitFOD
 from shd_bids.interfaces.gradients import PrepareGradients, RequireOrientation
 from shd_bids.interfaces.peaks import FindPeaks
@@ -22,10 +22,13 @@ from shd_bids.interfaces.report import DrawMask, DrawResidual, DrawStreamlines
 from shd_bids.interfaces.response import EstimateResponses, ReadResponses
 from shd_bids.interfaces.tractography import TrackStreamlines
 from shd_bids.nn.unet import UNet, UNetConfig
+from shd_bids.options import FodOptions, GradientOptions, PeakOptions, Runtime, TrackingOptions
 from shd_bids.report.facts import RunReport
 from shd_bids.report.methods import methods_text
 from shd_bids.sphere.harmonics import sh_basis
 from tests.phantoms import RAS, head, many_bundles, write_head
+
+ON_CPU = runtime_inputs(Runtime(device="cpu", memory_gb=1.0))
 
 
 @pytest.fixture(autouse=True)
@@ -50,18 +53,16 @@ def run(interface, folder, **inputs):
     return interface(**inputs).run(cwd=folder).outputs
 
 
-def prepare(dwi_file, folder, **options):
+def prepare(dwi_file, folder, *, gradient_check="error", **files):
     stem = str(dwi_file).removesuffix(".nii.gz")
     inputs = {
         "mask_origin": "estimated",
-        "b0_threshold": 50.0,
-        "shell_tolerance": 80.0,
-        "gradient_check": "error",
         "dwi_file": str(dwi_file),
         "bval_file": f"{stem}.bval",
         "bvec_file": f"{stem}.bvec",
     }
-    return run(PrepareGradients, folder, **inputs | options)
+    options = options_input(GradientOptions(gradient_check=gradient_check))
+    return run(PrepareGradients, folder, **inputs | files, **options)
 
 
 def test_gradients_are_read_in_world_axes(dwi_file, tmp_path, simulated):
@@ -203,8 +204,8 @@ def fitted(prepared, tmp_path, simulated):
 
 def test_peaks_follow_the_fibres_and_the_mrtrix_layout(fitted, tmp_path, simulated):
     phantom = simulated[2]
-    options = {"max_peaks": 3, "relative_threshold": 0.2, "min_separation": 25.0}
-    outputs = run(FindPeaks, tmp_path / "peaks", **fitted, **options)
+    options = PeakOptions(peak_max=3, peak_relative_threshold=0.2, peak_separation=25.0)
+    outputs = run(FindPeaks, tmp_path / "peaks", **fitted, **options_input(options), **ON_CPU)
     peaks = load_volume(outputs.peaks_file, keep_negative=True).data
     assert peaks.shape[3] == 9
     alone = (phantom.fractions[..., 0] > 0.9) & (load_volume(fitted["mask_file"]).data > 0)
@@ -222,9 +223,11 @@ def test_peaks_follow_the_fibres_and_the_mrtrix_layout(fitted, tmp_path, simulat
 
 
 def test_streamlines_in_every_format(prepared, fitted, tmp_path):
-    options = {"algorithm": "det", "seeds": 1, "max_angle": 45.0, "min_length": 4.0, "max_length": 100.0, "seed": 1}
+    options = TrackingOptions(
+        tracking_algorithm="det", seeds=1, min_length=4.0, max_length=100.0, tractogram_format=("tck", "trk")
+    )
     fitted.pop("vfcsf_file")  # says nothing about where to track
-    outputs = run(TrackStreamlines, tmp_path / "track", **fitted, **options, formats=["tck", "trk"])
+    outputs = run(TrackStreamlines, tmp_path / "track", **fitted, **options_input(options), **ON_CPU)
     tck, trk = (nib.streamlines.load(path).streamlines for path in outputs.tractogram_files)
     assert len(tck) == len(trk) > 0
     np.testing.assert_allclose(tck[0], trk[0], atol=1e-3)
@@ -278,23 +281,15 @@ def test_fit_writes_all_maps_in_one_order(dwi_file, prepared, weights_file, tmp_
         mask_file=prepared.mask_file,
         gradients_file=prepared.gradients_file,
     )
-    given = {"wm_response": responses.wm_file, "csf_response": responses.csf_file}  # no grey matter
     outputs = run(
         FitFOD,
         tmp_path / "fod",
         dwi_file=str(dwi_file),
         mask_file=prepared.mask_file,
         gradients_file=prepared.gradients_file,
-        **given,
-        fit="amortised",
-        weights=str(weights_file),
-        device="cpu",
-        precision="float32",
-        lambda_tv=0.5,
-        tv_penalty="squared",
-        memory_gb=1.0,
-        seed=0,
-        fod_lmax=2,
+        response_files=[responses.wm_file, responses.csf_file],  # no grey matter
+        **options_input(FodOptions(weights=str(weights_file), fod_lmax=2)),
+        **ON_CPU,
     )
     mask = load_mask(prepared.mask_file, load_volume(prepared.mask_file))
     coefficients = np.load(outputs.fod_file)

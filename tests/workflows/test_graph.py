@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from shd_bids.options import PeakOptions, TrackingOptions
 from shd_bids.settings import Settings
 from shd_bids.workflows.base import init_shd_wf, run_folder, run_name
 from shd_bids.workflows.group import init_group_wf
@@ -75,7 +76,7 @@ def test_the_group_graph_joins_all_series_in_one_adaptation(dataset, given):
     assert sorted(parts) == ["cohort_wf", "sub_01_acq_b_wf", "sub_01_wf"]
     assert {(a.name, b.name) for a, b in workflow._graph.edges()} == {(run_name(run), "cohort_wf") for run in runs}
     assert not nodes(workflow, "fod") and not nodes(workflow, "ds_qc")
-    names = workflow.get_node("cohort_wf.cohort").inputs.names
+    names = list(workflow.get_node("cohort_wf.cohort").inputs.dwi_files)
     flat = workflow._create_flat_graph()
     for number, run in enumerate(runs, start=1):  # images and what was made of them stand at equal places
         assert names[number - 1] == run.prefix
@@ -105,12 +106,12 @@ def test_settings_reach_the_stages(dataset):
         dataset, peak_max=2, select=7, fod_lmax=8, gradient_check="fix", step_size=0.7, peak_absolute_threshold=0.2
     )
     workflow = init_shd_wf([dwi_run(dataset)], settings)
-    assert workflow.get_node("sub_01_wf.gradients").inputs.gradient_check == "fix"
-    assert workflow.get_node("sub_01_wf.fod_wf.fod").inputs.fod_lmax == 8
+    assert workflow.get_node("sub_01_wf.gradients").inputs.options["gradient_check"] == "fix"
+    assert workflow.get_node("sub_01_wf.fod_wf.fod").inputs.options["fod_lmax"] == 8
     peaks = workflow.get_node("sub_01_wf.peaks_wf.peaks").inputs
-    assert (peaks.max_peaks, peaks.absolute_threshold) == (2, 0.2)
+    assert PeakOptions(**peaks.options) == settings.peaks
     tracking = workflow.get_node("sub_01_wf.tractography_wf.tractography").inputs
-    assert (tracking.select, tracking.step_size) == (7, 0.7)
+    assert TrackingOptions(**tracking.options) == settings.tracking
 
 
 def test_building_loads_neither_torch_nor_dipy_nor_matplotlib():
