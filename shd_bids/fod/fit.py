@@ -28,7 +28,8 @@ from shd_bids.response.forward import ForwardModel, forward_model
 from shd_bids.response.response import Responses
 from shd_bids.sphere.harmonics import sh_inverse
 from shd_bids.sphere.healpix import hemisphere
-from shd_bids.training.adapt import AdaptationOptions, Adapted, Scan, adapt
+from shd_bids.training.adapt import AdaptationOptions, Adapted, adapt
+from shd_bids.training.measured import Scan
 
 logger = logging.getLogger(__name__)
 

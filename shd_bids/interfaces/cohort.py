@@ -12,7 +12,7 @@ from shd_bids.options import FodOptions, Runtime
 from shd_bids.response import TISSUES
 
 if TYPE_CHECKING:
-    from shd_bids.training.adapt import Scan
+    from shd_bids.training.measured import Scan
 
 __all__ = ["AdaptToCohort"]
 
@@ -89,7 +89,7 @@ def _read(dwi_file: Path, mask_file: Path, gradients_file: Path, wm_response: Pa
     from shd_bids.gradients.noise import estimate_noise
     from shd_bids.gradients.table import GradientTable
     from shd_bids.images import load_mask, load_volume
-    from shd_bids.training.adapt import Scan
+    from shd_bids.training.measured import Scan
 
     table = GradientTable.from_dict(read_json(gradients_file))
     reference = load_volume(mask_file)
