@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from counts import keep_peaks
 
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import Weights
@@ -32,6 +33,28 @@ MAX_PEAKS = 10
 MRTRIX_CUTOFF = 0.1
 """Amplitude in MRtrix3's own scale (a full fibre's response is 1) below which its tracking commonly sees no fibre."""
 
+MOST_FIBRES = 5
+"""Peaks kept in a voxel by `own_peaks`, the default of this package and of dipy."""
+
+_OURS, _MRTRIX, _DIPY = (0.1, 15.0), (0.0, 0.0), (0.5, 25.0)
+RULES = {
+    "amortised": _OURS,
+    "subject": _OURS,
+    "msmt_csd": _MRTRIX,
+    "csd": _MRTRIX,
+    "dipy_csd": _DIPY,
+    "rumba": _DIPY,
+    "rumba_tv": _DIPY,
+    "force": (0.0, 0.0),
+}
+"""Smallest amplitude as a share of the largest of the voxel, and smallest angle between two peaks in degrees, with which
+each method is used: the defaults of this package, of ``sh2peaks``, and of dipy's ``peaks_from_model``."""
+
+FORCE_LIBRARY = 100_000
+"""Simulated voxels that FORCE matches, the default of dipy's generator; ``FORCEModel`` itself asks for five times as many. They
+are made once for each gradient table and kept in ``$DIPY_HOME``."""
+
+_AT_ORIGIN = np.eye(4)
 _LEAST_SHELL = 15  # directions a shell needs for a deconvolution of its own
 
 
@@ -45,11 +68,14 @@ class Found:
     amplitudes : ndarray, shape (n, K)
     cutoff : float
         Amplitude below which the package's own tools see no fibre; NaN where it has no such rule.
+    coefficients : ndarray, shape (n, C), or None
+        The fODF, where the method gives it as spherical harmonics of MRtrix3's basis.
     """
 
     directions: np.ndarray
     amplitudes: np.ndarray
     cutoff: float = np.nan
+    coefficients: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +87,24 @@ class Tissues:
     responses: Responses
 
 
-Method = Callable[[np.ndarray, np.ndarray, GradientTable], Found]
+Method = Callable[..., Found]
 
 
-def methods(names: Sequence[str], weights: Weights | None) -> dict[str, Method]:
-    """Return the asked methods that can run here: signal (X, Y, Z, N), mask, gradients -> what was found."""
+def methods(names: Sequence[str], weights: Weights | None, *, n_erosions: int = 3) -> dict[str, Method]:
+    """Return the asked methods that can run here: signal (X, Y, Z, N), mask, gradients[, affine] -> what was found.
+
+    ``n_erosions`` is how often the mask is eroded before this package selects the voxels of the responses. Methods of dipy
+    get directions in world axes, whatever the affine.
+    """
     table: dict[str, Method] = {
-        "amortised": lambda *data: ours(*data, weights=weights, fit="amortised"),
-        "subject": lambda *data: ours(*data, weights=weights, fit="subject"),
+        "amortised": lambda *data: ours(*data, weights=weights, fit="amortised", n_erosions=n_erosions),
+        "subject": lambda *data: ours(*data, weights=weights, fit="subject", n_erosions=n_erosions),
         "msmt_csd": mrtrix_msmt,
         "csd": mrtrix_csd,
-        "dipy_csd": dipy_csd,
-        "rumba": lambda *data: dipy_rumba(*data, tv=False),
-        "rumba_tv": lambda *data: dipy_rumba(*data, tv=True),
+        "dipy_csd": lambda *data: dipy_csd(*data[:3], n_erosions=n_erosions),
+        "rumba": lambda *data: dipy_rumba(*data[:3], tv=False, n_erosions=n_erosions),
+        "rumba_tv": lambda *data: dipy_rumba(*data[:3], tv=True, n_erosions=n_erosions),
+        "force": lambda *data: dipy_force(*data[:3]),
     }
     unknown = sorted(set(names) - set(table))
     if unknown:
@@ -89,25 +120,52 @@ def uses_weights(name: str) -> bool:
     return name in ("amortised", "subject")
 
 
-def ours(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, weights: Weights | None, fit: str) -> Found:
+def own_peaks(name: str, found: Found) -> Found:
+    """Keep the peaks that a method's own tools show, by `RULES` and its cutoff; the others become zero."""
+    relative, separation = RULES[name]
+    kept = keep_peaks(
+        found.directions,
+        found.amplitudes,
+        relative=relative,
+        absolute=np.nan_to_num(found.cutoff),
+        separation=separation,
+        most=MOST_FIBRES,
+    )
+    return replace(found, directions=found.directions * kept[..., None], amplitudes=found.amplitudes * kept)
+
+
+def ours(
+    signal: np.ndarray,
+    mask: np.ndarray,
+    gradients: GradientTable,
+    affine: np.ndarray = _AT_ORIGIN,
+    *,
+    weights: Weights | None,
+    fit: str,
+    n_erosions: int,
+) -> Found:
     """Run the package's own pipeline up to peaks."""
-    responses = estimate_responses(signal, mask, gradients).responses
-    result = fit_fod(signal, mask, gradients, responses, affine=np.eye(4), fit=fit, weights=weights, device="cpu")
+    responses = estimate_responses(signal, mask, gradients, n_erosions=n_erosions).responses
+    result = fit_fod(signal, mask, gradients, responses, affine=affine, fit=fit, weights=weights, device="cpu")
     cutoff = noise_threshold(result.wm, result.fractions[:, 2], wm_fraction=result.fractions[:, 0])
     return _maxima(result.wm, cutoff)
 
 
-def mrtrix_msmt(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable) -> Found:
+def mrtrix_msmt(
+    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, affine: np.ndarray = _AT_ORIGIN
+) -> Found:
     """Run ``dwi2response dhollander``, ``dwi2fod msmt_csd`` and ``sh2peaks``; with one shell, white matter and CSF only."""
-    with _mrtrix_folder(signal, mask, gradients) as name:
+    with _mrtrix_folder(signal, mask, gradients, affine=affine) as name:
         here = Path(name)
         _msmt(here, gradients)
         return _sh2peaks(here, mask)
 
 
-def mrtrix_csd(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable) -> Found:
+def mrtrix_csd(
+    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, affine: np.ndarray = _AT_ORIGIN
+) -> Found:
     """Run ``dwi2fod csd`` on the highest shell with its row of the dhollander response, and ``sh2peaks``."""
-    with _mrtrix_folder(signal, mask, gradients) as name:
+    with _mrtrix_folder(signal, mask, gradients, affine=affine) as name:
         here = Path(name)
         rows = np.loadtxt(here / "wm.txt", ndmin=2)
         number = _best_shell(gradients)
@@ -118,7 +176,7 @@ def mrtrix_csd(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable) -
 
 
 def msmt_tissues(
-    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, affine: np.ndarray | None = None
+    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, affine: np.ndarray = _AT_ORIGIN
 ) -> Tissues:
     """Run MRtrix3's multi-tissue deconvolution and return what predicts the signal."""
     with _mrtrix_folder(signal, mask, gradients, affine=affine) as name:
@@ -135,21 +193,21 @@ def msmt_tissues(
     return Tissues(np.nan_to_num(maps["wm"]), np.nan_to_num(isotropic), Responses(**responses))
 
 
-def dipy_csd(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable) -> Found:
+def dipy_csd(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, n_erosions: int) -> Found:
     """Run dipy's constrained spherical deconvolution (degree 8) on the highest shell."""
     from dipy.data import get_sphere
     from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel
 
     number = _best_shell(gradients)
     part = _with_b0(gradients, [number])
-    tensor, s0 = _tensor_responses(signal, mask, gradients, [number])
+    tensor, s0 = _tensor_responses(signal, mask, gradients, [number], n_erosions=n_erosions)
     model = ConstrainedSphericalDeconvModel(_dipy_table(gradients, part), (tensor[0], s0), sh_order_max=8)
     sphere = get_sphere(name="repulsion724")
     odf = model.fit(signal[..., part].astype(np.float64), mask=mask).odf(sphere)[mask]
     return _maxima(odf @ sh_inverse(sphere.vertices, 8).T)
 
 
-def dipy_rumba(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, tv: bool) -> Found:
+def dipy_rumba(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, tv: bool, n_erosions: int) -> Found:
     """Run dipy's RUMBA-SD on all shells with its defaults (600 iterations), with or without total variation.
 
     The global fit serves both: without the prior it does for all voxels at once what the voxelwise fit does one by one.
@@ -160,7 +218,7 @@ def dipy_rumba(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *
     from dipy.reconst.rumba import RumbaSDModel
 
     shells = list(range(1, len(gradients.shells)))
-    tensors, _ = _tensor_responses(signal, mask, gradients, shells)
+    tensors, _ = _tensor_responses(signal, mask, gradients, shells, n_erosions=n_erosions)
     sphere = get_sphere(name="repulsion724")
     half = sphere.vertices[sphere.vertices[:, 2] > 0]
     model = RumbaSDModel(
@@ -172,6 +230,21 @@ def dipy_rumba(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *
     )
     odf = model.fit(signal.astype(np.float64), mask=mask).odf()[mask]
     return _vertex_maxima(odf, half)
+
+
+def dipy_force(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable) -> Found:
+    """Run dipy's FORCE with its defaults: each voxel takes the axes of the simulated voxel that is most like it.
+
+    The amplitude of an axis is that of the simulated ODF there.
+    """
+    from dipy.data import default_sphere
+    from dipy.reconst.force import FORCEModel
+
+    model = FORCEModel(_dipy_table(gradients, np.arange(gradients.n_volumes)))
+    fit = model.generate(num_simulations=FORCE_LIBRARY).fit(signal[mask].astype(np.float32))
+    height = np.where(np.asarray(fit.label) == 1, np.asarray(fit.odf), 0.0)  # (n, V)
+    order = np.argsort(-height, axis=1)[:, :MOST_FIBRES]
+    return Found(default_sphere.vertices[order], np.take_along_axis(height, order, axis=1))
 
 
 def _vertex_maxima(odf: np.ndarray, vertices: np.ndarray) -> Found:
@@ -201,14 +274,13 @@ _COMMON = ("-grad", "grad.b", "-mask", "mask.nii", "-quiet", "-force")
 
 
 def _mrtrix_folder(
-    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, affine: np.ndarray | None = None
+    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, affine: np.ndarray = _AT_ORIGIN
 ) -> tempfile.TemporaryDirectory:
     """Write the inputs of MRtrix3 into a new folder and estimate the responses of the three tissues there."""
     folder = tempfile.TemporaryDirectory()
     here = Path(folder.name)
-    frame = np.eye(4) if affine is None else affine
-    nib.save(nib.Nifti1Image(signal, frame), here / "dwi.nii")
-    nib.save(nib.Nifti1Image(mask.astype(np.uint8), frame), here / "mask.nii")
+    nib.save(nib.Nifti1Image(signal, affine), here / "dwi.nii")
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), here / "mask.nii")
     np.savetxt(here / "grad.b", np.column_stack([gradients.directions, gradients.bvals]))
     outputs = ("wm.txt", "gm.txt", "csf.txt")
     try:
@@ -241,11 +313,12 @@ def _sh2peaks(here: Path, mask: np.ndarray) -> Found:
     vectors = nib.load(here / "peaks.nii").get_fdata(dtype=np.float32)[mask].reshape(-1, MAX_PEAKS, 3)
     vectors = np.nan_to_num(vectors)
     amplitudes = np.linalg.norm(vectors, axis=-1)
-    return Found(vectors / np.maximum(amplitudes, 1e-12)[..., None], amplitudes, MRTRIX_CUTOFF)
+    coefficients = np.nan_to_num(nib.load(here / "wm.nii").get_fdata(dtype=np.float32)[mask])
+    return Found(vectors / np.maximum(amplitudes, 1e-12)[..., None], amplitudes, MRTRIX_CUTOFF, coefficients)
 
 
 def _run(folder: Path, *command: str) -> None:
-    environment = os.environ | {"MRTRIX_NTHREADS": str(len(os.sched_getaffinity(0)))}
+    environment = {"MRTRIX_NTHREADS": str(len(os.sched_getaffinity(0)))} | os.environ
     done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:2])} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
@@ -273,7 +346,7 @@ def _dipy_table(gradients: GradientTable, volumes: np.ndarray):
 
 
 def _tensor_responses(
-    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, shells: Sequence[int]
+    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, shells: Sequence[int], *, n_erosions: int
 ) -> tuple[np.ndarray, float]:
     """Return the mean eigenvalues in single fibres for each shell with b=0, (S, 3), and their b=0 signal.
 
@@ -281,7 +354,7 @@ def _tensor_responses(
     """
     from dipy.reconst.csdeconv import response_from_mask_ssst
 
-    single = estimate_responses(signal, mask, gradients).voxels["wm"]
+    single = estimate_responses(signal, mask, gradients, n_erosions=n_erosions).voxels["wm"]
     counts = [len(gradients.shells[s].indices) for s in shells]
     eigenvalues = []
     for k, number in enumerate(shells):
@@ -298,4 +371,4 @@ def _maxima(coefficients: np.ndarray, cutoff: float = np.nan) -> Found:
     found = find_peaks(
         coefficients.astype(np.float32), max_peaks=MAX_PEAKS, relative_threshold=0.04, min_separation=5.0
     )
-    return Found(found.directions, found.amplitudes, cutoff)
+    return Found(found.directions, found.amplitudes, cutoff, coefficients)
