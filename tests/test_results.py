@@ -92,3 +92,16 @@ def test_recorded_figures_have_a_metric_and_a_source(tables):
 def test_table_without_a_place_is_refused(tables):
     with pytest.raises(ValueError, match="no place for the table accuracy"):
         tables.with_tables("text\n", {"accuracy": ["| a |"]})
+
+
+def test_figures_of_other_weights_are_listed_and_dropped(tables, monkeypatch, tmp_path):
+    import results
+
+    for module in (results, tables):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    shas = {"mine": results.shipped_weights(), "earlier": "0123456789ab", "without": ""}
+    figures = [results.Figure("row", name, "pr_area", 0.9, 1, sha) for name, sha in shas.items()]
+    results.finish("name", figures, options(save=True))
+    (line,) = tables.stale(drop=True)
+    assert "earlier" in line
+    assert [record.method for record in tables.read("name")] == ["mine", "without"]

@@ -167,12 +167,16 @@ def read(name: str) -> list[Record]:
 
 def save(name: str, new: Sequence[Record]) -> Path:
     """Replace the recorded figures that were measured again, append those that are new, and return the file."""
-    records = {record.key: record for record in [*read(name), *new]}
+    return write(name, list({record.key: record for record in [*read(name), *new]}.values()))
+
+
+def write(name: str, records: Sequence[Record]) -> Path:
+    """Write the figures of a benchmark and return the file."""
     path = FOLDER / f"{name}.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Record)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(record) | {"value": f"{record.value:.5g}"} for record in records.values())
+        writer.writerows(asdict(record) | {"value": f"{record.value:.5g}"} for record in records)
     return path
 
 

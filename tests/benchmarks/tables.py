@@ -3,6 +3,7 @@
     python tests/benchmarks/tables.py            # print them
     python tests/benchmarks/tables.py --write    # put them in their places in the documents
     python tests/benchmarks/tables.py --stale    # list the figures of other weights than the shipped ones
+    python tests/benchmarks/tables.py --drop     # delete them
 
 A table stands between the comments ``<!-- NAME -->`` and ``<!-- end -->`` of its document.
 """
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results import FOLDER, METRICS, ROOT, read, shipped_weights
+from results import FOLDER, METRICS, ROOT, read, shipped_weights, write
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,17 @@ TABLES = {
 }
 
 
-def stale() -> list[str]:
-    """Describe the recorded figures that were measured with other weights than the shipped ones."""
+def stale(*, drop: bool = False) -> list[str]:
+    """Describe the recorded figures of other weights than the shipped ones, and delete them if asked."""
     now = shipped_weights()
-    records = [(file.stem, record) for file in sorted(FOLDER.glob("*.csv")) for record in read(file.stem)]
-    return [
-        f"{name}: {r.row}, {r.method}, {r.metric} ({r.weights_sha}, {r.date})"
-        for name, r in records
-        if r.weights_sha not in ("", now)
-    ]
+    found = []
+    for name in sorted(file.stem for file in FOLDER.glob("*.csv")):
+        records = read(name)
+        old = [record for record in records if record.weights_sha not in ("", now)]
+        found += [f"{name}: {r.row}, {r.method}, {r.metric} ({r.weights_sha}, {r.date})" for r in old]
+        if drop and old:
+            write(name, [record for record in records if record not in old])
+    return found
 
 
 def write_tables() -> list[str]:
@@ -178,9 +181,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--stale", action="store_true")
+    parser.add_argument("--drop", action="store_true")
     options = parser.parse_args()
-    if options.stale:
-        print(*stale(), sep="\n")
+    if options.stale or options.drop:
+        print(*stale(drop=options.drop), sep="\n")
     elif options.write:
         print(*write_tables(), sep="\n")
     else:
