@@ -1,7 +1,6 @@
-"""The files that build and run the containers are well formed; building them is `make test-container`."""
+"""The two images agree and take what the machine's pip is set to; building them is `make test-container`."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,33 +11,6 @@ from nibabel import Nifti1Image, save
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-
-
-def tool(name: str) -> str:
-    """Path of a checker that is installed beside this Python, or anywhere; the test skips without it."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-def checked(*command: str | Path) -> None:
-    run = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-
-
-def test_dockerfile_passes_its_linter():
-    checked(tool("hadolint"), ROOT / "Dockerfile")
-
-
-def test_scripts_pass_their_linter():
-    checked(tool("shellcheck"), *sorted(HERE.glob("*.sh")), ROOT / ".ci" / "run")
-
-
-def test_github_workflows_follow_their_schema():
-    files = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-    assert files
-    checked(tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", *files)
 
 
 def test_both_images_set_the_same_environment():
