@@ -113,40 +113,47 @@ def find_peaks(
     ValueError
         If an option is out of range or the number of coefficients belongs to no even degree.
     """
-    if max_peaks < 1 or not 0 <= relative_threshold < 1 or not 0 <= min_separation <= 90:
-        raise ValueError(
-            f"found max_peaks {max_peaks}, relative_threshold {relative_threshold}, min_separation {min_separation}; "
-            "expected at least 1, a share in [0, 1) and degrees in [0, 90]"
-        )
+    rule = _Rule(max_peaks, relative_threshold, max(absolute_threshold, 0.0), min_separation)
     n, l_max = len(coefficients), l_max_of(coefficients.shape[1])
-    directions = np.zeros((n, max_peaks, 3), dtype=np.float32)
-    amplitudes = np.zeros((n, max_peaks), dtype=np.float32)
+    found = Peaks(np.zeros((n, max_peaks, 3), dtype=np.float32), np.zeros((n, max_peaks), dtype=np.float32))
     if l_max == 0:  # a constant has no maximum
-        return Peaks(directions, amplitudes)
-    search = _PeakSearch(l_max, torch.device(device))
+        return found
+    search = _PeakSearch(l_max, torch.device(device), rule)
+    parts = chunks(n, _VOXELS_PER_CHUNK if search.is_on_cpu else _VOXELS_PER_DEVICE_CHUNK)
     done = count(1)  # its steps are atomic, in whatever thread
 
     def work(part: slice) -> None:
-        chunk = coefficients[part]
-        found = search(
-            chunk if isinstance(chunk, torch.Tensor) else torch.from_numpy(np.array(chunk, dtype=np.float32)),
-            max_peaks=max_peaks,
-            relative_threshold=relative_threshold,
-            absolute_threshold=max(absolute_threshold, 0.0),
-            min_separation=max(min_separation, MERGE_ANGLE),
-        )
-        directions[part], amplitudes[part] = (array.cpu().numpy() for array in found)
+        found.directions[part], found.amplitudes[part] = (array.cpu().numpy() for array in search(coefficients[part]))
         if progress:
             progress("peaks", next(done) / len(parts))
 
-    size = _VOXELS_PER_CHUNK if search.device.type == "cpu" else _VOXELS_PER_DEVICE_CHUNK
-    parts = chunks(n, size)
-    if search.device.type == "cpu" and len(parts) > 1:
+    if search.is_on_cpu and len(parts) > 1:
         _run_on_threads(work, parts)
     else:
-        for part in parts:
-            work(part)
-    return Peaks(directions, amplitudes)
+        list(map(work, parts))
+    return found
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Which maxima of a voxel count as peaks; attributes as the parameters of `find_peaks`."""
+
+    max_peaks: int
+    relative_threshold: float
+    absolute_threshold: float
+    min_separation: float
+
+    def __post_init__(self) -> None:
+        if self.max_peaks < 1 or not 0 <= self.relative_threshold < 1 or not 0 <= self.min_separation <= 90:
+            raise ValueError(
+                f"found max_peaks {self.max_peaks}, relative_threshold {self.relative_threshold}, min_separation "
+                f"{self.min_separation}; expected at least 1, a share in [0, 1) and degrees in [0, 90]"
+            )
+
+    @property
+    def least_cosine(self) -> float:
+        """Cosine of the angle within which two maxima are one peak; ascents to the same maximum always are."""
+        return math.cos(math.radians(max(self.min_separation, MERGE_ANGLE)))
 
 
 def _run_on_threads(work: Callable[[slice], None], parts: list[slice]) -> None:
@@ -166,45 +173,40 @@ def _run_on_threads(work: Callable[[slice], None], parts: list[slice]) -> None:
 class _PeakSearch:
     """Peak search for one degree on one device, with its tables."""
 
-    def __init__(self, l_max: int, device: torch.device) -> None:
+    def __init__(self, l_max: int, device: torch.device, rule: _Rule) -> None:
         axes, neighbours = _search_grid(GRID_NSIDE)
-        self.l_max = l_max
-        self.device = device
+        self.rule, self.device = rule, device
         self.axes = torch.tensor(axes, dtype=torch.float32, device=device)  # (V, 3)
         self.neighbours = torch.tensor(neighbours, device=device)  # (V, k)
         self.basis = torch.tensor(sh_basis(axes, l_max), dtype=torch.float32, device=device)  # (V, C)
         self.derivatives = SHDerivatives(l_max, device)
 
-    def __call__(
-        self,
-        coefficients: torch.Tensor,
-        *,
-        max_peaks: int,
-        relative_threshold: float,
-        absolute_threshold: float,
-        min_separation: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def is_on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def __call__(self, coefficients: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return directions (n, K, 3) and amplitudes (n, K) of one chunk of voxels (n, C)."""
-        n = len(coefficients)
+        if not isinstance(coefficients, torch.Tensor):
+            coefficients = torch.from_numpy(np.array(coefficients, dtype=np.float32))
         columns = coefficients.detach().to(self.device, torch.float32).T.contiguous()  # (C, n)
         columns = torch.where(columns.isfinite().all(0), columns, 0.0)
-        voxel, vertex, is_top = self._candidates(columns, relative_threshold, absolute_threshold)
+        voxel, vertex, is_top = self._candidates(columns)
         directions, amplitudes, is_maximum = self._ascend(columns, voxel, self.axes[vertex], is_top)
-        keep = is_maximum & (amplitudes > absolute_threshold)
-        voxel, directions, amplitudes = voxel[keep], directions[keep], amplitudes[keep]
-        table = _pad_by_voxel(voxel, directions, amplitudes, n)
-        return _select(*table, max_peaks=max_peaks, relative=relative_threshold, separation=min_separation)
+        keep = is_maximum & (amplitudes > self.rule.absolute_threshold)
+        table = _pad_by_voxel(voxel[keep], directions[keep], amplitudes[keep], len(coefficients))
+        return _select(*table, self.rule)
 
-    def _candidates(
-        self, columns: torch.Tensor, relative_threshold: float, absolute_threshold: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _candidates(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return voxel and grid index of every possible start, and whether the sample is above all its neighbours.
 
         A sample below a single neighbour counts too: beside a larger lobe the rise can begin within one cell of a
         small maximum. Samples hopelessly below a threshold do not count.
         """
         samples = self.basis @ columns  # (V, n)
-        floor = _GRID_SLACK * torch.clamp(relative_threshold * samples.amax(0), min=absolute_threshold)
+        floor = _GRID_SLACK * torch.clamp(
+            self.rule.relative_threshold * samples.amax(0), min=self.rule.absolute_threshold
+        )
         n_higher = torch.zeros(samples.shape, dtype=torch.int8, device=samples.device)
         for k in range(self.neighbours.shape[1]):
             n_higher += samples[self.neighbours[:, k]] > samples
@@ -311,21 +313,19 @@ def _pad_by_voxel(
     return table, heights
 
 
-def _select(
-    directions: torch.Tensor, amplitudes: torch.Tensor, *, max_peaks: int, relative: float, separation: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _select(directions: torch.Tensor, amplitudes: torch.Tensor, rule: _Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep, from the largest down, peaks above the threshold and apart from every kept one; return the first few."""
-    kept = (amplitudes > 0) & (amplitudes >= relative * amplitudes[:, :1])
-    is_near = torch.einsum("nic,njc->nij", directions, directions).abs() > math.cos(math.radians(separation))
+    kept = (amplitudes > 0) & (amplitudes >= rule.relative_threshold * amplitudes[:, :1])
+    is_near = torch.einsum("nic,njc->nij", directions, directions).abs() > rule.least_cosine
     for k in range(1, amplitudes.shape[1]):
         kept[:, k] &= ~(is_near[:, k, :k] & kept[:, :k]).any(1)
-    first = torch.argsort(~kept, dim=1, stable=True)[:, :max_peaks]
+    first = torch.argsort(~kept, dim=1, stable=True)[:, : rule.max_peaks]
     is_kept = kept.gather(1, first)
     directions = directions.gather(1, first[..., None].expand(-1, -1, 3))
     directions = torch.where(directions[..., 2:] < 0, -directions, directions)
     directions = torch.where(is_kept[..., None], directions, 0.0)
     amplitudes = torch.where(is_kept, amplitudes.gather(1, first), 0.0)
-    padding = max_peaks - first.shape[1]
+    padding = rule.max_peaks - first.shape[1]
     return (
         torch.nn.functional.pad(directions, (0, 0, 0, padding)),
         torch.nn.functional.pad(amplitudes, (0, padding)),
