@@ -129,7 +129,7 @@ def gradient_table(
     b0_threshold: float = B0_THRESHOLD,
     shell_tolerance: float = SHELL_TOLERANCE,
 ) -> GradientTable:
-    """Check, normalise and sort into shells.
+    """Return a table of checked, normalised directions sorted into shells.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def gradient_table(
         direction, fewer than six directions, no shells.
     """
     bvals = np.asarray(bvals, dtype=np.float64)
-    directions = np.array(directions_world, dtype=np.float64)
+    directions = np.asarray(directions_world, dtype=np.float64)
     if bvals.ndim != 1 or directions.shape != (len(bvals), 3):
         raise GradientError(
             f"b-values have shape {bvals.shape} and directions {directions.shape}, expected (N,) and (N, 3)"
@@ -158,21 +158,7 @@ def gradient_table(
     if problems:
         raise GradientError(problems)
 
-    is_weighted = bvals > b0_threshold
-    directions[~is_weighted] = 0  # some converters write NaN there, others a real direction
-    length = np.linalg.norm(directions, axis=1)
-    is_lost = is_weighted & (length < SHORTEST)
-    is_off = is_weighted & ~is_lost & (np.abs(length - 1) > 0.01)
-    notes = []
-    if is_lost.any():
-        notes.append(f"{_volumes(is_lost)} dropped: b > {b0_threshold:g} s/mm² without a direction")
-    if is_off.any():
-        worst = length[is_off][np.argmax(np.abs(length[is_off] - 1))]
-        notes.append(
-            f"{is_off.sum()} directions were not of unit length (worst {worst:.3g}); normalised, b-values kept"
-        )
-    directions /= np.where(length > 0, length, 1)[:, None]
-
+    directions, is_lost, notes = _unit_directions(bvals, directions, b0_threshold)
     kept = np.flatnonzero(~is_lost)
     bvals, directions = bvals[kept], directions[kept]
     shells = _cluster(bvals, b0_threshold=b0_threshold, tolerance=shell_tolerance)
@@ -185,7 +171,28 @@ def gradient_table(
     return GradientTable(bvals, directions, shells, kept, len(is_lost), tuple(notes))
 
 
+def _unit_directions(
+    bvals: np.ndarray, directions: np.ndarray, b0_threshold: float
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return directions of unit length, zero at b=0, the weighted volumes that have none, and what was repaired."""
+    is_weighted = bvals > b0_threshold
+    directions = np.where(is_weighted[:, None], directions, 0)  # at b=0 some converters write NaN, others a direction
+    length = np.linalg.norm(directions, axis=1)
+    is_lost = is_weighted & (length < SHORTEST)
+    is_off = is_weighted & ~is_lost & (np.abs(length - 1) > 0.01)
+    notes = []
+    if is_lost.any():
+        notes.append(f"{_volumes(is_lost)} dropped: b > {b0_threshold:g} s/mm² without a direction")
+    if is_off.any():
+        worst = length[is_off][np.argmax(np.abs(length[is_off] - 1))]
+        notes.append(
+            f"{is_off.sum()} directions were not of unit length (worst {worst:.3g}); normalised, b-values kept"
+        )
+    return directions / np.where(length > 0, length, 1)[:, None], is_lost, notes
+
+
 def bvalue_problems(bvals: np.ndarray, b0_threshold: float) -> list[str]:
+    """Return what is wrong with b-values in s/mm2, one sentence each."""
     if len(bvals) == 0:
         return ["no b-values; expected one per volume"]
     if not np.isfinite(bvals).all():
@@ -207,6 +214,7 @@ def bvalue_problems(bvals: np.ndarray, b0_threshold: float) -> list[str]:
 
 
 def direction_problems(bvals: np.ndarray, directions: np.ndarray, b0_threshold: float) -> list[str]:
+    """Return what is wrong with the directions of the weighted volumes, one sentence each."""
     is_weighted = bvals > b0_threshold
     is_broken = is_weighted & ~np.isfinite(directions).all(axis=1)
     if is_broken.any():

@@ -4,6 +4,7 @@ The voxels of each tissue are found as Dhollander et al. describe (ISMRM Worksho
 MRI 2016, 5), single-fibre white matter by their improved metric (Proc. ISMRM 2019, 555). Written from these papers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,10 @@ from shd_bids.sphere.harmonics import Y00, zonal_means
 
 L_MAX = 10  # of a white-matter response; pooled over many directions it does not depend on the directions of a shell
 MIN_VOXELS = {"wm": 10, "gm": 5, "csf": 5}  # fewer are not averaged but topped up from the next best
+PERCENT = {"wm": 0.5, "gm": 2.0, "csf": 10.0}  # of each refined tissue that is averaged
+LEAST_VOXELS = 20  # with a signal that decays with b
+N_EROSIONS = 3  # passes of erosion of the mask (6 neighbours); fewer where that would leave less than a quarter of it
+FA_THRESHOLD = 0.2  # between WM and the rest
 FREE_DIFFUSIVITY = 3.0e-3  # mm2/s, of water at body temperature: nothing in tissue diffuses faster
 _VOXELS_PER_CHUNK = 32768  # bounds the memory beside the result
 
@@ -48,16 +53,7 @@ class ResponseEstimate:
 
 
 def estimate_responses(
-    signal: np.ndarray,
-    mask: np.ndarray,
-    gradients: GradientTable,
-    *,
-    n_erosions: int = 3,
-    fa_threshold: float = 0.2,
-    wm_percent: float = 0.5,
-    gm_percent: float = 2.0,
-    csf_percent: float = 10.0,
-    l_max: int = L_MAX,
+    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, percent: Mapping[str, float] = PERCENT
 ) -> ResponseEstimate:
     r"""Estimate the responses of white matter, grey matter and CSF from one shell or more.
 
@@ -71,14 +67,8 @@ def estimate_responses(
         Not normalised.
     mask : array, shape (x, y, z), bool
     gradients : GradientTable
-    n_erosions : int
-        Passes of erosion of the mask (6 neighbours); fewer where that would leave less than a quarter of it.
-    fa_threshold : float
-        Between WM and the rest.
-    wm_percent, gm_percent, csf_percent : float
-        Share of each refined tissue that is used.
-    l_max : int
-        Degree of the WM response.
+    percent : mapping tissue -> float
+        Share of each refined tissue that is averaged.
 
     Returns
     -------
@@ -92,38 +82,42 @@ def estimate_responses(
     if signal.shape[:3] != mask.shape or signal.shape[3] != gradients.n_volumes:
         raise InputError(f"signal of shape {signal.shape}, expected {(*mask.shape, gradients.n_volumes)}")
     notes: list[str] = []
-    eroded = _erode(mask, n_erosions, notes)
-    inside, rows, sdm = _safe_voxels(signal, eroded, gradients)
-    if len(rows) < 20 and eroded.sum() < mask.sum():
-        inside, rows, sdm = _safe_voxels(signal, mask, gradients)
-    if len(rows) < 20:
-        raise InputError(
-            f"only {len(rows)} voxels of the mask have a signal that decays with b, expected at least 20; "
-            "check mask and gradients"
-        )
+    inside, rows, sdm = _decaying_voxels(signal, mask, gradients, notes)
     tensors = fit_tensor(rows, gradients)
-    fa = fractional_anisotropy(tensors)
-    wm, gm, csf = _refined_tissues(sdm, fa, fa_threshold=fa_threshold, notes=notes)
-
+    wm, gm, csf = _refined_tissues(sdm, fractional_anisotropy(tensors), notes)
     chosen = {
-        "csf": top_voxels(csf, sdm, _number(csf, csf_percent, "csf", notes)),
-        "gm": top_voxels(gm, -np.abs(sdm - _median(sdm[gm])), _number(gm, gm_percent, "gm", notes)),
+        "csf": top_voxels(csf, sdm, _number(csf, percent["csf"], "csf", notes)),
+        "gm": top_voxels(gm, -np.abs(sdm - _median(sdm[gm])), _number(gm, percent["gm"], "gm", notes)),
     }
-    estimates = {
+    isotropic = {
         tissue: Response(tissue, gradients.shell_bvalues, _isotropic(rows[voxels], gradients))
         for tissue, voxels in chosen.items()
         if len(voxels)
     }
-    n_wm = _number(wm, wm_percent, "wm", notes)
-    chosen["wm"] = single_fibre_voxels(rows, wm, gradients, estimates.get("csf"), number=n_wm)
+    n_wm = _number(wm, percent["wm"], "wm", notes)
+    chosen["wm"] = single_fibre_voxels(rows, wm, gradients, isotropic.get("csf"), number=n_wm)
     fibres = np.linalg.eigh(tensors[chosen["wm"]])[1][..., 2]  # (n, 3)
-    coefficients = _anisotropic(rows[chosen["wm"]], fibres, gradients, l_max=l_max)
-    found = Responses(wm=Response("wm", gradients.shell_bvalues, coefficients), **estimates)
-    notes += _doubts(found)
-
+    coefficients = _anisotropic(rows[chosen["wm"]], fibres, gradients, l_max=L_MAX)
+    found = Responses(wm=Response("wm", gradients.shell_bvalues, coefficients), **isotropic)
     tissues, reason = separable_tissues(found, gradients)
     voxels = {tissue: _volume(inside[chosen[tissue]], mask.shape) for tissue in TISSUES}
-    return ResponseEstimate(found, voxels, tissues, "; ".join([reason, *notes]))
+    return ResponseEstimate(found, voxels, tissues, "; ".join([reason, *notes, *_doubts(found)]))
+
+
+def _decaying_voxels(
+    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `_safe_voxels` finds in the eroded mask, or in the whole mask where that is too little."""
+    eroded = _erode(mask, N_EROSIONS, notes)
+    inside, rows, sdm = _safe_voxels(signal, eroded, gradients)
+    if len(rows) < LEAST_VOXELS and eroded.sum() < mask.sum():
+        inside, rows, sdm = _safe_voxels(signal, mask, gradients)
+    if len(rows) < LEAST_VOXELS:
+        raise InputError(
+            f"only {len(rows)} voxels of the mask have a signal that decays with b, expected at least {LEAST_VOXELS}; "
+            "check mask and gradients"
+        )
+    return inside, rows, sdm
 
 
 def _erode(mask: np.ndarray, n_erosions: int, notes: list[str]) -> np.ndarray:
@@ -174,15 +168,13 @@ def _safe_voxels(
     return inside[:n_safe], rows[:n_safe], np.minimum(sdm[:n_safe], 10)
 
 
-def _refined_tissues(
-    sdm: np.ndarray, fa: np.ndarray, *, fa_threshold: float, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Part voxels into refined WM, GM and CSF; returns three arrays of indices (Dhollander et al. 2016)."""
-    is_wm = fa > fa_threshold
+def _refined_tissues(sdm: np.ndarray, fa: np.ndarray, notes: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Part voxels into refined WM, GM and CSF; return three arrays of indices (Dhollander et al. 2016)."""
+    is_wm = fa > FA_THRESHOLD
     if is_wm.sum() < MIN_VOXELS["wm"]:
         is_wm = fa >= np.sort(fa)[-min(max(len(fa) // 4, MIN_VOXELS["wm"]), len(fa))]
         notes.append(
-            f"few voxels have an FA above {fa_threshold:g}: white matter is taken from the quarter of highest FA"
+            f"few voxels have an FA above {FA_THRESHOLD:g}: white matter is taken from the quarter of highest FA"
         )
     wm, other = np.flatnonzero(is_wm), np.flatnonzero(~is_wm)
     is_csf = sdm[other] >= _split(sdm[other])
@@ -273,7 +265,7 @@ def _as_gaussians(bvalue: float, l_max: int) -> np.ndarray:
 
 
 def _doubts(responses: Responses) -> list[str]:
-    """Say where a response does not look like its tissue."""
+    """Return a sentence for each response that does not look like its tissue."""
     doubts = []
     top = responses.wm.coefficients[-1]
     if top[1] > -0.1 * top[0]:  # -0.28 at b = 1000, -0.56 at b = 2000 in healthy brains

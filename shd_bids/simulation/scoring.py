@@ -6,7 +6,7 @@ the relative amplitude threshold runs over 0.05, 0.10, ..., 0.95. False fibres i
 leave out, are counted apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -177,24 +177,16 @@ def score_peaks(
             "expected (n, K, 3), (n, K) and (n, G, 3) with one n"
         )
     thresholds = np.asarray(thresholds, dtype=np.float64)
-    total = np.zeros((5, len(thresholds)))
-    n_voxels = n_empty = hit = 0
+    (true, is_true), (peaks, is_peak) = _unit(truth), _unit(directions)
+    is_peak &= amplitudes > 0
+    has_fibre = is_true.any(axis=1)
+    counts = np.zeros((5, len(thresholds)))
     for part in chunks(len(directions), _VOXELS_PER_CHUNK):
-        true, is_true = _unit(truth[part])
-        peaks, is_peak = _unit(directions[part])
-        is_peak &= amplitudes[part] > 0
-        strength = np.where(is_peak, amplitudes[part], 0.0)
-        strongest = strength.max(axis=1, initial=0.0, keepdims=True)
-        has_fibre = is_true.any(axis=1)
-        cosine = np.abs(np.einsum("ngc,nkc->ngk", true, peaks))
-        angle = np.degrees(np.arccos(np.minimum(cosine, 1.0)))  # (n, G, K)
-        for t, threshold in enumerate(thresholds):
-            kept = is_peak & (strength > threshold * strongest)
-            total[:, t] += _count(angle, is_true, kept, has_fibre, match_angle)
-        n_voxels += int(has_fibre.sum())
-        n_empty += int((~has_fibre).sum())
-        hit += int(is_peak[~has_fibre].any(axis=1).sum())
-    found, false, missed, error, empty_false = total
+        angle = np.degrees(np.arccos(np.minimum(np.abs(np.einsum("ngc,nkc->ngk", true[part], peaks[part])), 1.0)))
+        for t, kept in enumerate(_above(thresholds, amplitudes[part], is_peak[part])):
+            counts[:, t] += _count(angle, is_true[part], kept, has_fibre[part], match_angle)
+    found, false, missed, error, empty_false = counts
+    n_voxels = int(has_fibre.sum())
     return PeakScore(
         thresholds=thresholds,
         true_positives=found.astype(int),
@@ -202,9 +194,9 @@ def score_peaks(
         false_negatives=missed.astype(int),
         angular_errors=error / max(n_voxels, 1),
         n_voxels=n_voxels,
-        n_empty_voxels=n_empty,
+        n_empty_voxels=len(truth) - n_voxels,
         empty_false_fibres=empty_false.astype(int),
-        empty_voxels_hit=hit,
+        empty_voxels_hit=int(is_peak[~has_fibre].any(axis=1).sum()),
     )
 
 
@@ -275,10 +267,18 @@ def crossing_angle(truth: np.ndarray) -> np.ndarray:
     return np.where(widest >= 0, np.degrees(np.arccos(np.clip(widest, 0.0, 1.0))), np.nan)
 
 
+def _above(thresholds: np.ndarray, amplitudes: np.ndarray, is_peak: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield for each relative threshold which peaks (n, K) exceed it."""
+    strength = np.where(is_peak, amplitudes, 0.0)
+    strongest = strength.max(axis=1, initial=0.0, keepdims=True)
+    for threshold in thresholds:
+        yield is_peak & (strength > threshold * strongest)
+
+
 def _count(
     angle: np.ndarray, is_true: np.ndarray, kept: np.ndarray, has_fibre: np.ndarray, match_angle: float
 ) -> tuple[float, float, float, float, float]:
-    """Return TP, FP, FN, summed angular error and false fibres in empty voxels at one threshold."""
+    """Return TP, FP, FN, summed angular error and false fibres in empty voxels, for angles (n, G, K), at one threshold."""
     n_false_empty = float(kept[~has_fibre].sum())
     angle, is_true, kept = angle[has_fibre], is_true[has_fibre], kept[has_fibre]
     if not angle.size:

@@ -15,7 +15,14 @@ from shd_bids.gradients.files import read_fsl
 from shd_bids.gradients.frames import world_to_fsl
 from shd_bids.gradients.table import gradient_table
 from shd_bids.response import single_fibre
-from shd_bids.response.estimate import FREE_DIFFUSIVITY, _anisotropic, _as_gaussians, _split, estimate_responses
+from shd_bids.response.estimate import (
+    FREE_DIFFUSIVITY,
+    PERCENT,
+    _anisotropic,
+    _as_gaussians,
+    _split,
+    estimate_responses,
+)
 from shd_bids.response.mrtrix import format_response, parse_response
 from shd_bids.response.response import Response, Responses, zonal_basis
 from shd_bids.response.separable import separable_tissues
@@ -130,7 +137,7 @@ def test_responses_are_those_of_mrtrix(tmp_path, shells):
     command += ["-fslgrad", "bvec", "bval", "-scratch", str(tmp_path), "-nthreads", "1"]
     command += ["-sfwm", "5", "-gm", "5"]  # of a brain the defaults are hundreds of voxels, of this ball four
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    ours = estimate_responses(signal, mask, table, wm_percent=5, gm_percent=5).responses
+    ours = estimate_responses(signal, mask, table, percent={**PERCENT, "wm": 5, "gm": 5}).responses
     for found in ours.tissues:
         oracle = parse_response((tmp_path / found.tissue).read_text(), found.tissue, table.shell_bvalues)
         # those that matter stand out of the mean of their shell; the rest is noise, which a single voxel changes
