@@ -29,9 +29,10 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py
 	$(PIP_INSTALL) -e .
 	touch $@
 
-# EXTRAS=test,triton also tests the CUDA kernels on machines without a GPU, by Triton's interpreter.
+# EXTRAS=test,triton also tests the CUDA kernels on machines without a GPU, by Triton's interpreter. The package itself stays
+# as it was installed.
 $(TOOLS): $(INSTALLED)
-	$(PIP_INSTALL) 'shd_bids[$(EXTRAS)]'    # the package itself stays as installed
+	$(PIP_INSTALL) 'shd_bids[$(EXTRAS)]'
 	touch $@
 
 demo: $(INSTALLED)  ## write a small data set, run shd_bids on it, print what was found
