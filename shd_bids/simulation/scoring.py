@@ -142,7 +142,6 @@ def score_peaks(
     truth: np.ndarray,
     *,
     thresholds: np.ndarray = THRESHOLDS,
-    match_angle: float = MATCH_ANGLE,
 ) -> PeakScore:
     """Score detected peaks against true fibres in every voxel.
 
@@ -158,8 +157,6 @@ def score_peaks(
         True axes, zero rows where there is none; same frame as ``directions``.
     thresholds : (T,) array
         Relative amplitude thresholds.
-    match_angle : float
-        Degrees within which a peak can count as a true fibre found.
 
     Returns
     -------
@@ -184,7 +181,7 @@ def score_peaks(
     for part in chunks(len(directions), _VOXELS_PER_CHUNK):
         angle = np.degrees(np.arccos(np.minimum(np.abs(np.einsum("ngc,nkc->ngk", true[part], peaks[part])), 1.0)))
         for t, kept in enumerate(_above(thresholds, amplitudes[part], is_peak[part])):
-            counts[:, t] += _count(angle, is_true[part], kept, has_fibre[part], match_angle)
+            counts[:, t] += _count(angle, is_true[part], kept, has_fibre[part])
     found, false, missed, error, empty_false = counts
     n_voxels = int(has_fibre.sum())
     return PeakScore(
@@ -230,7 +227,6 @@ def score_by_crossing(
     *,
     edges: tuple[float, ...] = (0.0, 20.0, 45.0, 70.0, 90.0),
     thresholds: np.ndarray = THRESHOLDS,
-    match_angle: float = MATCH_ANGLE,
 ) -> dict[str, PeakScore]:
     """Score voxels apart by how they cross: one fibre, then bins of the smallest angle between two true fibres.
 
@@ -243,9 +239,7 @@ def score_by_crossing(
     for low, high in pairwise(edges):
         groups[f"{low:g}-{high:g}"] = (angle > low) & (angle <= high)
     return {
-        name: score_peaks(
-            directions[where], amplitudes[where], truth[where], thresholds=thresholds, match_angle=match_angle
-        )
+        name: score_peaks(directions[where], amplitudes[where], truth[where], thresholds=thresholds)
         for name, where in groups.items()
         if where.any()
     }
@@ -276,7 +270,7 @@ def _above(thresholds: np.ndarray, amplitudes: np.ndarray, is_peak: np.ndarray) 
 
 
 def _count(
-    angle: np.ndarray, is_true: np.ndarray, kept: np.ndarray, has_fibre: np.ndarray, match_angle: float
+    angle: np.ndarray, is_true: np.ndarray, kept: np.ndarray, has_fibre: np.ndarray
 ) -> tuple[float, float, float, float, float]:
     """Return TP, FP, FN, summed angular error and false fibres in empty voxels, for angles (n, G, K), at one threshold."""
     n_false_empty = float(kept[~has_fibre].sum())
@@ -287,7 +281,7 @@ def _count(
     nearest_peak, nearest_true = valid.argmin(axis=2), valid.argmin(axis=1)  # (n, G), (n, K)
     back = np.take_along_axis(nearest_true, nearest_peak, axis=1)
     distance = valid.min(axis=2)
-    found = (back == np.arange(angle.shape[1])) & (distance <= match_angle)
+    found = (back == np.arange(angle.shape[1])) & (distance <= MATCH_ANGLE)
     n_true = is_true.sum(axis=1)
     error = np.where(is_true, np.minimum(distance, 90.0), 0.0).sum(axis=1) / n_true
     tp = float(found.sum())
