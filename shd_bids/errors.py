@@ -10,7 +10,7 @@ class ShdError(Exception):
 
 
 class InputError(ShdError):
-    """Input data cannot be used; all problems are told together.
+    """Input data cannot be used; all problems are reported together.
 
     Parameters
     ----------

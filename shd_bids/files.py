@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path that becomes ``path`` when the block ends without an error.
+    """Yield a temporary path that becomes ``path`` when the block ends without an error.
 
     The temporary file lies in the folder of ``path`` (a rename is atomic only within one file system) and keeps
     all suffixes, because image writers choose the format by suffix. Folders are created.

@@ -70,7 +70,7 @@ class Volume:
 
 
 def load_volume(path: Path, *, n_dims: tuple[int, ...] = (3, 4), keep_negative: bool = False) -> Volume:
-    """Read a NIfTI image as float32 and repair values that no signal can have.
+    """Return a NIfTI image as float32, values that no signal can have set to 0.
 
     Parameters
     ----------
@@ -113,12 +113,12 @@ def load_volume(path: Path, *, n_dims: tuple[int, ...] = (3, 4), keep_negative: 
 
 
 def count_volumes(path: Path) -> int:
-    """Return the number of volumes that the header of an image tells; raise as `load_volume` does."""
+    """Return the number of volumes by the header of an image; raise as `load_volume` does."""
     return math.prod(_open(Path(path)).shape[3:])
 
 
 def check_signal(volume: Volume, mask: np.ndarray) -> tuple[str, ...]:
-    """Judge the repaired and empty voxels inside the mask.
+    """Return what is unusual about the repaired and empty voxels inside the mask.
 
     Returns
     -------
@@ -200,14 +200,14 @@ def save_volume(
 
 
 def same_grid(first: Grid, second: Grid, *, tolerance: float = GRID_TOLERANCE) -> bool:
-    """Tell whether two images have the same voxels: equal shape, corners within ``tolerance`` mm."""
+    """Whether two images have the same voxels: equal shape, corners within ``tolerance`` mm."""
     return tuple(first.shape[:3]) == tuple(second.shape[:3]) and _is_same_affine(
         first.affine, second.affine, first.shape[:3], tolerance=tolerance
     )
 
 
 def load_mask(path: Path, grid: Grid) -> np.ndarray:
-    """Read a mask on the grid of an image.
+    """Return a mask on the grid of an image.
 
     Values above 0 are inside, or above 0.5 for a probability map.
 
@@ -231,7 +231,7 @@ def load_mask(path: Path, grid: Grid) -> np.ndarray:
 
 
 def mask_notes(mask: np.ndarray) -> tuple[str, ...]:
-    """Say so when a mask covers less or more of the field of view than a brain does."""
+    """Return a note where a mask covers less or more of the field of view than a brain does."""
     share = float(mask.mean())
     low, high = USUAL_MASK
     if low <= share <= high:
@@ -240,7 +240,7 @@ def mask_notes(mask: np.ndarray) -> tuple[str, ...]:
 
 
 def estimate_mask(b0_mean: np.ndarray, *, voxel_size: ArrayLike = 2.0) -> np.ndarray:
-    """Estimate a brain mask from the mean b=0 image by median filter and Otsu's threshold.
+    """Return a brain mask estimated from the mean b=0 image by median filter and Otsu's threshold.
 
     An image without background, such as a crop from inside the brain, is taken whole: there Otsu's threshold would
     part tissues instead.
@@ -275,7 +275,7 @@ def estimate_mask(b0_mean: np.ndarray, *, voxel_size: ArrayLike = 2.0) -> np.nda
 
 
 def _has_background(b0_mean: np.ndarray, mask: np.ndarray) -> bool:
-    """Tell air and skin around a brain from tissue around fluid: air is dark or spread over a wide range."""
+    """Whether there is air and skin around a mask, not tissue around fluid: air is dark or spread over a wide range."""
     low, middle = np.percentile(b0_mean[~mask], [5, 50]) if not mask.all() else (0.0, 0.0)
     return bool(middle < 0.1 * np.median(b0_mean[mask]) or low < 0.4 * middle)
 
@@ -286,7 +286,7 @@ def gather(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def scatter(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Put values in mask order back into a volume, zero elsewhere: (n, ...) -> (x, y, z, ...)."""
+    """Return values in mask order as a volume, zero elsewhere: (n, ...) -> (x, y, z, ...)."""
     values = np.asarray(values)
     volume = np.zeros(mask.shape + values.shape[1:], dtype=values.dtype)
     volume[mask] = values
@@ -308,7 +308,7 @@ def _open(path: Path) -> nib.Nifti1Image:
 
 
 def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
-    """Read all volumes into one float32 array in C order, shape (x, y, z, n), with little memory beside it.
+    """Return all volumes as one float32 array in C order, shape (x, y, z, n), with little memory beside it.
 
     nibabel would hold the file's integers, a Fortran-ordered float array and the result together.
     """
@@ -365,7 +365,7 @@ def _header_notes(image: nib.Nifti1Image) -> tuple[str, ...]:
 
 
 def _codes(header: nib.Nifti1Header | None) -> tuple[int, int]:
-    """Codes (sform, qform) to write; one that is 0 in the reference takes the other's, as both get the same affine."""
+    """Return the codes (sform, qform) to write; one that is 0 in the reference takes the other's, as both get the same affine."""
     if header is None:
         return 1, 1
     sform, qform = int(header["sform_code"]), int(header["qform_code"])

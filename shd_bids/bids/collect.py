@@ -1,4 +1,4 @@
-"""Find every diffusion series with its gradients and mask.
+"""Every diffusion series with its gradients and mask.
 
 Everything is asked before anything runs, and the problems of all series are reported together.
 """
@@ -119,7 +119,7 @@ class DWIRun:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "DWIRun":
-        """Rebuild what `to_dict` wrote."""
+        """Return the series that `to_dict` wrote."""
         values = dict(content)
         for name in ("dwi", "bval", "bvec", "grad_b", "mask"):
             values[name] = Path(values[name]) if values[name] is not None else None
@@ -240,9 +240,9 @@ def _candidates(dataset: Dataset, dwi: Path, extension: str) -> list[Path]:
 
     pybids also returns files with entities that the image lacks; BIDS does not let those apply.
     """
-    own = all_entities(dwi).items()
+    entities = all_entities(dwi).items()
     found = dataset.layout.get_nearest(dwi, suffix="dwi", extension=extension, all_=True, strict=False)
-    applying = [Path(path) for path in found if all_entities(Path(path)).items() <= own]
+    applying = [Path(path) for path in found if all_entities(Path(path)).items() <= entities]
     return sorted(applying, key=lambda path: (-len(path.parents), -len(all_entities(path))))
 
 
@@ -265,7 +265,7 @@ def _n_weighted(run: DWIRun, b0_threshold: float) -> int | None:
 
 
 def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any]) -> DWIRun:
-    """Read image, gradients and mask once; return the series with its mask or raise with every problem found."""
+    """Return the series with its mask after reading image, gradients and mask once; raise with every problem found."""
     volume = load_volume(run.dwi, n_dims=(4,))
     problems: list[str] = []
     if not volume.data.any():

@@ -68,7 +68,7 @@ def write_dataset_files(output_dir: Path, runs: Sequence[DWIRun], *, environment
     runs : sequence of DWIRun
         What is going to be processed.
     environment : mapping
-        Environment variables; those named ``SHD_BIDS_*`` tell about the container and the paths of its host.
+        Environment variables; those named ``SHD_BIDS_*`` describe the container and the paths of its host.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def _unique(items: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def _lock(output_dir: Path) -> Iterator[None]:
-    """Hold the data set's lock; some network file systems have no locks of their own, there a plain file serves."""
+    """Hold the data set's lock; on network file systems without locks a plain file serves."""
     path = output_dir / LOCK_NAME
     try:
         try:

@@ -60,11 +60,11 @@ def output_path(
     """
     row = OUTPUTS[key]
     blanks = {"method": method, "format": format}
-    own = {name: value.format(**blanks) for name, value in row["entities"].items()}
+    added = {name: value.format(**blanks) for name, value in row["entities"].items()}
     extension = row["extension"].format(**blanks)
     if missing := sorted(blank for blank in _blanks(row) if blanks[blank] is None):
         raise ValueError(f"{key}: {' and '.join(missing)} not given")
-    name = _join({**run.entities, "space": run.space, **own})
+    name = _join({**run.entities, "space": run.space, **added})
     return output_dir / run.folder / f"{name}_{row['suffix']}{extension}"
 
 
@@ -102,7 +102,7 @@ def expected_outputs(
     formats: Sequence[str],
     tissues: Sequence[str] = ("wm",),
 ) -> tuple[Path, ...]:
-    """List every file that a finished run must have left.
+    """Return every file that a finished run must have left.
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ def _source_uri(run: DWIRun, source: str, *, method: str | None, format: str | N
 
 
 def _join(entities: Mapping[str, str]) -> str:
-    """Write entities in schema order; one that the schema does not know keeps its place before ``space``."""
+    """Return entities joined in schema order; one that the schema does not know keeps its place before ``space``."""
     unknown_place = ENTITY_ORDER.index("space") - 0.5
     order = {name: place for place, name in enumerate(ENTITY_ORDER)}
     ordered = sorted(entities.items(), key=lambda item: order.get(item[0], unknown_place))

@@ -14,7 +14,7 @@ from shd_bids.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-OWN_ENTITIES = ("space", "desc", "res", "cohort")
+ADDED_ENTITIES = ("space", "desc", "res", "cohort")
 """Entities that a preprocessing adds; the others name the source."""
 
 QUERIES = ("dwi", "mask")
@@ -46,7 +46,7 @@ class Dataset:
 
 
 def read_filters(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Read a BIDS filter file: query -> entity -> value; ``null`` asks for absence, ``"*"`` for any value.
+    """Return the content of a BIDS filter file: query -> entity -> value; ``null`` asks for absence, ``"*"`` for any value.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def read_filters(path: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def open_datasets(settings: Settings) -> tuple[Dataset, ...]:
-    """Index the input and the ``--derivatives`` data sets, the asked subjects and the ``dwi`` folders only."""
+    """Return the input and the ``--derivatives`` data sets, indexed in the asked subjects and the ``dwi`` folders only."""
     roots = {"": settings.bids_dir, **settings.derivatives}
     datasets: list[Dataset] = []
     for asked, root in roots.items():
@@ -149,7 +149,7 @@ def nothing_found(settings: Settings, datasets: Sequence[Dataset]) -> str:
 
 def source_entities(path: Path) -> dict[str, str]:
     """Return the entities of a name that belong to the source, values as written, in the order of the name."""
-    return {name: value for name, value in all_entities(path).items() if name not in OWN_ENTITIES}
+    return {name: value for name, value in all_entities(path).items() if name not in ADDED_ENTITIES}
 
 
 def all_entities(path: Path) -> dict[str, str]:
@@ -191,7 +191,7 @@ def _layout(settings: Settings, root: Path, name: str) -> Any:
                 any_of = "|".join(map(re.escape, labels))
                 ignore.append(re.compile(rf"/{entity}-(?!(?:{any_of})(?:[/_]|$))"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pybids warns about its own coming versions
+        warnings.simplefilter("ignore")  # pybids warns about coming versions of itself
         return BIDSLayout(
             root,
             validate=False,

@@ -1,4 +1,4 @@
-"""Ask the official validator about the input; what it says is told, it never stops a run."""
+"""The official validator's opinion of the input, which never stops a run."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ def validate_dataset(root: Path, subjects: Sequence[str]) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Empty when there are no errors (warnings of the validator are not told) or when it is not installed.
+        Empty when there are no errors (warnings of the validator are left out) or when it is not installed.
     """
     program = shutil.which(PROGRAM) or shutil.which(PROGRAM, path=str(Path(sys.executable).parent))
     if program is None:

@@ -7,7 +7,7 @@ from shd_bids.gradients.table import GradientTable
 
 
 def fit_tensor(signal: np.ndarray, table: GradientTable, *, n_iterations: int = 2) -> np.ndarray:
-    r"""Fit diffusion tensors by iteratively reweighted linear least squares.
+    r"""Return diffusion tensors fitted by iteratively reweighted linear least squares.
 
     .. math:: \min_{D, S_0} \sum_i w_i^2 (\ln S_i - \ln S_0 + b_i u_i^T D u_i)^2
 
@@ -60,7 +60,7 @@ def fractional_anisotropy(tensors: np.ndarray) -> np.ndarray:
 
 
 def _tensor_design(table: GradientTable) -> np.ndarray:
-    """Build the design matrix of ln S for D in um2/ms: xx yy zz xy xz yz and ln S0, shape (N, 7)."""
+    """Return the design matrix of ln S for D in um2/ms: xx yy zz xy xz yz and ln S0, shape (N, 7)."""
     x, y, z = table.directions.T
     terms = [x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z]
     return np.column_stack([-table.bvals * 1e-3 * term for term in terms] + [np.ones(table.n_volumes)])

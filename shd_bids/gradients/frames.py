@@ -11,7 +11,7 @@ from shd_bids.errors import GradientError
 
 
 def fsl_to_world(bvecs: ArrayLike, affine: ArrayLike) -> np.ndarray:
-    r"""Turn FSL/BIDS directions into world axes.
+    r"""Return FSL/BIDS directions in world axes.
 
     .. math:: u = R \, \mathrm{diag}(\mp 1, 1, 1) \, v
 
@@ -39,7 +39,7 @@ def fsl_to_world(bvecs: ArrayLike, affine: ArrayLike) -> np.ndarray:
 
 
 def world_to_fsl(directions: ArrayLike, affine: ArrayLike) -> np.ndarray:
-    """Turn world directions, shape (N, 3), into FSL/BIDS ones, shape (N, 3); the inverse of :func:`fsl_to_world`."""
+    """Return world directions, shape (N, 3), as FSL/BIDS ones, shape (N, 3); the inverse of :func:`fsl_to_world`."""
     return np.asarray(directions, dtype=np.float64) @ _fsl_axes(affine)
 
 
@@ -53,7 +53,7 @@ def image_rotation(affine: ArrayLike) -> np.ndarray:
 
 
 def _fsl_axes(affine: ArrayLike) -> np.ndarray:
-    """Matrix from FSL to world directions, shape (3, 3)."""
+    """Return the matrix from FSL to world directions, shape (3, 3)."""
     rotation = image_rotation(affine)
     flip = -1.0 if np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3]) > 0 else 1.0
     return rotation * np.array([flip, 1.0, 1.0])

@@ -9,7 +9,7 @@ from shd_bids.sphere.harmonics import n_coefficients, sh_basis
 
 
 def estimate_noise(voxels: np.ndarray, gradients: GradientTable) -> float:
-    r"""Estimate the noise level from what smooth functions on the sphere leave unexplained.
+    r"""Return the noise level, from what smooth functions on the sphere leave unexplained.
 
     In each shell the signal is fitted with spherical harmonics of the highest even degree whose coefficients number at most
     70 % of the directions; the residual gives :math:`\hat\sigma^2 = \|r\|^2/(n - k)`, and the median over voxels is kept.

@@ -90,7 +90,7 @@ def check_orientation(
         having no neighbours (slices may not be adjacent), and only what the others can tell is judged.
 
     Source: the idea of a coherence index over flips and permutations is that of Schilling et al., Magn Reson Imaging
-    58 (2019) 82; score and test are our own.
+    58 (2019) 82; score and test differ from theirs.
     """
     axes = np.flatnonzero(np.array(mask.shape) > 3)
     candidates = _candidates(axes)
@@ -126,7 +126,7 @@ def corrected(table: GradientTable, check: OrientationCheck, affine: ArrayLike) 
 
 
 def _candidates(axes: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """List the signed permutations of the given image axes, one of each pair P, -P, the identity first."""
+    """Return the signed permutations of the given image axes, one of each pair P, -P, the identity first."""
     if len(axes) < 2:
         return [("x,y,z", np.eye(3))]
     others = [axis for axis in range(3) if axis not in axes]
@@ -144,7 +144,7 @@ def _candidates(axes: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def _label(matrix: np.ndarray) -> str:
-    """Name a signed permutation by what its three results are: ``-y,x,z`` for (x, y, z) -> (-y, x, z)."""
+    """Return the name of a signed permutation, its three results: ``-y,x,z`` for (x, y, z) -> (-y, x, z)."""
     source = np.abs(matrix).argmax(axis=1)
     return ",".join(("-" if matrix[row, axis] < 0 else "") + "xyz"[axis] for row, axis in enumerate(source))
 
@@ -152,7 +152,7 @@ def _label(matrix: np.ndarray) -> str:
 def _coherence_moments(
     signal: np.ndarray, mask: np.ndarray, table: GradientTable, affine: ArrayLike, *, axes: np.ndarray, min_fa: float
 ) -> np.ndarray:
-    """Sum w M_ij E_kl over the voxels of each block of the image, shape (blocks, 3, 3, 3, 3), in image axes.
+    """Return the sum of w M_ij E_kl over the voxels of each block of the image, (blocks, 3, 3, 3, 3), in image axes.
 
     M = sum_o s_ao o o^T with the doubly centred similarity s, and E = e e^T; see :func:`check_orientation`.
     """
@@ -197,7 +197,7 @@ def _coherence_moments(
 
 
 def _judge(candidates: list[tuple[str, np.ndarray]], moments: np.ndarray) -> OrientationCheck:
-    """Score the candidates and say whether one beats the identity, which is the first of them."""
+    """Return the scores of the candidates and whether one beats the identity, which is the first of them."""
     by_block = np.stack([np.einsum("bijkl,ik,jl->b", moments, p, p) for _, p in candidates], axis=1)  # (b, P)
     total = by_block.sum(axis=0)
     ranking = np.argsort(-total, kind="stable")

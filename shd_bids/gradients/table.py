@@ -229,7 +229,7 @@ def direction_problems(bvals: np.ndarray, directions: np.ndarray, b0_threshold: 
 
 
 def _cluster(bvals: np.ndarray, *, b0_threshold: float, tolerance: float) -> tuple[Shell, ...]:
-    """Cut the sorted b-values where they jump by more than the tolerance, b=0 apart (the rule of MRtrix3's shells)."""
+    """Return the shells: sorted b-values cut where they jump by more than the tolerance, b=0 apart (as MRtrix3)."""
     shells = [Shell(0.0, np.flatnonzero(bvals <= b0_threshold))]
     order = np.argsort(bvals, kind="stable")
     order = order[bvals[order] > b0_threshold]
@@ -257,13 +257,13 @@ def _shell_problems(shells: tuple[Shell, ...], directions: np.ndarray) -> list[s
 
 
 def _count_axes(directions: np.ndarray) -> int:
-    """Count directions that differ by more than a degree, opposite ones taken as one."""
+    """Return the number of directions that differ by more than a degree, opposite ones taken as one."""
     is_same = np.abs(directions @ directions.T) > np.cos(np.deg2rad(1.0))
     return int(len(directions) - np.tril(is_same, -1).any(axis=1).sum())
 
 
 def _volumes(rows: np.ndarray) -> str:
-    """Name volumes, counted from 0, for a message; takes indices or a boolean array."""
+    """Return the names of volumes, given by indices or booleans and counted from 0, for a message."""
     rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows)
     names = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
     return f"volume {names}" if len(rows) == 1 else f"{len(rows)} volumes ({names})"

@@ -1,4 +1,4 @@
-"""Find the fibre directions of fODFs: local maxima of an even spherical function, exact to a small part of a degree.
+"""Fibre directions of fODFs: local maxima of an even spherical function, exact to a small part of a degree.
 
 The function is sampled on a grid much finer than its lobes, every grid point above its neighbours starts a safeguarded
 Newton ascent on the spherical harmonics themselves, and what arrives at the same maximum is merged. Voxels are worked
@@ -82,7 +82,7 @@ def find_peaks(
     device: str | torch.device = "cpu",
     progress: Callable[[str, float], None] | None = None,
 ) -> Peaks:
-    """Find the local maxima of even spherical functions given by their SH coefficients.
+    """Return the local maxima of even spherical functions given by their SH coefficients.
 
     A peak is kept when its amplitude exceeds ``relative_threshold`` times the largest of its voxel and
     ``absolute_threshold``, and when no larger kept peak lies within ``min_separation``.
@@ -216,7 +216,7 @@ class _PeakSearch:
     def _ascend(
         self, columns: torch.Tensor, voxel: torch.Tensor, start: torch.Tensor, is_top: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Climb from each start to its maximum; return directions (m, 3), amplitudes (m,) and whether it is one.
+        """Return directions (m, 3) and amplitudes (m,) of the maximum above each start, and whether it is one.
 
         A start that is not ``is_top`` goes on only when its first step points to a maximum within reach of its cell.
         """
@@ -300,7 +300,7 @@ def _tangent_axes(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _pad_by_voxel(
     voxel: torch.Tensor, directions: torch.Tensor, amplitudes: torch.Tensor, n: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lay flat peaks out as directions (n, K, 3) and amplitudes (n, K), descending, zero padded."""
+    """Return flat peaks as directions (n, K, 3) and amplitudes (n, K), descending, zero padded."""
     order = torch.argsort(amplitudes, descending=True, stable=True)
     order = order[torch.argsort(voxel[order], stable=True)]
     counts = torch.bincount(voxel, minlength=n)
@@ -314,7 +314,7 @@ def _pad_by_voxel(
 
 
 def _select(directions: torch.Tensor, amplitudes: torch.Tensor, rule: _Rule) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep, from the largest down, peaks above the threshold and apart from every kept one; return the first few."""
+    """Return the first few peaks, from the largest down, above the threshold and apart from every kept one."""
     kept = (amplitudes > 0) & (amplitudes >= rule.relative_threshold * amplitudes[:, :1])
     is_near = torch.einsum("nic,njc->nij", directions, directions).abs() > rule.least_cosine
     for k in range(1, amplitudes.shape[1]):

@@ -19,7 +19,7 @@ GOOD, BAD = "#2b8a3e", "#c92a2a"
 
 
 def tidy_plot(ax: Axes, *, x: str = "", y: str = "", is_counted: bool = False) -> None:
-    """Give a curve plot light spines, a faint grid and axis labels; whole numbers along x where it counts."""
+    """Style a curve plot with light spines, a faint grid and axis labels; whole numbers along x where it counts."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color("#cbd2d9")
     ax.tick_params(colors=INK, labelsize=9.5, length=3)
@@ -40,7 +40,7 @@ def scale_log(ax: Axes) -> None:
 
 
 def shell_colours(n: int) -> np.ndarray:
-    """Give one colour per shell, shape (n, 4): grey for b = 0, then dark to light."""
+    """Return one colour per shell, shape (n, 4): grey for b = 0, then dark to light."""
     return np.vstack([GREY, colormaps["viridis"](np.linspace(0.15, 0.85, max(n - 1, 1)))])[:n]
 
 
@@ -100,24 +100,24 @@ def draw_scores(ax: Axes, scores: Sequence[tuple[str, np.ndarray, float]]) -> No
     values = [float(score) for _, _, score in ranked]
     given = [bool(np.isclose(abs(np.trace(matrix)), 3)) for _, matrix, _ in ranked]  # x and -x are one direction
     is_best = given[0]
-    colours = [GOOD if own and is_best else BAD if own else "#cbd2d9" for own in given]
+    colours = ["#cbd2d9" if not is_identity else GOOD if is_best else BAD for is_identity in given]
     ax.bar(np.arange(len(ranked)), values, color=colours, width=0.75)
     labels = [label for label, _, _ in ranked]
     ax.set_xticks(np.arange(len(ranked)), labels, rotation=60, ha="right", rotation_mode="anchor")
     tidy_plot(ax, y="fibre coherence")
     ax.grid(axis="x", visible=False)
     low, high = min(0.0, *values), max(0.0, *values)
-    spare = 0.15 * ((high - low) or 1.0)
-    ax.set(xlim=(-0.6, max(len(ranked), 12) - 0.4), ylim=(low and low - 0.3 * spare, high + spare))
+    margin = 0.15 * ((high - low) or 1.0)
+    ax.set(xlim=(-0.6, max(len(ranked), 12) - 0.4), ylim=(low and low - 0.3 * margin, high + margin))
     if not any(given):
         return
     rank = given.index(True)
-    told = "as given: the best" if is_best else f"as given: place {rank + 1} of {len(ranked)}"
+    label = "as given: the best" if is_best else f"as given: place {rank + 1} of {len(ranked)}"
     colour = GOOD if is_best else BAD
     ax.get_xticklabels()[rank].set(color=colour, fontweight="bold")
     side = {"ha": "left" if rank <= max(len(ranked), 12) - 6 else "right"}  # to the right the bars are lower
     place = (rank - 0.4 if side["ha"] == "left" else rank + 0.4, max(values[rank], 0.0))
-    ax.annotate(told, place, (0, 4), textcoords="offset points", color=colour, fontweight="bold", **side)
+    ax.annotate(label, place, (0, 4), textcoords="offset points", color=colour, fontweight="bold", **side)
 
 
 def draw_response(ax: Axes, coefficients: np.ndarray) -> None:
@@ -240,7 +240,7 @@ def draw_volume_residuals(ax: Axes, residuals: np.ndarray) -> None:
 
 
 def legend_above(ax: Axes, *, ncols: int) -> None:
-    """Put the legend right above the plot, where it hides nothing."""
+    """Draw the legend above the plot, where it hides nothing."""
     style = {"frameon": False, "fontsize": 9.5, "labelcolor": INK, "borderaxespad": 0.2, "columnspacing": 1.4}
     ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=ncols, **style)
 

@@ -48,7 +48,7 @@ class RunReport:
     problem : Problem, optional
         Present when the run failed.
     warnings : sequence of str
-        Told besides those found in the facts.
+        Shown besides those found in the facts.
     """
 
     prefix: str
@@ -59,7 +59,7 @@ class RunReport:
 
 
 def dig(content: Any, *path: str) -> Any:
-    """Follow keys into nested mappings; ``None`` where one is absent, as after a failure."""
+    """Return the value below keys of nested mappings; ``None`` where one is absent, as after a failure."""
     for key in path:
         if not isinstance(content, Mapping):
             return None
@@ -67,8 +67,8 @@ def dig(content: Any, *path: str) -> Any:
     return content
 
 
-def told(value: Any) -> str:
-    """Write a value for HTML; a dash where there is none."""
+def html_value(value: Any) -> str:
+    """Return a value as HTML text; a dash where there is none."""
     if value is None or value == "":
         return "–"
     return escape(
@@ -77,26 +77,26 @@ def told(value: Any) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """Join words with commas and a last "and"."""
+    """Return words joined with commas and a last "and"."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
 def shells(gradients: Mapping[str, Any] | None) -> str:
-    """Tell the number of volumes of each shell."""
+    """Return the number of volumes of each shell as text."""
     found = dig(gradients, "shells")
     if not found:
-        return told(None)
+        return html_value(None)
     total = sum(shell["n_volumes"] for shell in found)
     by_shell = listed([f"{shell['n_volumes']} at b = {shell['bvalue']:.0f}" for shell in found])
     return f"{total} volumes: {escape(by_shell)} s/mm²"
 
 
 def voxel_size(gradients: Mapping[str, Any] | None) -> str:
-    """Tell the size along the three image axes."""
+    """Return the size along the three image axes as text."""
     sizes = [dig(gradients, "qc", f"voxel_size_{axis}", "value") for axis in "xyz"]
-    return told(None) if None in sizes else escape(" × ".join(f"{size:.3g}" for size in sizes)) + " mm"
+    return html_value(None) if None in sizes else escape(" × ".join(f"{size:.3g}" for size in sizes)) + " mm"
 
 
 def fit_mode(run: RunReport) -> Any:
-    """Take the mode from what the fit says of itself, else from the options."""
+    """Return the mode that the fit recorded, else that of the options."""
     return dig(run.facts, "fod", "info", "fit") or run.settings.get("fit")

@@ -17,7 +17,7 @@ TINY = np.finfo(np.float64).tiny
 
 
 def dec_image(coefficients: np.ndarray, rows: np.ndarray, top: float) -> np.ndarray:
-    r"""Colour a slice by direction: hue of :math:`\int |u| f(u) du`, brightness by the fODF's integral.
+    r"""Return a slice coloured by direction: hue of :math:`\int |u| f(u) du`, brightness by the fODF's integral.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def draw_sticks(
 def cut_to_segments(
     view: WorldView, streamlines: Sequence[np.ndarray], *, n_streamlines: int, n_segments: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Thin streamlines to a drawable number of segments.
+    """Return streamlines thinned to a drawable number of segments.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def draw_outline(ax: Axes, view: WorldView, plane: Plane, inside: np.ndarray, *,
 
 @lru_cache(maxsize=1)
 def sphere_mesh() -> tuple[np.ndarray, np.ndarray]:
-    """Split an icosahedron three times.
+    """Return an icosahedron split three times.
 
     Returns
     -------
@@ -210,7 +210,7 @@ def sphere_mesh() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _split(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut each triangle into four at the middles of its edges, pushed out to the sphere."""
+    """Return each triangle cut into four at the middles of its edges, pushed out to the sphere."""
     edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
     unique, number = np.unique(edges, axis=0, return_inverse=True)
     middles = points[unique].sum(axis=1)
@@ -222,13 +222,13 @@ def _split(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _amplitudes(coefficients: np.ndarray, rows: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Evaluate the non-negative part of the fODF of the chosen rows, shape (rows, points)."""
+    """Return the non-negative part of the fODF of the chosen rows, shape (rows, points)."""
     picked = np.nan_to_num(np.asarray(coefficients[rows], dtype=np.float64))
     return np.clip(picked @ sh_basis(points, l_max_of(picked.shape[1])).T, 0, None)
 
 
 def _places(view: WorldView, cut: Cut, rows: np.ndarray, window: Window | None) -> tuple[np.ndarray, np.ndarray]:
-    """List the rows of the mask's voxels of a slice and their centres in the panel, mm; only those in the window."""
+    """Return the rows of the mask's voxels in a window of a slice and their centres in the panel, mm."""
     up, right = np.nonzero(rows >= 0)
     centres = np.stack([(right + 0.5) * view.zooms[cut.plane.right], (up + 0.5) * view.zooms[cut.plane.up]], axis=1)
     if window is not None:
@@ -240,11 +240,11 @@ def _places(view: WorldView, cut: Cut, rows: np.ndarray, window: Window | None) 
 
 
 def _pitch(view: WorldView, plane: Plane) -> float:
-    """Give the smaller voxel side in a plane, mm."""
+    """Return the smaller voxel side in a plane, mm."""
     return float(min(view.zooms[plane.right], view.zooms[plane.up]))
 
 
 def _hue(directions: np.ndarray) -> np.ndarray:
-    """Colour world directions, shape (n, 3): absolute components, the largest at full brightness."""
+    """Return the colours of world directions, shape (n, 3): absolute components, the largest at full brightness."""
     colours = np.abs(directions)
     return colours / np.maximum(colours.max(axis=1, keepdims=True), TINY)

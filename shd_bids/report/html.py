@@ -124,7 +124,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Status:
-    """How the execution ended, told for the whole page.
+    """How the execution ended, for the whole page.
 
     Attributes
     ----------
@@ -202,7 +202,7 @@ def _navigation(runs: Sequence[RunReport]) -> str:
 
 
 def _banners(runs: Sequence[RunReport], status: Status) -> str:
-    """Say first how it ended: one banner for the page, one for each failed run, one for warnings."""
+    """Return how it ended: one banner for the page, one for each failed run, one for warnings."""
     failed = [run for run in runs if run.problem]
     finished = len(runs) - len(failed)
     rest = "What was finished before is shown below." if any(run.facts for run in runs) else ""
@@ -254,11 +254,11 @@ def _banner(kind: str, head: str, text: str) -> str:
 
 
 def _warnings(run: RunReport) -> tuple[str, ...]:
-    """Collect what the stages found worth telling, in order, each once."""
+    """Return the warnings and notes of the stages, in order, each once."""
     found = list(run.warnings)
     check = dig(run.facts, "gradients", "orientation_check") or {}
-    is_told = bool(check.get("stop"))  # as the failure of the run
-    if check and not is_told and not (check.get("is_given_best", True) and check.get("is_conclusive", True)):
+    is_failure = bool(check.get("stop"))  # shown as such
+    if check and not is_failure and not (check.get("is_given_best", True) and check.get("is_conclusive", True)):
         found.append(str(check.get("message", "the orientation check failed")))
     for facts in run.facts.values():
         found += [str(note) for note in facts.get("notes") or ()]
@@ -266,7 +266,7 @@ def _warnings(run: RunReport) -> tuple[str, ...]:
 
 
 def _run(run: RunReport, figures_dir: Path, output_dir: Path) -> str:
-    """Show the figures of one run in the order of the stages."""
+    """Return the figures of one run in the order of the stages."""
     pieces = [f'<h2 id="{escape(_anchor(run))}">{escape(run.prefix)}</h2>']
     missing = []
     for section in SECTIONS:

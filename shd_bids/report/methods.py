@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from shd_bids import __version__
-from shd_bids.report.facts import STAGES, TISSUE_NAMES, RunReport, dig, fit_mode, listed, shells, told, voxel_size
+from shd_bids.report.facts import STAGES, TISSUE_NAMES, RunReport, dig, fit_mode, html_value, listed, shells, voxel_size
 
 REFERENCES = {
     "shd": (
@@ -65,7 +65,7 @@ REFERENCES = {
 
 
 def methods_text(runs: Sequence[RunReport]) -> str:
-    """Tell in HTML what was done to the runs, from their facts alone, with numbered references."""
+    """Return in HTML what was done to the runs, from their facts alone, with numbered references."""
     cited: list[str] = []
 
     def cite(*keys: str) -> str:
@@ -124,14 +124,14 @@ def _sentences(run: RunReport, cite: Callable[..., str]) -> Iterable[str]:
             f"Fibre orientation distributions (fODF) and the other tissues' amplitudes {cite('msmt')} were estimated "
             "with SHD-TV, an equivariant network with spatial and hemispherical convolutions and total variation "
             f"regularisation {cite('shd')}, {how + ', ' if how else ''}and stored as spherical harmonics of degree "
-            f"{told(degree)} in the basis of MRtrix3 {cite('mrtrix')}. Before, they were moved towards the signal, kept "
+            f"{html_value(degree)} in the basis of MRtrix3 {cite('mrtrix')}. Before, they were moved towards the signal, kept "
             "from being negative, as far as volumes left out were predicted better."
         )
     if peaks:
         values = dig(peaks, "sidecar", "peaks") or {}
         separation = values.get("PeakMinimumSeparation", run.settings.get("peak_separation"))
         yield (
-            f"Peaks were found on the harmonics (at least {told(separation)}° apart), with number of fibres and "
+            f"Peaks were found on the harmonics (at least {html_value(separation)}° apart), with number of fibres and "
             f"apparent fibre density {cite('afd')}."
         )
     if tracking:
@@ -142,8 +142,8 @@ def _sentences(run: RunReport, cite: Callable[..., str]) -> Iterable[str]:
         accepted = dig(block, "StreamlineReconstructionDensity", "AcceptedStreamlines")
         propagation = dig(block, "StreamlinePropagation") or {}
         yield (
-            f"{told(accepted)} streamlines were made by {escape(kind)} tractography {source} (step "
-            f"{told(propagation.get('StepSize'))} mm, at most {told(propagation.get('AnglePerStep'))}° per step)."
+            f"{html_value(accepted)} streamlines were made by {escape(kind)} tractography {source} (step "
+            f"{html_value(propagation.get('StepSize'))} mm, at most {html_value(propagation.get('AnglePerStep'))}° per step)."
         )
 
 

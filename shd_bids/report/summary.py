@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from shd_bids.report.facts import STAGES, RunReport, dig, fit_mode, listed, shells, told, voxel_size
+from shd_bids.report.facts import STAGES, RunReport, dig, fit_mode, html_value, listed, shells, voxel_size
 
 
 def summary_table(runs: Sequence[RunReport]) -> str:
@@ -17,7 +17,7 @@ def summary_table(runs: Sequence[RunReport]) -> str:
     body = ""
     for title, cell in ROWS.items():
         cells = [cell(run) for run in runs]
-        if any(text != told(None) for text in cells):
+        if any(text != html_value(None) for text in cells):
             body += f"<tr><th>{title}</th>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>"
     empty = "<p>The run stopped before anything could be measured.</p>"
     table = f"<table>{head}<tbody>{body}</tbody></table>" if body else empty
@@ -25,7 +25,7 @@ def summary_table(runs: Sequence[RunReport]) -> str:
 
 
 def _measured(run: RunReport, column: str) -> Any:
-    """Find a number of the quality table in any stage."""
+    """Return a number of the quality table of any stage, ``None`` where there is none."""
     for facts in run.facts.values():
         value = dig(facts, "qc", column, "value")
         if value is not None:
@@ -36,25 +36,25 @@ def _measured(run: RunReport, column: str) -> Any:
 def _mask(run: RunReport) -> str:
     volume, origin = _measured(run, "mask_volume_ml"), dig(run.facts, "gradients", "sidecar", "mask_origin")
     if volume is None:
-        return told(None)
+        return html_value(None)
     origins = {"given": "given", "derivative": "from the derivatives", "estimated": "estimated here, look at it"}
     return f"{volume:,.0f} ml" + (f", {escape(origins.get(origin, str(origin)))}" if origin else "")
 
 
 def _tissues(run: RunReport) -> str:
-    return told(listed([tissue.upper() for tissue in dig(run.facts, "response", "fitted_tissues") or ()]) or None)
+    return html_value(listed([tissue.upper() for tissue in dig(run.facts, "response", "fitted_tissues") or ()]) or None)
 
 
 def _orientation(run: RunReport) -> str:
     check = dig(run.facts, "gradients", "orientation_check")
-    return told(check.get("message")) if check else told(None)
+    return html_value(check.get("message")) if check else html_value(None)
 
 
 def _fit(run: RunReport) -> str:
-    """Name the mode, the device and the weights."""
+    """Return the mode, the device and the weights."""
     info = dig(run.facts, "fod", "info")
     if info is None:
-        return told(None)
+        return html_value(None)
     used, asked = fit_mode(run), run.settings.get("fit")
     kept = f" (kept: --fit {asked} was not better)" if asked and asked != used else ""
     parts = [f"{used or 'fitted'}{kept}", f"on {info['device']}" if info.get("device") else ""]
@@ -67,22 +67,22 @@ def _fit(run: RunReport) -> str:
 
 def _quality(run: RunReport, column: str, form: str) -> str:
     value = _measured(run, column)
-    return escape(form.format(value)) if isinstance(value, int | float) else told(None)
+    return escape(form.format(value)) if isinstance(value, int | float) else html_value(None)
 
 
 def _streamlines(run: RunReport) -> str:
     count, length = _measured(run, "n_streamlines"), _measured(run, "streamline_length_median")
     if count is None:
-        return told(None)
-    return told(count) + (f", median length {length:.0f} mm" if isinstance(length, int | float) else "")
+        return html_value(None)
+    return html_value(count) + (f", median length {length:.0f} mm" if isinstance(length, int | float) else "")
 
 
 def _time(run: RunReport) -> str:
-    """Draw the share of each stage as a bar with its seconds."""
+    """Return the share of each stage as a bar with its duration."""
     seconds = {stage: dig(run.facts, stage, "seconds") for stage in STAGES}
     seconds = {stage: float(value) for stage, value in seconds.items() if isinstance(value, int | float)}
     if not seconds:
-        return told(None)
+        return html_value(None)
     total = max(sum(seconds.values()), 1e-9)
     bar = "".join(
         f'<span style="width:{100 * s / total:.2f}%;background:{STAGES[k][1]}"></span>' for k, s in seconds.items()
@@ -105,7 +105,7 @@ def _memory(run: RunReport) -> str:
     peaks = [dig(facts, "peak_memory_mb") for facts in run.facts.values()]
     peaks = [value for value in peaks if isinstance(value, int | float)]
     if not peaks:
-        return told(None)
+        return html_value(None)
     gpu = dig(run.facts, "fod", "info", "peak_gpu_mb")
     return f"{max(peaks) / 1000:.1f} GB" + (
         f", {gpu / 1000:.1f} GB on the GPU" if isinstance(gpu, int | float) and gpu else ""

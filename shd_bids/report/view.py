@@ -94,42 +94,42 @@ class WorldView:
     focus: tuple[int, ...]
 
     def volume(self, values: np.ndarray) -> np.ndarray:
-        """Turn and crop an image, shape (x, y, z) or (x, y, z, n) in storage order."""
+        """Return an image turned and cropped, shape (x, y, z) or (x, y, z, n) in storage order."""
         turned = np.moveaxis(values, self.order, (0, 1, 2))
         return turned[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)][self.crop]
 
     def directions(self, world: ArrayLike) -> np.ndarray:
-        """Turn world directions, shape (..., 3), into the axes of the picture."""
+        """Return world directions, shape (..., 3), in the axes of the picture."""
         return np.asarray(world) @ self.rotation
 
     def points(self, world: ArrayLike) -> np.ndarray:
-        """Turn world positions in mm, shape (n, 3), into mm from the corner of the view."""
+        """Return world positions in mm, shape (n, 3), in mm from the corner of the view."""
         return np.asarray(world) @ self.to_view[:3, :3].T + self.to_view[:3, 3]
 
     def extent(self, plane: Plane) -> tuple[float, float, float, float]:
-        """Give left, right, bottom, top of a plane in mm."""
+        """Return left, right, bottom, top of a plane in mm."""
         size = np.multiply(self.shape, self.zooms)
         return (0.0, float(size[plane.right]), 0.0, float(size[plane.up]))
 
     def aspect(self, plane: Plane) -> float:
-        """Give width over height of a plane."""
+        """Return width over height of a plane."""
         _, width, _, height = self.extent(plane)
         return width / height
 
     def planes(self) -> tuple[Plane, ...]:
-        """List the planes worth drawing: those that are not a thin strip (a slab of two slices has one)."""
+        """Return the planes worth drawing: those that are not a thin strip (a slab of two slices has one)."""
         worth = tuple(plane for plane in PLANES if 0.2 <= self.aspect(plane) <= 5.0)
         return worth or (max(PLANES, key=lambda plane: self.shape[plane.right] * self.shape[plane.up]),)
 
     def cuts(self) -> tuple[Cut, ...]:
-        """Choose the slices of a summary: one per plane through the focus, or up to three of the only plane."""
+        """Return the slices of a summary: one per plane through the focus, or up to three of the only plane."""
         planes = self.planes()
         if len(planes) > 1:
             return tuple(Cut(plane, self.focus[plane.axis]) for plane in planes)
         return self.mosaic(planes[0], 3)
 
     def mosaic(self, plane: Plane, n: int) -> tuple[Cut, ...]:
-        """Choose up to ``n`` evenly spaced slices of one plane, the outermost 15 % left out."""
+        """Return up to ``n`` evenly spaced slices of one plane, the outermost 15 % left out."""
         size = self.shape[plane.axis]
         if size <= n:
             return tuple(Cut(plane, index) for index in range(size))
@@ -140,7 +140,7 @@ class WorldView:
 def world_view(
     shape: Sequence[int], affine: ArrayLike, mask: np.ndarray | None = None, *, margin: int = 2
 ) -> WorldView:
-    """Find how to show an image with right, front and top where the reader expects them.
+    """Return the view of an image with right, front and top where the reader expects them.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def world_view(
 
 
 def _bounds(mask, order, flips, shape, margin):
-    """Find the box of the mask and its middle voxel in turned axes; the whole image when the mask is empty."""
+    """Return the box of the mask and its middle voxel in turned axes; the whole image when the mask is empty."""
     if mask is None or not mask.any():
         return tuple(slice(0, size) for size in shape), tuple(size // 2 for size in shape)
     crop, focus = [], []
@@ -204,7 +204,7 @@ def _bounds(mask, order, flips, shape, margin):
 
 
 def slice_of(volume: np.ndarray, cut: Cut) -> np.ndarray:
-    """Take one slice of a turned volume as an image, rows from bottom to top, shape (up, right[, channels])."""
+    """Return one slice of a turned volume as an image, rows from bottom to top, shape (up, right[, channels])."""
     return np.swapaxes(np.take(volume, cut.index, axis=cut.plane.axis), 0, 1)
 
 
@@ -228,7 +228,7 @@ def show_slice(
 
 
 def frame_panel(ax: Axes) -> None:
-    """Take ticks and spines away: the axes become a plain picture."""
+    """Remove ticks and spines: the axes become a plain picture."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
@@ -243,7 +243,7 @@ def letter_edges(ax: Axes, plane: Plane) -> None:
 
 
 def note_empty(ax: Axes, text: str, *, on_black: bool = True) -> None:
-    """Say in the middle of a panel why there is nothing in it."""
+    """Write in the middle of a panel why there is nothing in it."""
     frame_panel(ax)
     ax.set_facecolor("black" if on_black else "#f5f7fa")
     colour = "#cbd2d9" if on_black else FAINT
@@ -279,7 +279,7 @@ class Row:
 
 
 def gallery(rows: Sequence[Row], *, gap: float = 0.08) -> tuple[Figure, list[list[Axes]]]:
-    """Lay rows of panels out so that each fills the width and nothing overlaps.
+    """Return a figure with rows of panels, each filling the width, none overlapping.
 
     Parameters
     ----------
@@ -327,7 +327,7 @@ def gallery(rows: Sequence[Row], *, gap: float = 0.08) -> tuple[Figure, list[lis
 
 
 def _row_size(row: Row, gap: float) -> tuple[float, float]:
-    """Find a row's height and left edge in inches."""
+    """Return a row's height and left edge in inches."""
     outer = 0.12
     free = WIDTH - 2 * outer - row.margin_right - gap * (len(row.aspects) - 1)
     free -= len(row.aspects) * (row.padding[0] + row.padding[1])
@@ -336,7 +336,7 @@ def _row_size(row: Row, gap: float) -> tuple[float, float]:
 
 
 def colour_bar(axes: Sequence[Axes], mappable: ScalarMappable, label: str) -> None:
-    """Put a slim colour bar in the margin right of the last panel of a row."""
+    """Draw a slim colour bar in the margin right of the last panel of a row."""
     last = axes[-1]
     figure, box = last.figure, last.get_position()
     bar = figure.add_axes((box.x1 + 0.12 / WIDTH, box.y0, 0.14 / WIDTH, box.height))

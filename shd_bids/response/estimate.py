@@ -121,7 +121,7 @@ def _decaying_voxels(
 
 
 def _erode(mask: np.ndarray, n_erosions: int, notes: list[str]) -> np.ndarray:
-    """Erode by up to ``n_erosions`` passes, voxels beyond the image counted as outside.
+    """Return the mask eroded by up to ``n_erosions`` passes, voxels beyond the image counted as outside.
 
     Axes with too few slices for that are left alone.
     """
@@ -196,7 +196,7 @@ def _refined_tissues(sdm: np.ndarray, fa: np.ndarray, notes: list[str]) -> tuple
 
 
 def _split(values: np.ndarray) -> float:
-    """Find the threshold whose binary image correlates best with the values (Ridgway et al., NeuroImage 44, 2009)."""
+    """Return the threshold whose binary image correlates best with the values (Ridgway et al., NeuroImage 44, 2009)."""
     if len(values) < 2:
         return -np.inf
     ordered = np.sort(values.astype(np.float64))
@@ -209,7 +209,7 @@ def _split(values: np.ndarray) -> float:
 
 
 def _number(voxels: np.ndarray, percent: float, tissue: str, notes: list[str]) -> int:
-    """Count the voxels to use: a share of the refined tissue, but a minimum where there are so few."""
+    """Return the number of voxels to use: a share of the refined tissue, but a minimum where there are so few."""
     number = round(len(voxels) * percent / 100)
     if number >= MIN_VOXELS[tissue]:
         return number
@@ -223,7 +223,7 @@ def _number(voxels: np.ndarray, percent: float, tissue: str, notes: list[str]) -
 
 
 def _isotropic(rows: np.ndarray, gradients: GradientTable) -> np.ndarray:
-    """Average the signal of each shell over voxels and volumes, as coefficients of degree 0, shape (S, 1)."""
+    """Return the mean signal of each shell over voxels and volumes, as coefficients of degree 0, shape (S, 1)."""
     means = [rows[:, shell.indices].mean(dtype=np.float64) for shell in gradients.shells]
     return np.array(means)[:, None] / Y00
 
@@ -238,7 +238,7 @@ def _anisotropic(rows: np.ndarray, fibres: np.ndarray, gradients: GradientTable,
     .. math:: 0 \le (-1)^{l/2 + 1}\, r_{l+2} \le \left|\frac{g_{l+2}}{g_l}\right| (-1)^{l/2}\, r_l,
               \qquad g_l \propto \sqrt{2l + 1} \int_0^1 P_l(z)\, e^{-b D z^2} dz.
 
-    A shell of six directions tells nothing of degree 4 and above where all fibres of the voxels point into a few directions;
+    A shell of six directions holds nothing of degree 4 and above where all fibres of the voxels point into a few directions;
     without the bound it would be made up there.
     """
     coefficients = np.zeros((len(gradients.shells), l_max // 2 + 1))

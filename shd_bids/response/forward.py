@@ -45,14 +45,14 @@ class ForwardModel(nn.Module):
         self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, coefficients: Tensor) -> Tensor:
-        """Map coefficients (..., C) to the signal (..., N)."""
+        """Return the signal (..., N) of coefficients (..., C)."""
         return coefficients @ self.matrix.T
 
 
 def forward_model(
     gradients: GradientTable, responses: Responses, *, l_max: int, dtype: torch.dtype = torch.float32
 ) -> ForwardModel:
-    """Build the forward operator of a gradient table and its tissue responses.
+    """Return the forward operator of a gradient table and its tissue responses.
 
     Degrees above those of the response are not seen by the signal: their columns are zero.
 

@@ -8,7 +8,7 @@ from shd_bids.response.response import Response
 
 
 def format_response(response: Response) -> str:
-    """Write a response as MRtrix3 text: the shells in a comment, one row of zonal coefficients per shell."""
+    """Return a response as MRtrix3 text: the shells in a comment, one row of zonal coefficients per shell."""
     lines = ["# Shells: " + ",".join(f"{bvalue:.0f}" for bvalue in response.bvalues)]
     lines += [" ".join(f"{value:.15g}" for value in row) for row in response.coefficients]
     return "\n".join(lines) + "\n"
@@ -17,7 +17,7 @@ def format_response(response: Response) -> str:
 def parse_response(
     text: str, tissue: str, bvalues: ArrayLike | None = None, *, shell_tolerance: float = 80.0
 ) -> Response:
-    """Read a response from MRtrix3 text.
+    """Return the response that MRtrix3 text holds.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ class Response:
         return 2 * (self.coefficients.shape[1] - 1)
 
     def amplitude(self, cosine: ArrayLike) -> np.ndarray:
-        """Evaluate the signal at the cosine of the angle to the fibre, shape (..., S)."""
+        """Return the signal at the cosine of the angle to the fibre, shape (..., S)."""
         return zonal_basis(np.asarray(cosine, dtype=np.float64), self.l_max) @ self.coefficients.T
 
     def scaled(self, factor: float) -> "Response":
@@ -58,6 +58,6 @@ class Responses:
 
 
 def zonal_basis(cosine: np.ndarray, l_max: int) -> np.ndarray:
-    """Evaluate Y_l0 for even l, shape (..., l_max/2 + 1)."""
+    """Return Y_l0 for even l, shape (..., l_max/2 + 1)."""
     degree = np.arange(0, l_max + 1, 2)
     return np.sqrt((2 * degree + 1) / (4 * np.pi)) * eval_legendre(degree, np.clip(cosine, -1, 1)[..., None])

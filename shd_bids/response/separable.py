@@ -11,7 +11,7 @@ ASSUMED_SNR = 20.0  # of one b=0 volume in white matter
 
 
 def separable_tissues(responses: Responses, gradients: GradientTable) -> tuple[tuple[str, ...], str]:
-    r"""Decide from the numbers which tissues the shells can tell apart.
+    r"""Return which tissues the shells can tell apart, decided from the numbers.
 
     The mean signals of the tissues, one column each, shells weighted by their volumes, are a small linear model
     :math:`M`. Its solution has the covariance :math:`\sigma^2 (M^T M)^{-1}`. A set of tissues will do when no

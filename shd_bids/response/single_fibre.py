@@ -11,7 +11,7 @@ from shd_bids.sphere.harmonics import Y00, degrees, sh_basis, zonal_factors
 from shd_bids.sphere.healpix import hemisphere
 
 _VOXELS_PER_CHUNK = 32768  # bounds the memory beside the result
-RIDGE = 1e-10  # of the largest diagonal entry: decides between solutions the data cannot tell apart
+RIDGE = 1e-10  # of the largest diagonal entry: decides between solutions of equal residual
 
 
 def top_voxels(voxels: np.ndarray, values: np.ndarray, number: int) -> np.ndarray:
@@ -22,7 +22,7 @@ def top_voxels(voxels: np.ndarray, values: np.ndarray, number: int) -> np.ndarra
 def single_fibre_voxels(
     rows: np.ndarray, wm: np.ndarray, gradients: GradientTable, csf: Response | None, *, number: int
 ) -> np.ndarray:
-    """Select the WM voxels most like one fibre without CSF (Dhollander et al. 2019).
+    """Return the WM voxels most like one fibre without CSF (Dhollander et al. 2019).
 
     With a deliberately sharp WM response (zonal coefficients 1, -1, 1, -1) and the CSF response, the metric is the
     largest amplitude of the fODF over the total of WM and CSF: first of degree 2, then of degree 6 among the best.
@@ -40,6 +40,7 @@ def single_fibre_voxels(
 def _single_fibre_metric(
     rows: np.ndarray, gradients: GradientTable, sharp: np.ndarray, csf: Response | None
 ) -> np.ndarray:
+    """Return the largest amplitude of the fODF over the total of WM and CSF, (n,); -inf where that is not positive."""
     degree = 2 * (sharp.shape[1] - 1)
     wm_design = _wm_design(gradients, sharp)  # (N, C)
     designs = [wm_design]
@@ -57,7 +58,7 @@ def _single_fibre_metric(
 
 
 def _wm_design(gradients: GradientTable, zonal: np.ndarray) -> np.ndarray:
-    """Build the map from fODF coefficients to the signal of all volumes, shape (N, C)."""
+    """Return the map from fODF coefficients to the signal of all volumes, shape (N, C)."""
     degree = 2 * (zonal.shape[1] - 1)
     kernel = (zonal[:, degrees(degree) // 2] * zonal_factors(degree))[gradients.shell_index]  # (N, C)
     is_weighted = gradients.shell_index > 0
@@ -67,7 +68,7 @@ def _wm_design(gradients: GradientTable, zonal: np.ndarray) -> np.ndarray:
 
 
 def constrained_fit(rows: np.ndarray, design: np.ndarray, constraints: np.ndarray) -> np.ndarray:
-    r"""Solve :math:`\min_x |A x - y|^2` under :math:`C x \ge 0` for each row y.
+    r"""Return the solution of :math:`\min_x |A x - y|^2` under :math:`C x \ge 0` for each row y.
 
     Where the free minimum violates nothing it is the answer. Otherwise, with :math:`A^T A = L L^T`, the multipliers
     solve the non-negative problem :math:`\min_{\lambda \ge 0} |L^{-1}(A^T y + C^T \lambda)|^2` (least distance

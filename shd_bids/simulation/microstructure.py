@@ -117,9 +117,7 @@ def true_responses(micro: Microstructure, gradients: GradientTable, *, l_max: in
     moments = simpson(table[:, None] * eval_legendre(degrees[:, None], np.linspace(0, 1, TABLE_SIZE)), dx=_STEP)
     zonal = moments * (2 * degrees + 1) * np.sqrt(4 * np.pi / (2 * degrees + 1))
     zonal[0, 1:] = 0.0
-    gm, csf = (
-        SQRT_4PI * s0 * e for s0, e in zip(micro.s0[1:], isotropic_attenuation(micro, bvalues), strict=True)
-    )
+    gm, csf = (SQRT_4PI * s0 * e for s0, e in zip(micro.s0[1:], isotropic_attenuation(micro, bvalues), strict=True))
     return Responses(
         wm=Response("wm", bvalues, zonal),
         gm=Response("gm", bvalues, gm[:, None]),

@@ -143,7 +143,7 @@ def score_peaks(
     *,
     thresholds: np.ndarray = THRESHOLDS,
 ) -> PeakScore:
-    """Score detected peaks against true fibres in every voxel.
+    """Return the score of detected peaks against true fibres in every voxel.
 
     A peak is kept at threshold t where its amplitude exceeds t times the largest of its voxel.
 
@@ -198,7 +198,7 @@ def score_peaks(
 
 
 def pooled(scores: Sequence[PeakScore]) -> PeakScore:
-    """Add up the counts of several volumes scored at the same thresholds, as if they had been one.
+    """Return the score of several volumes scored at the same thresholds, as if they had been one.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def score_by_crossing(
     edges: tuple[float, ...] = (0.0, 20.0, 45.0, 70.0, 90.0),
     thresholds: np.ndarray = THRESHOLDS,
 ) -> dict[str, PeakScore]:
-    """Score voxels apart by how they cross: one fibre, then bins of the smallest angle between two true fibres.
+    """Return the scores of voxels by how they cross: one fibre, then bins of the smallest angle between two true fibres.
 
     Arguments are those of `score_peaks`; ``edges`` are the bin edges in degrees, each bin open below and closed above.
     Keys are ``"single"`` and ``"20-45"`` and so on; a bin without voxels is left out.

@@ -37,7 +37,7 @@ class SHDerivatives:
         self._order = torch.arange(l_max + 1, device=device, dtype=torch.float32)[:, None]
 
     def __call__(self, columns: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Evaluate function k at point k.
+        """Return value and derivatives of function k at point k.
 
         Parameters
         ----------
@@ -70,7 +70,7 @@ class SHDerivatives:
         return f.real, gradient, torch.stack([row_x, row_y, row_z], dim=1)
 
     def _z_factors(self, columns: torch.Tensor, z: torch.Tensor) -> list[torch.Tensor]:
-        """Sum coefficients times Legendre factors over l; return C_m, C_m' and C_m'', each (L + 1, m) complex."""
+        """Return C_m, C_m' and C_m'', sums of coefficients times Legendre factors over l, each (L + 1, m) complex."""
         real = columns.new_zeros(3, self.l_max + 1, len(z))
         imaginary = torch.zeros_like(real)
         before = current = columns.new_zeros(self.l_max + 1, len(z))
@@ -91,7 +91,7 @@ class SHDerivatives:
 
 @lru_cache
 def _legendre_tables(l_max: int) -> tuple[np.ndarray, ...]:
-    r"""Tabulate the recursion of the factors :math:`\Pi_{lm}` and the multiples that give their derivatives.
+    r"""Return the recursion of the factors :math:`\Pi_{lm}` and the multiples that give their derivatives.
 
     .. math:: \Pi_{lm} = a_{lm} z\, \Pi_{l-1,m} - b_{lm}\, \Pi_{l-2,m}, \qquad
               \Pi_{lm}^{(k)} = s_{lkm}\, \Pi_{l,m+k}
@@ -124,5 +124,5 @@ def _legendre_tables(l_max: int) -> tuple[np.ndarray, ...]:
 
 
 def _delay(power: torch.Tensor) -> torch.Tensor:
-    """Shift the rows down by one, with zeros on top."""
+    """Return the rows shifted down by one, with zeros on top."""
     return torch.cat([torch.zeros_like(power[:1]), power[:-1]])

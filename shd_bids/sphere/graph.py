@@ -20,13 +20,13 @@ _WIDTHS = {64: 0.01228, 128: 0.00614, 256: 0.00307, 512: 0.00154, 1024: 0.00077}
 
 
 def kernel_width(nside: int) -> float:
-    """Give the distance on the unit sphere at which an edge weighs one half."""
+    """Return the distance on the unit sphere at which an edge weighs one half."""
     return _WIDTHS[nside] if nside in _WIDTHS else 0.8 / nside
 
 
 @lru_cache
 def adjacency(nside: int) -> np.ndarray:
-    r"""Weigh the edges between neighbouring vertices, shape (V, V), symmetric, zero diagonal.
+    r"""Return the weights of the edges between neighbouring vertices, shape (V, V), symmetric, zero diagonal.
 
     .. math:: W_{ij} = 2^{-(d_{ij} / \sigma)^2}
 
@@ -45,7 +45,7 @@ def adjacency(nside: int) -> np.ndarray:
 
 @lru_cache
 def laplacian(nside: int) -> np.ndarray:
-    r"""Build the normalised Laplacian :math:`I - D^{-1/2} W D^{-1/2}`, shape (V, V)."""
+    r"""Return the normalised Laplacian :math:`I - D^{-1/2} W D^{-1/2}`, shape (V, V)."""
     weights = adjacency(nside)
     scale = 1 / np.sqrt(weights.sum(axis=1))
     return constant(np.eye(len(weights)) - scale[:, None] * weights * scale)
@@ -53,14 +53,14 @@ def laplacian(nside: int) -> np.ndarray:
 
 @lru_cache
 def largest_eigenvalue(nside: int) -> float:
-    """Compute the largest eigenvalue of the Laplacian to rounding (an iterative estimate would differ between runs)."""
+    """Return the largest eigenvalue of the Laplacian to rounding (an iterative estimate would differ between runs)."""
     last = 12 * nside**2 - 1
     return float(eigh(laplacian(nside), eigvals_only=True, subset_by_index=[last, last])[0])
 
 
 @lru_cache
 def rescaled_laplacian(nside: int, *, hemisphere_only: bool) -> np.ndarray:
-    r"""Build :math:`\tilde L = 2 L / (1.01 \lambda_{max}) - I`, folded onto the hemisphere where asked, shape (V, V).
+    r"""Return :math:`\tilde L = 2 L / (1.01 \lambda_{max}) - I`, folded onto the hemisphere where asked, shape (V, V).
 
     .. math:: L^+(p, q) = \tilde L(p, q) + \tilde L(p, a(q)), \quad p, q \in H, \; a(q) \text{ the antipode of } q
 

@@ -24,14 +24,14 @@ _QUADRATURE = 64  # Gauss-Legendre nodes on [-1, 1]
 
 
 def n_coefficients(l_max: int) -> int:
-    """Count the even coefficients up to degree ``l_max``: (l_max + 1)(l_max + 2) / 2."""
+    """Return the number of even coefficients up to degree ``l_max``: (l_max + 1)(l_max + 2) / 2."""
     if l_max < 0 or l_max % 2:
         raise ValueError(f"l_max is {l_max}, expected an even degree of at least 0; give 0, 2, 4, ...")
     return (l_max + 1) * (l_max + 2) // 2
 
 
 def l_max_of(n: int) -> int:
-    """Find the degree whose even basis has ``n`` coefficients."""
+    """Return the degree whose even basis has ``n`` coefficients."""
     l_max = round((np.sqrt(8 * max(n, 0) + 1) - 3) / 2)
     if n < 1 or l_max % 2 or n_coefficients(l_max) != n:
         raise ValueError(
@@ -42,13 +42,13 @@ def l_max_of(n: int) -> int:
 
 @lru_cache
 def degrees(l_max: int) -> np.ndarray:
-    """List the degree l of each coefficient, shape (C,)."""
+    """Return the degree l of each coefficient, shape (C,)."""
     return constant(np.concatenate([np.full(2 * degree + 1, degree) for degree in _even(l_max)]))
 
 
 @lru_cache
 def zonal_factors(l_max: int) -> np.ndarray:
-    r"""List :math:`\sqrt{4\pi/(2l+1)}` of each coefficient, shape (C,).
+    r"""Return :math:`\sqrt{4\pi/(2l+1)}` of each coefficient, shape (C,).
 
     Times a zonal coefficient r_l they turn spherical convolution with a kernel symmetric about the pole into a product
     of coefficients (Driscoll and Healy 1994, theorem 1).
@@ -57,7 +57,7 @@ def zonal_factors(l_max: int) -> np.ndarray:
 
 
 def zonal_means(exponents: ArrayLike, l_max: int) -> np.ndarray:
-    r"""Average the Legendre polynomials of even degree over axes of density :math:`e^{a z^2}`.
+    r"""Return the means of the Legendre polynomials of even degree over axes of density :math:`e^{a z^2}`.
 
     .. math:: m_l = \int_0^1 P_l(z)\, e^{a z^2} dz \Big/ \int_0^1 e^{a z^2} dz
 
@@ -78,7 +78,7 @@ def zonal_means(exponents: ArrayLike, l_max: int) -> np.ndarray:
 
 
 def sh_basis(directions: ArrayLike, l_max: int) -> np.ndarray:
-    r"""Evaluate the even real basis at directions.
+    r"""Return the values of the even real basis at directions.
 
     .. math:: Y_{lm}(x, y, z) = N_{lm} \, \tilde P_l^{|m|}(z) \, \{\Im, \Re\} (x + i y)^{|m|}
 
@@ -127,7 +127,7 @@ def sh_basis(directions: ArrayLike, l_max: int) -> np.ndarray:
 
 
 def sh_inverse(directions: ArrayLike, l_max: int) -> np.ndarray:
-    """Build the least-squares map from amplitudes at ``directions`` to coefficients, shape (C, N)."""
+    """Return the least-squares map from amplitudes at ``directions`` to coefficients, shape (C, N)."""
     basis = sh_basis(directions, l_max)
     if len(basis) < basis.shape[1]:
         raise ValueError(

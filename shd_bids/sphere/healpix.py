@@ -16,7 +16,7 @@ _ZERO = 1e-10  # coordinates below are zero: HEALPix centres on the equator or a
 
 @lru_cache
 def vertices(nside: int) -> np.ndarray:
-    """List the HEALPix pixel centres in nested order, shape (12 nside^2, 3), unit length."""
+    """Return the HEALPix pixel centres in nested order, shape (12 nside^2, 3), unit length."""
     if nside < 1 or nside & (nside - 1):
         raise ValueError(f"nside is {nside}, expected a power of two (nested order needs one)")
     points = np.stack(healpy.pix2vec(nside, np.arange(12 * nside**2), nest=True), axis=1)
@@ -26,13 +26,13 @@ def vertices(nside: int) -> np.ndarray:
 
 @lru_cache
 def antipodes(nside: int) -> np.ndarray:
-    """Give for each vertex the index of the opposite one, shape (V,)."""
+    """Return for each vertex the index of the opposite one, shape (V,)."""
     return constant(match(-vertices(nside), nside))
 
 
 @lru_cache
 def hemisphere_indices(nside: int) -> np.ndarray:
-    """List the nested indices of the kept half, ascending, shape (V/2,).
+    """Return the nested indices of the kept half, ascending, shape (V/2,).
 
     North is z > 0; on the equator y > 0; on its x axis x > 0.
     """
@@ -43,13 +43,13 @@ def hemisphere_indices(nside: int) -> np.ndarray:
 
 @lru_cache
 def hemisphere(nside: int) -> np.ndarray:
-    """List the kept vertices, shape (V/2, 3)."""
+    """Return the kept vertices, shape (V/2, 3)."""
     return constant(vertices(nside)[hemisphere_indices(nside)])
 
 
 @lru_cache
 def hemisphere_lookup(nside: int) -> np.ndarray:
-    """Give for each vertex of the sphere the row of :func:`hemisphere` that is it or its antipode, shape (V,)."""
+    """Return for each vertex of the sphere the row of :func:`hemisphere` that is it or its antipode, shape (V,)."""
     kept = hemisphere_indices(nside)
     lookup = np.empty(12 * nside**2, dtype=np.int64)
     lookup[kept] = np.arange(len(kept))
@@ -59,13 +59,13 @@ def hemisphere_lookup(nside: int) -> np.ndarray:
 
 @lru_cache
 def grid(nside: int, *, hemisphere_only: bool) -> np.ndarray:
-    """List the vertices of the hemisphere or of the whole sphere, shape (V, 3)."""
+    """Return the vertices of the hemisphere or of the whole sphere, shape (V, 3)."""
     return hemisphere(nside) if hemisphere_only else vertices(nside)
 
 
 @lru_cache
 def children(nside: int, *, hemisphere_only: bool) -> np.ndarray:
-    """Give for each vertex of the coarser grid ``nside // 2`` its four children at ``nside``, shape (V_coarse, 4).
+    """Return for each vertex of the coarser grid ``nside // 2`` its four children at ``nside``, shape (V_coarse, 4).
 
     Nested order puts the children of p at 4p..4p+3. On the hemisphere a child in the dropped half stands for its antipode.
     """
@@ -79,7 +79,7 @@ def children(nside: int, *, hemisphere_only: bool) -> np.ndarray:
 
 @lru_cache
 def parents(nside: int, *, hemisphere_only: bool) -> np.ndarray:
-    """Give for each vertex at ``nside`` its parent in the coarser grid ``nside // 2``, shape (V,)."""
+    """Return for each vertex at ``nside`` its parent in the coarser grid ``nside // 2``, shape (V,)."""
     table = children(nside, hemisphere_only=hemisphere_only)
     inverse = np.empty(table.size, dtype=np.int64)
     inverse[table] = np.arange(len(table))[:, None]
@@ -87,7 +87,7 @@ def parents(nside: int, *, hemisphere_only: bool) -> np.ndarray:
 
 
 def match(points: np.ndarray, nside: int) -> np.ndarray:
-    """Find the vertices at ``points``, shape (N, 3), all of which must be vertices; return their nested indices (N,)."""
+    """Return the nested indices (N,) of the vertices at ``points``, shape (N, 3), all of which must be vertices."""
     index = np.asarray(healpy.vec2pix(nside, *np.asarray(points).T, nest=True))
     # A centre on a pixel edge of rounding cannot happen, so the pixel that holds a vertex is that vertex.
     worst = np.abs(vertices(nside)[index] - points).max(initial=0.0)

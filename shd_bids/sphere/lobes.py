@@ -6,7 +6,7 @@ import numpy as np
 
 
 def lobes(directions: np.ndarray, axes: np.ndarray, sharpness: float) -> np.ndarray:
-    r"""Evaluate the lobe :math:`e^{-\kappa\sin^2}` of unit integral around each axis.
+    r"""Return the lobe :math:`e^{-\kappa\sin^2}` of unit integral around each axis.
 
     Parameters
     ----------

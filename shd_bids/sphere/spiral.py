@@ -11,7 +11,7 @@ _GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 
 @lru_cache
 def spiral(n: int) -> np.ndarray:
-    r"""List n axes along a Fibonacci spiral from the pole to the equator, shape (n, 3), unit length.
+    r"""Return n axes along a Fibonacci spiral from the pole to the equator, shape (n, 3), unit length.
 
     .. math:: z_i = 1 - \frac{i + 1/2}{n}, \qquad \phi_i = i\,\pi(3 - \sqrt5)
 

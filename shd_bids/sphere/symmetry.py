@@ -66,7 +66,7 @@ class Eigenbasis:
 
 @lru_cache
 def eigenbasis(nside: int, *, hemisphere_only: bool) -> Eigenbasis:
-    """Build the eigenbasis of :func:`shd_bids.sphere.graph.rescaled_laplacian` with deterministic signs."""
+    """Return the eigenbasis of :func:`shd_bids.sphere.graph.rescaled_laplacian` with deterministic signs."""
     laplacian = graph.rescaled_laplacian(nside, hemisphere_only=hemisphere_only)
     columns, blocks, eigenvalues, mode = [], [], [], []
     for rows in _adapted_vectors(nside, hemisphere_only=hemisphere_only):
@@ -86,7 +86,7 @@ def eigenbasis(nside: int, *, hemisphere_only: bool) -> Eigenbasis:
 
 @lru_cache
 def group(*, inversion: bool) -> tuple[tuple[np.ndarray, tuple[np.ndarray, ...]], ...]:
-    """List the elements of D4, or of D4 times the inversion: each as a 3x3 matrix and its matrix in every representation."""
+    """Return the elements of D4, or of D4 times the inversion: each as a 3x3 matrix and its matrix in every representation."""
     parities = (1, -1) if inversion else (1,)
     elements = []
     for turns, mirrored, parity in product(range(4), range(2), parities):
@@ -99,7 +99,7 @@ def group(*, inversion: bool) -> tuple[tuple[np.ndarray, tuple[np.ndarray, ...]]
 
 @lru_cache
 def permutation(nside: int, matrix: tuple[tuple[float, ...], ...], *, hemisphere_only: bool) -> np.ndarray:
-    """Give for each vertex the index of its image under an orthogonal matrix that maps the grid to itself, shape (V,)."""
+    """Return for each vertex the index of its image under an orthogonal matrix that maps the grid to itself, shape (V,)."""
     moved = healpix.grid(nside, hemisphere_only=hemisphere_only) @ np.array(matrix).T
     index = healpix.match(moved, nside)
     return constant(healpix.hemisphere_lookup(nside)[index] if hemisphere_only else index)
@@ -119,7 +119,7 @@ def _adapted_vectors(nside: int, *, hemisphere_only: bool):
 
 
 def _orbits(images: np.ndarray) -> list[np.ndarray]:
-    """List the orbits of the vertices, each sorted, by their first vertex."""
+    """Return the orbits of the vertices, each sorted, by their first vertex."""
     return [np.array(orbit) for orbit in sorted({tuple(sorted(set(column))) for column in images.T.tolist()})]
 
 
@@ -143,7 +143,7 @@ def _orbit_vectors(orbit: np.ndarray, images: np.ndarray, matrices: np.ndarray):
 
 
 def _signs(vectors: np.ndarray) -> np.ndarray:
-    """Make the first of the largest entries of each column positive, so that one matrix has one eigenbasis."""
+    """Return the signs that make the first of the largest entries of each column positive: one matrix has one eigenbasis."""
     size = np.abs(vectors)
     first = np.argmax(size > size.max(axis=0) - 1e-6, axis=0)
     return np.sign(vectors[first, np.arange(vectors.shape[1])])

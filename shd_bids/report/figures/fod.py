@@ -319,7 +319,7 @@ def _mark_window(ax: Axes, zoom: Axes, window: Window) -> None:
 
 
 def _busiest_window(view: WorldView, cut: Cut, strength: np.ndarray) -> Window:
-    """Place a window of at most WINDOW x WINDOW voxels where the slice, shape (up, right), shows most."""
+    """Return the window of at most WINDOW x WINDOW voxels in which a slice, shape (up, right), shows most."""
     height, width = (min(WINDOW, size) for size in strength.shape)
     sums = np.pad(np.cumsum(np.cumsum(strength, axis=0), axis=1), ((1, 0), (1, 0)))
     total = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]

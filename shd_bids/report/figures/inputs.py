@@ -203,11 +203,13 @@ class _Selection:
         self._cuts = _busiest_cuts(view, self._chosen)
 
     def row(self) -> Row:
+        """Return the row of slices, titled with the number of voxels of each tissue."""
         counts = [f"{TISSUE_NAMES[tissue]} {count}" for tissue, count in self._counts.items()]
         title = "Voxels taken: " + ", ".join(counts) + " (blue, green, red)"
         return slices_row(self._view, self._cuts, title, max_height=4.4)
 
     def draw(self, axes: Sequence[Axes], b0: np.ndarray, mask: np.ndarray | None) -> None:
+        """Draw the slices into the panels of the row."""
         inside = None if mask is None else self._view.volume(np.asarray(mask, bool))
         grey = grey_image(self._view.volume(b0), inside)
         for ax, cut in zip(axes, self._cuts, strict=True):
@@ -218,7 +220,7 @@ class _Selection:
 
 
 def _table(coefficients: ArrayLike) -> np.ndarray:
-    """Give zonal coefficients as (S, L); a response that holds degree 0 only may come as (S,)."""
+    """Return zonal coefficients as (S, L); a response that holds degree 0 only may come as (S,)."""
     values = np.asarray(coefficients, float)
     return values[:, None] if values.ndim == 1 else values
 
@@ -228,7 +230,7 @@ def _shell_title(bvals: np.ndarray) -> str:
 
 
 def _shell_legend(figure: Figure, axes: Sequence[Axes], responses: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
-    """Name the shells once, in the heading of the row."""
+    """Draw the legend of the shells once, in the heading of the row."""
     bvalues = max((np.asarray(values).ravel() for values, _ in responses.values()), key=len, default=np.empty(0))
     lines = [axes[0].plot([], [], color=colour, lw=2)[0] for colour in shell_colours(len(bvalues))]
     if lines:
@@ -238,7 +240,7 @@ def _shell_legend(figure: Figure, axes: Sequence[Axes], responses: Mapping[str, 
 
 
 def _busiest_cuts(view: WorldView, chosen: Mapping[str, np.ndarray]) -> tuple[Cut, ...]:
-    """Take the slice of each plane with most selected voxels, rare tissues counting as much as frequent ones."""
+    """Return the slice of each plane with most selected voxels, rare tissues counting as much as frequent ones."""
     weight = np.zeros(view.shape)
     for selected in chosen.values():
         weight += selected / max(np.count_nonzero(selected), 1)

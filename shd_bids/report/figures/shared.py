@@ -54,12 +54,12 @@ def show_maps(
 
 
 def mask_numbers(view: WorldView, mask: np.ndarray) -> np.ndarray:
-    """Number the mask's voxels in mask order and turn the numbers into the view; -1 outside."""
+    """Return the row of each voxel of the view in mask order, -1 outside."""
     return view.volume(row_numbers(mask))
 
 
 def in_view(values: np.ndarray, numbers: np.ndarray, *, fill: float = 0.0) -> np.ndarray:
-    """Spread values in mask order, shape (n, ...), over the view."""
+    """Return values in mask order, shape (n, ...), as a volume of the view."""
     volume = np.full((*numbers.shape, *values.shape[1:]), fill)
     inside = numbers >= 0
     volume[inside] = values[numbers[inside]]
@@ -67,13 +67,13 @@ def in_view(values: np.ndarray, numbers: np.ndarray, *, fill: float = 0.0) -> np
 
 
 def percentile(values: np.ndarray, percent: float) -> float:
-    """Take a percentile of the positive finite values; 1 when there are none."""
+    """Return a percentile of the positive finite values, 1 when there are none."""
     positive = values[np.isfinite(values) & (values > 0)]
     return float(np.percentile(positive, percent)) if positive.size else 1.0
 
 
 def grey_image(volume: np.ndarray, inside: np.ndarray | None) -> np.ndarray:
-    """Scale an image to 0..1 by the 1st and 99th percentile in the mask (of all voxels when the mask is empty)."""
+    """Return an image scaled to 0..1 by the 1st and 99th percentile in the mask (of all voxels when the mask is empty)."""
     volume = np.nan_to_num(np.asarray(volume, float))
     values = volume[inside] if inside is not None and inside.any() else volume.ravel()
     low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)

@@ -116,5 +116,5 @@ def plot_tdi(out_file: Path, *, density: np.ndarray, affine: ArrayLike, mask: np
 
 
 def _projected(volume: np.ndarray, axis: int) -> np.ndarray:
-    """Take the maximum along an axis of the view as an image, shape (up, right)."""
+    """Return the maximum along an axis of the view as an image, shape (up, right)."""
     return np.max(volume, axis=axis).T
