@@ -10,8 +10,6 @@ fresh process, the least of five.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,14 +21,13 @@ from pathlib import Path
 import numpy as np
 import results
 import torch
+from engine_memory import grown, layer
 from results import METRICS, Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to share the oracle with the tests
 
 from shd_bids.fod.weights import load_weights
 from shd_bids.nn.backends import cpu, memory
-from shd_bids.nn.layers.cheb import SphereBasis
-from shd_bids.nn.layers.conv import SpatioSphericalConv
 from shd_bids.nn.streaming.tiles import apply_in_tiles
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere import healpix
@@ -80,11 +77,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer turns and no second thread count")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="measure these groups of rows")
     results.add_options(parser)
-    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # the fresh process of a memory row
     options = parser.parse_args()
-    if options.memory:
-        print(json.dumps(MEMORY[options.memory[0]](options.memory[1])))
-        return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here: nothing measured")
         return 1
@@ -313,12 +306,6 @@ def outside(x: torch.Tensor) -> torch.Tensor:
     return x.permute(1, 5, 0, 2, 3, 4).contiguous()
 
 
-def layer(in_channels: int, out_channels: int) -> SpatioSphericalConv:
-    """Make one layer on the finest grid."""
-    basis = SphereBasis(8, hemisphere=True, order=5)
-    return SpatioSphericalConv(basis, (in_channels,), out_channels=out_channels, spatial=True)
-
-
 def without_kernel(work: Callable[[], object]) -> object:
     """Run in plain PyTorch."""
     loaded, cpu.library = cpu.library, lambda: None
@@ -329,7 +316,7 @@ def without_kernel(work: Callable[[], object]) -> object:
 
 
 def take_turns(turns: int, *variants: Callable[[], object], wait: Callable[[], None] = lambda: None) -> list[float]:
-    """Give the least seconds of each variant over several turns, after one that does not count.
+    """Return the least seconds of each variant over several turns, after one that does not count.
 
     With one thread this is processor time, which other work on the machine does not add to.
     """
@@ -347,7 +334,7 @@ def take_turns(turns: int, *variants: Callable[[], object], wait: Callable[[], N
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Give the largest difference relative to the largest value; refuse a wrong result."""
+    """Return the largest difference relative to the largest value; refuse a wrong result."""
     error = ((found - expected).abs().max() / expected.abs().max()).item()
     if not error < 1e-4:
         raise SystemExit(f"outputs differ by {error:.1e} of their size: the comparison would mean nothing")
@@ -355,75 +342,9 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def ms(seconds: float) -> str:
-    """Write milliseconds."""
+    """Return the time in milliseconds as text."""
     return f"{seconds * 1e3:.3g} ms"
 
-
-def grown(what: str, variant: str, *, gaps: bool = True) -> float:
-    """Give the bytes by which a fresh process's peak grew, the least of five: gaps between blocks only add to it.
-
-    Without ``gaps`` each block has pages of its own, which are given back with it.
-    """
-    command = [sys.executable, __file__, "--memory", what, variant]
-    own_pages = {} if gaps else dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
-    environment = os.environ | own_pages
-    runs = (subprocess.run(command, check=True, capture_output=True, text=True, env=environment) for _ in range(5))
-    return min(float(run.stdout.splitlines()[-1]) for run in runs)
-
-
-def growth(work: Callable[[], object]) -> float:
-    """Run once and give the growth of the peak resident size in bytes."""
-    before = peak()
-    work()
-    return peak() - before
-
-
-def peak() -> float:
-    """Give the peak resident size of this process in bytes (getrusage would begin with that of its parent)."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return float(line.split()[1]) * 1024
-
-
-def memory_of_layer(variant: str) -> float:
-    """Evaluate one layer, 32 to 64 channels on 8^3 voxels."""
-    torch.set_num_threads(1)
-    conv = layer(32, 64)
-    with torch.no_grad():
-        small = torch.randn(384, 1, 1, 1, 1, 32)
-        conv(small)
-        oracle.layer(small.permute(1, 5, 0, 2, 3, 4), conv)
-        if variant == "ours":
-            x = torch.randn(384, 1, 8, 8, 8, 32)
-            return growth(lambda: conv(x))
-        published = torch.randn(1, 32, 384, 8, 8, 8)
-        return growth(lambda: oracle.layer(published, conv))
-
-
-def memory_of_training(variant: str) -> float:
-    """Train one step of the published widths: sixteen patches as published, one crop of 16^3 as here."""
-    torch.set_num_threads(1)
-    net = UNet(UNetConfig(2, 2, form="patch" if variant == "published" else "volume"))
-    edge, batch = (3, 16) if variant == "published" else (16, 1)
-    small, x = torch.randn(1, 2, *[3] * 3, 384), torch.randn(batch, 2, *[edge] * 3, 384)
-    evaluate = (lambda x: oracle.unet(x, net)) if variant == "published" else net
-    torch.set_grad_enabled(False)
-    evaluate(small)
-    torch.set_grad_enabled(True)
-    return growth(lambda: evaluate(x).square().mean().backward())
-
-
-def memory_of_network(variant: str) -> float:
-    """Evaluate a network on the hemisphere or the sphere."""
-    torch.set_num_threads(1)
-    net = UNet(UNetConfig(2, 2, channels=(16, 32, 64), hemisphere=variant == "half")).eval().folded()
-    vertices = net.bases[0].n_vertices
-    with torch.no_grad():
-        net(torch.randn(1, 2, 4, 4, 4, vertices))  # what x runs counts once it is loaded: full tiles need 4^3
-        x = torch.randn(1, 2, 16, 16, 16, vertices)
-        return growth(lambda: net(x))
-
-
-MEMORY = {"layer": memory_of_layer, "training": memory_of_training, "network": memory_of_network}
 
 if __name__ == "__main__":
     sys.exit(main())
