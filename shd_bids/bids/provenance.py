@@ -8,6 +8,7 @@ import re
 import shlex
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files
 from pathlib import Path
@@ -15,35 +16,14 @@ from typing import Any
 
 from shd_bids import __version__
 from shd_bids.bids.collect import DWIRun
-from shd_bids.settings import Settings
+from shd_bids.options import FodOptions, GradientOptions, PeakOptions, TrackingOptions
+from shd_bids.settings import OPTIONS, Settings
 
 IN_DIGEST = (
-    "precision",
-    "level",
-    "gradient_check",
-    "b0_threshold",
-    "shell_tolerance",
-    "fit",
-    "fod_lmax",
-    "lambda_tv",
-    "tv_penalty",
-    "max_steps",
-    "peak_max",
-    "peak_relative_threshold",
-    "peak_absolute_threshold",
-    "peak_separation",
-    "tracking_algorithm",
-    "seeds",
-    "select",
-    "step_size",
-    "max_angle",
-    "min_length",
-    "max_length",
-    "tractogram_format",
-    "random_seed",
-    "sloppy",
+    *("level", "precision", "random_seed", "sloppy"),
+    *(item.name for group in (GradientOptions, FodOptions, PeakOptions, TrackingOptions) for item in fields(group)),
 )
-"""Settings that change the result by themselves; of files given, the content counts."""
+"""Settings that change the result by themselves."""
 
 
 def new_run_uuid() -> str:
@@ -102,9 +82,14 @@ def hash_inputs(run: DWIRun, settings: Settings) -> dict[str, str]:
 
 def digest(settings: Settings, inputs: Mapping[str, str]) -> str:
     """Return one hash of inputs, settings and version: equal digests give equal outputs."""
-    chosen = {name: getattr(settings, name) for name in IN_DIGEST}
+    chosen = {name: _without_path(name, getattr(settings, name)) for name in IN_DIGEST}
     content = json.dumps([__version__, chosen, sorted(inputs.values())])
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _without_path(name: str, value: Any) -> Any:
+    """Return a value unless it is the path of a file, whose content counts instead."""
+    return None if OPTIONS[name].is_file and value not in OPTIONS[name].words else value
 
 
 def outputs_record(output_dir: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:

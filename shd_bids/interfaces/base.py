@@ -3,10 +3,10 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
@@ -15,6 +15,11 @@ from shd_bids.errors import ShdError
 from shd_bids.files import write_json
 from shd_bids.interfaces.isolation import call_isolated
 from shd_bids.options import Options, Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shd_bids.images import Volume
 
 __all__ = [
     "FACTS_DIR",
@@ -31,6 +36,7 @@ __all__ = [
     "read_failure",
     "read_json",
     "runtime_inputs",
+    "save_maps",
     "write_failure",
 ]
 
@@ -75,6 +81,21 @@ def read_json(path: Path) -> Any:
 def qc_column(value: float | int | str | None, description: str, units: str | None = None) -> dict[str, Any]:
     """Return one entry of a stage's ``"qc"`` facts: a number for the table and its line in the column dictionary."""
     return {"value": value, "Description": description} | ({"Units": units} if units else {})
+
+
+def save_maps(
+    maps: Mapping[str, "np.ndarray"], mask: "np.ndarray", reference: "Volume", out_dir: Path
+) -> dict[str, str]:
+    """Write values in the order of a mask, (n,) or (n, k), as ``<name>.nii.gz`` on its grid; return them as outputs."""
+    from shd_bids.images import save_volume, scatter
+
+    outputs = {}
+    for name, values in maps.items():
+        path = out_dir / f"{name}.nii.gz"
+        dtype = values.dtype if values.dtype.kind == "u" else "float32"
+        save_volume(path, scatter(values, mask), reference.affine, reference_header=reference.header, dtype=dtype)
+        outputs[f"{name}_file"] = str(path)
+    return outputs
 
 
 def log_progress(label: str) -> Callable[[str, float], None]:

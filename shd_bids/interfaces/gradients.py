@@ -68,47 +68,27 @@ def prepare_gradients(
     InputError
         The image, the mask or the gradients cannot be used.
     """
-    from shd_bids.gradients.files import read_fsl, read_mrtrix
-    from shd_bids.images import check_signal, estimate_mask, load_mask, load_volume, mask_notes, save_volume
+    from shd_bids.images import load_volume
 
     volume = load_volume(dwi_file, n_dims=(4,))
-    thresholds = {"b0_threshold": options.b0_threshold, "shell_tolerance": options.shell_tolerance}
-    if b_file is not None:
-        table = read_mrtrix(b_file, volume.shape[3], **thresholds)
-    else:
-        table = read_fsl(bval_file, bvec_file, volume.affine, volume.shape[3], **thresholds)
+    table = _read_table(volume, fsl_files=(bval_file, bvec_file), b_file=b_file, options=options)
     b0 = table.take(volume.data)[..., table.b0_indices].mean(axis=-1)
-    mask = estimate_mask(b0, voxel_size=volume.voxel_size) if mask_file is None else load_mask(mask_file, volume)
-    notes = [*volume.notes, *mask_notes(mask), *check_signal(volume, mask)]
-    if mask_file is None:
-        notes.append("no mask was given; it was estimated from the b=0 images: look at it in the report")
+    mask, notes = _find_mask(volume, b0, mask_file)
     n_empty = int((mask & (b0 <= 0)).sum())
     mask &= b0 > 0  # without a b=0 signal nothing can be scaled
     table, check, stop = _checked(volume, mask, table, name=dwi_file.name, action=options.gradient_check)
     notes += table.notes  # also of a correction
     for note in notes:
         logger.warning("%s: %s", dwi_file.name, note)
-
-    write_json(out_dir / "gradients.json", table.to_dict())
-    save_volume(out_dir / "mask.nii.gz", mask, volume.affine, reference_header=volume.header, dtype="uint8")
-    save_volume(out_dir / "b0.nii.gz", b0, volume.affine, reference_header=volume.header)
-    tested = {}
-    if check is not None:
-        write_text(out_dir / "orientation.tsv", _scores_table(check))
-        tested["orientation_file"] = str(out_dir / "orientation.tsv")
-    return tested | {
-        "gradients_file": str(out_dir / "gradients.json"),
-        "mask_file": str(out_dir / "mask.nii.gz"),
-        "b0_file": str(out_dir / "b0.nii.gz"),
-        "facts": {
-            "sidecar": {"shells": table.shell_bvalues.tolist(), "mask_origin": mask_origin},
-            "shells": [{"bvalue": shell.bvalue, "n_volumes": len(shell.indices)} for shell in table.shells],
-            "notes": notes,
-            "repaired": volume.n_repaired,
-            "orientation_check": check and _check_facts(check, action=options.gradient_check, stop=stop),
-            "qc": _qc(volume, table, mask, n_empty=n_empty, check=check),
-        },
+    facts = {
+        "sidecar": {"shells": table.shell_bvalues.tolist(), "mask_origin": mask_origin},
+        "shells": [{"bvalue": shell.bvalue, "n_volumes": len(shell.indices)} for shell in table.shells],
+        "notes": notes,
+        "repaired": volume.n_repaired,
+        "orientation_check": check and _check_facts(check, action=options.gradient_check, stop=stop),
+        "qc": _qc(volume, table, mask, n_empty=n_empty, check=check),
     }
+    return _save(out_dir, volume, table, mask=mask, b0=b0, check=check) | {"facts": facts}
 
 
 def require_orientation(
@@ -137,6 +117,51 @@ def require_orientation(
         shown = [path for path in shown_files if "_desc-gradients_" in path or "_desc-orientation_" in path]
         raise GradientError("; ".join([check["stop"], *([f"shown in {' and '.join(shown)}"] if shown else [])]))
     return {"gradients_file": str(gradients_file), "facts": {}}
+
+
+def _read_table(
+    volume: "Volume", *, fsl_files: tuple[Path | None, Path | None], b_file: Path | None, options: GradientOptions
+) -> "GradientTable":
+    from shd_bids.gradients.files import read_fsl, read_mrtrix
+
+    thresholds = {"b0_threshold": options.b0_threshold, "shell_tolerance": options.shell_tolerance}
+    if b_file is not None:
+        return read_mrtrix(b_file, volume.shape[3], **thresholds)
+    bval_file, bvec_file = fsl_files
+    return read_fsl(bval_file, bvec_file, volume.affine, volume.shape[3], **thresholds)
+
+
+def _find_mask(volume: "Volume", b0: "np.ndarray", mask_file: Path | None) -> tuple["np.ndarray", list[str]]:
+    """Read or estimate the mask; return it with notes on image and mask."""
+    from shd_bids.images import check_signal, estimate_mask, load_mask, mask_notes
+
+    mask = estimate_mask(b0, voxel_size=volume.voxel_size) if mask_file is None else load_mask(mask_file, volume)
+    notes = [*volume.notes, *mask_notes(mask), *check_signal(volume, mask)]
+    if mask_file is None:
+        notes.append("no mask was given; it was estimated from the b=0 images: look at it in the report")
+    return mask, notes
+
+
+def _save(
+    out_dir: Path,
+    volume: "Volume",
+    table: "GradientTable",
+    *,
+    mask: "np.ndarray",
+    b0: "np.ndarray",
+    check: "OrientationCheck | None",
+) -> dict[str, Any]:
+    """Write the files of the stage and return them as outputs."""
+    from shd_bids.images import save_volume
+
+    write_json(out_dir / "gradients.json", table.to_dict())
+    save_volume(out_dir / "mask.nii.gz", mask, volume.affine, reference_header=volume.header, dtype="uint8")
+    save_volume(out_dir / "b0.nii.gz", b0, volume.affine, reference_header=volume.header)
+    files = {"gradients_file": "gradients.json", "mask_file": "mask.nii.gz", "b0_file": "b0.nii.gz"}
+    if check is not None:
+        write_text(out_dir / "orientation.tsv", _scores_table(check))
+        files["orientation_file"] = "orientation.tsv"
+    return {output: str(out_dir / name) for output, name in files.items()}
 
 
 def _checked(

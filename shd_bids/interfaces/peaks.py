@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File
 
-from shd_bids.interfaces.base import RuntimeInputSpec, StageInterface, StageOutputSpec, log_progress, qc_column
+from shd_bids.interfaces.base import (
+    RuntimeInputSpec,
+    StageInterface,
+    StageOutputSpec,
+    log_progress,
+    qc_column,
+    save_maps,
+)
 from shd_bids.options import PeakOptions, Runtime
 
 if TYPE_CHECKING:
@@ -47,7 +54,7 @@ def find_image_peaks(
     import numpy as np
 
     from shd_bids.fod.fit import choose_device
-    from shd_bids.images import gather, load_mask, load_volume, save_volume, scatter
+    from shd_bids.images import gather, load_mask, load_volume
     from shd_bids.peaks.search import find_peaks
     from shd_bids.peaks.threshold import noise_threshold
 
@@ -69,18 +76,12 @@ def find_image_peaks(
         progress=log_progress(label),
     )
     maps = _maps(peaks, coefficients)
-    outputs: dict[str, Any] = {}
-    for name, values in maps.items():
-        path = out_dir / f"{name}.nii.gz"
-        dtype = "uint8" if name == "nufo" else "float32"
-        save_volume(path, scatter(values, mask), reference.affine, reference_header=reference.header, dtype=dtype)
-        outputs[f"{name}_file"] = str(path)
-    outputs["facts"] = {
+    facts = {
         "sidecar": {"peaks": _thresholds(options, threshold)},
         "is_threshold_automatic": options.peak_absolute_threshold is None,
         "qc": _qc(maps["nufo"], maps["afdtotal"], wm=fractions[vfwm_file] > 0.7, csf=fractions[vfcsf_file] > 0.9),
     }
-    return outputs
+    return save_maps(maps, mask, reference, out_dir) | {"facts": facts}
 
 
 def _maps(peaks: "Peaks", coefficients: "np.ndarray") -> dict[str, "np.ndarray"]:

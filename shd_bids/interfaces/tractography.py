@@ -37,21 +37,17 @@ def track_image(
     label: str,
     out_dir: Path,
 ) -> dict[str, Any]:
-    """Track streamlines from white matter and write them in every format asked for, with their density.
+    """Track streamlines from white matter and write them in every format chosen, with their density.
 
     Parameters
     ----------
-    fod_file : Path
-        ``fod.npy`` of `shd_bids.interfaces.fod.fit_image`.
-    mask_file, vfwm_file : Path
-        Mask, and WM signal fraction, which decides where to seed.
+    fod_file, mask_file, vfwm_file : Path
+        ``fod.npy`` of `fit_image`, its mask, and the WM signal fraction, which decides where to seed.
     options : TrackingOptions
     runtime : Runtime
         Its seed is used.
-    n_threads : int
-        Results do not depend on it.
-    label : str
-        Names the stage in progress lines.
+    n_threads, label : int and str
+        Threads, on which results do not depend; name of the stage in progress lines.
     out_dir : Path
         Gets ``tractogram.<format>``, ``tdi.nii.gz`` and ``preview.npz``, some streamlines for the report.
     """
@@ -74,14 +70,13 @@ def track_image(
         nprocs=n_threads,
         progress=log_progress(label),
     )
-    files = [out_dir / f"tractogram.{form}" for form in options.tractogram_format]
-    for path in files:
-        save_tractogram(path, tractogram.streamlines, reference.affine, mask.shape)
+    for form in options.tractogram_format:
+        save_tractogram(out_dir / f"tractogram.{form}", tractogram.streamlines, reference.affine, mask.shape)
     density = track_density(tractogram.streamlines, reference.affine, mask.shape)
     save_volume(out_dir / "tdi.nii.gz", density, reference.affine, reference_header=reference.header)
     _save_preview(out_dir / "preview.npz", tractogram.streamlines)
     return {
-        "tractogram_files": [str(path) for path in files],
+        "tractogram_files": [str(out_dir / f"tractogram.{form}") for form in options.tractogram_format],
         "tdi_file": str(out_dir / "tdi.nii.gz"),
         "preview_file": str(out_dir / "preview.npz"),
         "facts": {

@@ -73,8 +73,8 @@ def track(
 
     Each seed starts along one peak of its voxel, drawn in proportion to amplitude. A streamline goes on while its voxel
     lies in the mask and some direction within ``max_angle`` has an interpolated amplitude; amplitudes below a tenth of
-    the median largest amplitude in the seed mask count as none. It is kept if its length is within the limits and all
-    its points lie inside the image.
+    the median largest amplitude in the seed mask count as none. It is kept if its length is allowed and no point lies
+    outside the image.
 
     Parameters
     ----------
