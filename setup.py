@@ -1,17 +1,20 @@
 """Build the CPU kernel with the package where a C++ compiler is found; the package installs and works without one."""
 
-import hashlib
 import os
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.sdist import sdist
 
-SOURCE = "shd_bids/nn/backends/cpu/spectral.cpp"
-DIGEST = hashlib.sha256(Path(SOURCE).read_bytes()).hexdigest()[:16]
+CPU = Path("shd_bids/nn/backends/cpu")
 LINK = "shd_bids/workflows"
 FOLDERS = (".ci", ".github", "shd_bids", "tests", "workflows")
 FILES = (".dockerignore", ".gitignore", "CITATION.cff", "Dockerfile", "Makefile", "constraints.txt", "singularity.def")
+
+spec = spec_from_file_location("build", CPU / "build.py")  # by its path: the package needs what is not installed yet
+build = module_from_spec(spec)
+spec.loader.exec_module(build)
 
 
 class CompleteSdist(sdist):
@@ -26,14 +29,20 @@ class CompleteSdist(sdist):
         os.symlink(os.readlink(LINK), Path(base_dir, LINK))
 
 
+def sources(ending: str) -> list[str]:
+    """Return the kernel's files with an ending as setuptools wants them, relative to this folder."""
+    return [str(CPU / "spectral" / path.name) for path in build.sources(ending)]
+
+
 setup(
     cmdclass={"sdist": CompleteSdist},
     ext_modules=[
         Extension(
             "shd_bids.nn.backends.cpu._spectral",  # loaded by ctypes: it is no Python module
-            [SOURCE],
+            sources(".cpp"),
+            depends=sources(".h"),
             language="c++",
-            define_macros=[("SHD_SOURCE", f'"{DIGEST}"')],
+            define_macros=[("SHD_SOURCE", f'"{build.digest()}"')],
             extra_compile_args=["-std=c++17", "-O3", "-pthread"],
             extra_link_args=["-pthread"],
             optional=True,

@@ -9,7 +9,6 @@ from scipy import ndimage
 
 from shd_bids.boxes import cells_of
 from shd_bids.nn.backends import cpu
-from shd_bids.nn.backends.cpu import build
 from shd_bids.nn.layers.cheb import SphereBasis, chebyshev
 from shd_bids.nn.layers.conv import SpatioSphericalConv, shell_sums
 from shd_bids.nn.layers.pool import Pooling, Unpooled
@@ -318,21 +317,6 @@ def test_basis_survives_a_detour_through_low_precision():
     exact = basis.double().vectors.clone()
     torch.testing.assert_close(basis.bfloat16().double().vectors, exact, rtol=0, atol=0)
     assert not basis.state_dict()
-
-
-def test_the_kernel_is_not_needed(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(build, "EXTENSION_SUFFIXES", [])
-    monkeypatch.setattr(build.shutil, "which", lambda name: None)
-    assert build.library.__wrapped__() is None
-    assert "plain PyTorch" in caplog.text
-
-
-def test_a_compiler_that_fails_is_told_and_done_without(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(build, "EXTENSION_SUFFIXES", [])
-    monkeypatch.setattr(build.shutil, "which", lambda name: "/bin/false")
-    monkeypatch.setattr(build.Path, "home", lambda: tmp_path)
-    assert build.library.__wrapped__() is None
-    assert "could not be compiled" in caplog.text
 
 
 def assert_close_by_norm(found, expected):

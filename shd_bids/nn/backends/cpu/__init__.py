@@ -1,6 +1,6 @@
 """The compiled CPU kernel of the spatio-spherical convolution, as torch operators.
 
-The source ``spectral.cpp`` beside this file has no dependency. A library built with the package is used if it is there;
+The source, in the folder ``spectral``, has no dependency. A library built with the package is used if it is there;
 else the source is compiled at first use, once per user, if a C++ compiler is found; else :func:`library` returns None and the
 layer runs in plain PyTorch, computing the same at a fraction of the speed.
 """
