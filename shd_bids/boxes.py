@@ -1,6 +1,6 @@
 """Boxes, which are slices of a volume, masks on it, and chunks, which are slices of its rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -12,6 +12,13 @@ def box_of(mask: np.ndarray) -> Box:
     """Return the smallest box with all marked voxels."""
     ends = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
     x, y, z = (slice(int(first), int(last) + 1) for first, last in ends)
+    return x, y, z
+
+
+def box_around(place: Sequence[int], side: int, shape: tuple[int, ...]) -> Box:
+    """Return a box of ``side`` voxels around a voxel, moved inside the volume; where the volume is smaller, all of it."""
+    starts = [int(np.clip(p - side // 2, 0, max(n - side, 0))) for p, n in zip(place, shape, strict=True)]
+    x, y, z = (slice(first, min(first + side, n)) for first, n in zip(starts, shape, strict=True))
     return x, y, z
 
 

@@ -22,20 +22,45 @@ from shd_bids.nn.unet import UNet, UNetConfig
 FORMAT = "shd_bids-3"
 """Meaning of input channels, output channels and parameter names; a change of any of them is a new format."""
 
+OUTPUT_KAPPA = 90.0
+"""Concentration of the lobes that stand for fibres in a result; degree 18 holds narrower ones with ripples."""
+
 SHIPPED = "shd_bids.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A trained network: configuration, input channels, parameters, degree of its fODF, and the SHA-256 of the file."""
+    """A trained network.
+
+    Attributes
+    ----------
+    config : UNetConfig
+    state : dict
+        Parameters by name.
+    l_max : int
+        Degree of its fODF.
+    sha256 : str or None
+        Of the file; adapted weights keep that of the file they started from, None where there is none.
+    name : str
+        Of that file, without its ending; ``none`` where there is none.
+    training : dict
+        Configuration of the training.
+    channels : tuple of str
+        Input channels.
+    """
 
     config: UNetConfig
     state: dict[str, Tensor]
     l_max: int
-    sha256: str
+    sha256: str | None
     name: str
     training: dict[str, Any]
     channels: tuple[str, ...] = CHANNELS
+
+    @property
+    def trained_kappa(self) -> float:
+        """Concentration of the lobe that stands for a fibre in the truth of the training."""
+        return float(self.training.get("sharpness", OUTPUT_KAPPA))
 
     def network(self) -> UNet:
         """Build the network with these parameters, in evaluation mode."""

@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.interfaces.base import RuntimeInputSpec, StageInterface, StageOutputSpec, log_progress, read_json
-from shd_bids.interfaces.fod import adaptation_options, chosen_weights, read_responses
+from shd_bids.interfaces.base import RuntimeInputSpec, StageInterface, StageOutputSpec, log_progress
+from shd_bids.interfaces.fod import adaptation_options, chosen_weights
 from shd_bids.options import FodOptions, Runtime
 from shd_bids.response import TISSUES
-
-if TYPE_CHECKING:
-    from shd_bids.training.measured import Scan
 
 __all__ = ["AdaptToCohort"]
 
@@ -48,16 +45,20 @@ def adapt_to_images(
     out_dir : Path
         Gets ``weights.safetensors``, and while the fit runs a checkpoint from which an interrupted one goes on.
     """
-    from shd_bids.fod.fit import choose_device
-    from shd_bids.fod.inputs.estimates import CHANNELS
     from shd_bids.fod.weights import save_weights
     from shd_bids.nn.backends.memory import keep_freed_memory
+    from shd_bids.nn.device import choose_device
+    from shd_bids.scan import read_scan
     from shd_bids.training.adapt import adapt
+    from shd_bids.training.measured import CROP
 
     start = chosen_weights(options.weights)
     keep_freed_memory()
     files = zip(map(Path, dwi_files.values()), mask_files, gradients_files, wm_responses, strict=True)
-    scans = [_read(*own).thinned(CROPS, seed=runtime.seed + number) for number, own in enumerate(files)]
+    scans = [
+        read_scan(dwi, mask, table, _responses_beside(wm)).thinned(CROPS, side=CROP, seed=runtime.seed + number)
+        for number, (dwi, mask, table, wm) in enumerate(files)
+    ]
     adapted = adapt(
         scans,
         weights=start,
@@ -72,32 +73,21 @@ def adapt_to_images(
         "start_sha256": start.sha256 if start else None,
     }
     told = {name: facts[name] for name in ("series", "start", "start_sha256", "steps", "kept")}
+    found = adapted.weights
     path = save_weights(
         out_dir / "weights.safetensors",
-        adapted.network,
-        l_max=adapted.l_max,
-        training=(start.training if start else {}) | {"cohort": told},
-        channels=start.channels if start else CHANNELS,
+        found.network(),
+        l_max=found.l_max,
+        training=found.training | {"cohort": told},
+        channels=found.channels,
     )
     return {"weights_file": str(path), "facts": facts}
 
 
-def _read(dwi_file: Path, mask_file: Path, gradients_file: Path, wm_response: Path) -> "Scan":
-    """Read one series."""
-    import numpy as np
-
-    from shd_bids.gradients.noise import estimate_noise
-    from shd_bids.gradients.table import GradientTable
-    from shd_bids.images import load_mask, load_volume
-    from shd_bids.training.measured import Scan
-
-    table = GradientTable.from_dict(read_json(gradients_file))
-    reference = load_volume(mask_file)
-    mask = load_mask(mask_file, reference)
-    voxels = np.ascontiguousarray(table.take(load_volume(dwi_file).data)[mask], dtype=np.float32)
+def _responses_beside(wm_response: Path) -> list[Path]:
+    """Return the responses of the tissues that lie beside that of white matter."""
     files = [wm_response.with_name(f"{tissue}.txt") for tissue in TISSUES]
-    responses = read_responses([path for path in files if path.exists()], table)
-    return Scan(voxels, mask, reference.affine, table, responses, estimate_noise(voxels, table))
+    return [path for path in files if path.exists()]
 
 
 class _AdaptToCohortInputSpec(RuntimeInputSpec):

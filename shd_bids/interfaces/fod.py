@@ -1,32 +1,31 @@
 """Fibre orientation distributions: the fit, and its maps as images."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
+from shd_bids.errors import WeightsError
 from shd_bids.interfaces.base import (
     RuntimeInputSpec,
     StageInterface,
     StageOutputSpec,
     log_progress,
     qc_column,
-    read_json,
 )
 from shd_bids.options import FodOptions, Runtime
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from shd_bids.fod.fit import FodResult
+    from shd_bids.fod.fod import FOD
     from shd_bids.fod.weights import Weights
-    from shd_bids.gradients.table import GradientTable
-    from shd_bids.response.response import Responses
+    from shd_bids.scan import Scan
     from shd_bids.training.adapt import AdaptationOptions
 
-__all__ = ["FitFOD", "adaptation_options", "chosen_weights", "read_responses"]
+__all__ = ["FitFOD", "adaptation_options", "chosen_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,58 +60,78 @@ def fit_image(
     """
     import numpy as np
 
-    from shd_bids.fod.fit import fit_fod
-    from shd_bids.gradients.table import GradientTable
-    from shd_bids.images import load_mask, load_volume, save_volume, scatter
-    from shd_bids.nn.backends.memory import keep_freed_memory
+    from shd_bids.images import load_volume, save_volume, scatter
+    from shd_bids.scan import read_scan
     from shd_bids.sphere.harmonics import l_max_of, n_coefficients
 
-    table = GradientTable.from_dict(read_json(gradients_file))
-    reference = load_volume(mask_file)
-    mask = load_mask(mask_file, reference)
-    responses = read_responses(response_files, table)
-    keep_freed_memory()
-    result = fit_fod(
-        table.take(load_volume(dwi_file).data),  # no name holds it here, so that the fit may let it go
-        mask,
-        table,
-        responses,
-        affine=reference.affine,
-        fit=options.fit,
-        weights=chosen_weights(options.weights),
-        device=runtime.device,
-        precision=runtime.precision,
-        adaptation=adaptation_options(options, seed=runtime.seed),
-        memory_gb=runtime.memory_gb,
-        checkpoint=out_dir / "checkpoint.pt",
-        progress=log_progress(label),
+    weights = chosen_weights(options.weights)
+    if weights is None and options.fit != "subject":
+        raise WeightsError(
+            f"--fit {options.fit} applies trained weights, but none were given; use --fit subject or --weights"
+        )
+    scan = read_scan(dwi_file, mask_file, gradients_file, response_files)
+    result, info = _fit(
+        scan, weights, options, runtime, checkpoint=out_dir / "checkpoint.pt", progress=log_progress(label)
     )
     n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
     np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
     outputs: dict[str, Any] = {"fod_file": str(out_dir / "fod.npy")}
-    fitted = [response.tissue for response in responses.tissues if response.tissue != "wm"]
+    fitted = [response.tissue for response in scan.responses.tissues[1:]]
+    reference = load_volume(mask_file)
     for name, values in _maps(result, n_stored, fitted=fitted).items():
         path = out_dir / f"{name}.nii.gz"
-        save_volume(path, scatter(values, mask), reference.affine, reference_header=reference.header)
+        save_volume(path, scatter(values, scan.mask), reference.affine, reference_header=reference.header)
         outputs[f"{name}_file"] = str(path)
-    for warning in result.info["warnings"]:
+    for warning in info["warnings"]:
         logger.warning("%s: %s", label, warning)
-    model = _model_facts(result.info, options, seed=runtime.seed)
+    model = _model_facts(info, options, seed=runtime.seed)
     outputs["facts"] = {
         "sidecar": {"model": model, "fod_lmax": l_max_of(n_stored)},
-        "info": result.info,
-        "notes": result.info["warnings"],
-        "shell_residuals": {f"b = {bvalue:.0f}": value for bvalue, value in result.shell_residuals.items()},
-        "volume_residuals": result.volume_residuals.tolist(),
+        "info": info,
+        "notes": info["warnings"],
+        "shell_residuals": {f"b = {bvalue:.0f}": value for bvalue, value in result.quality.shell_residuals.items()},
+        "volume_residuals": result.quality.volume_residuals.tolist(),
         "qc": _qc(result),
     }
     return outputs
 
 
-def _maps(result: "FodResult", n_stored: int, *, fitted: Sequence[str]) -> dict[str, "np.ndarray"]:
+def _fit(
+    scan: "Scan",
+    weights: "Weights | None",
+    options: FodOptions,
+    runtime: Runtime,
+    *,
+    checkpoint: Path,
+    progress: Callable[[str, float], None],
+) -> tuple["FOD", dict[str, Any]]:
+    """Fit a scan, with weights that are first adapted to it if asked; return also the facts of both."""
+    from shd_bids.fod.fit import fit_fod
+    from shd_bids.nn.backends.memory import keep_freed_memory
+    from shd_bids.nn.device import choose_device
+    from shd_bids.training.adapt import adapt
+
+    keep_freed_memory()
+    info: dict[str, Any] = {"fit": options.fit}
+    if options.fit == "subject":
+        adapted = adapt(
+            [scan],
+            weights=weights,
+            device=choose_device(runtime.device),
+            options=adaptation_options(options, seed=runtime.seed),
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        weights = adapted.weights
+        info = {"fit": "subject" if adapted.improved else "amortised", "adaptation": adapted.facts}
+    fod = fit_fod(scan, weights, runtime=runtime, progress=progress)
+    return fod, info | fod.facts.to_dict()
+
+
+def _maps(result: "FOD", n_stored: int, *, fitted: Sequence[str]) -> dict[str, "np.ndarray"]:
     """Return what is stored as images, by name: fODF, amounts of the fitted isotropic tissues, fractions, quality."""
     fractions = dict(zip(("vfwm", "vfgm", "vfcsf"), result.fractions.T, strict=True))
-    quality = {"rsquared": result.r_squared, "residualstd": result.residual_std}
+    quality = {"rsquared": result.quality.r_squared, "residualstd": result.quality.residual_std}
     isotropic = {name: getattr(result, name)[:, None] for name in fitted}  # a fourth axis of one: SH of degree 0
     return {"wm": result.wm[:, :n_stored]} | fractions | quality | isotropic
 
@@ -122,17 +141,6 @@ def chosen_weights(name: str) -> "Weights | None":
     from shd_bids.fod.weights import load_weights
 
     return None if name == "none" else load_weights(None if name == "packaged" else Path(name))
-
-
-def read_responses(files: Sequence[Path], table: "GradientTable") -> "Responses":
-    """Read the responses of a series from ``<tissue>.txt``; a tissue without a file is not fitted."""
-    from shd_bids.response.mrtrix import parse_response
-    from shd_bids.response.response import Responses
-
-    return Responses(
-        **{"gm": None, "csf": None}
-        | {path.stem: parse_response(path.read_text("utf-8"), path.stem, table.shell_bvalues) for path in files}
-    )
 
 
 def adaptation_options(options: FodOptions, *, seed: int) -> "AdaptationOptions":
@@ -156,23 +164,24 @@ def _model_facts(info: dict[str, Any], options: FodOptions, *, seed: int) -> dic
     return parameters | (adapted if "adaptation" in info else {})
 
 
-def _qc(result: "FodResult") -> dict[str, Any]:
+def _qc(result: "FOD") -> dict[str, Any]:
     """Return the columns on the quality of the fit."""
     import numpy as np
 
+    quality, facts = result.quality, result.facts
     columns = {
         "fit_r2_median": qc_column(
-            float(np.median(result.r_squared)), "Median share of signal variance explained", "1"
+            float(np.median(quality.r_squared)), "Median share of signal variance explained", "1"
         ),
-        "snr": qc_column(result.info["snr"], "Signal-to-noise ratio of white matter at b = 0", "1"),
-        "device": qc_column(result.info["device"], "Where the network ran"),
+        "snr": qc_column(facts.snr, "Signal-to-noise ratio of white matter at b = 0", "1"),
+        "device": qc_column(facts.device, "Where the network ran"),
     }
-    for bvalue, value in result.shell_residuals.items():
+    for bvalue, value in quality.shell_residuals.items():
         columns[f"fit_residual_std_b{bvalue:.0f}"] = qc_column(
             value, f"Median residual standard deviation at b = {bvalue:.0f} s/mm2, in units of the image"
         )
-    if "peak_gpu_mb" in result.info:
-        columns["peak_gpu_mb"] = qc_column(result.info["peak_gpu_mb"], "Largest memory used on the GPU", "MB")
+    if facts.peak_gpu_mb is not None:
+        columns["peak_gpu_mb"] = qc_column(facts.peak_gpu_mb, "Largest memory used on the GPU", "MB")
     return columns
 
 

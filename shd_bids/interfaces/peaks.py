@@ -53,8 +53,8 @@ def find_image_peaks(
     """
     import numpy as np
 
-    from shd_bids.fod.fit import choose_device
     from shd_bids.images import gather, load_mask, load_volume
+    from shd_bids.nn.device import choose_device
     from shd_bids.peaks.search import find_peaks
     from shd_bids.peaks.threshold import noise_threshold
 

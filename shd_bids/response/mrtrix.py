@@ -1,10 +1,13 @@
 """Responses in the text form of MRtrix3."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from shd_bids.errors import InputError
-from shd_bids.response.response import Response
+from shd_bids.response.response import Response, Responses
 
 
 def format_response(response: Response) -> str:
@@ -67,6 +70,11 @@ def parse_response(
     if tissue != "wm":
         coefficients = coefficients[:, :1]
     return Response(tissue, expected, coefficients)
+
+
+def read_responses(files: Sequence[Path], bvalues: ArrayLike) -> Responses:
+    """Read the responses of a series with shells (S,), s/mm2, from ``<tissue>.txt``; a tissue without a file is not fitted."""
+    return Responses(**{path.stem: parse_response(path.read_text("utf-8"), path.stem, bvalues) for path in files})
 
 
 def _numbers(text: str, tissue: str) -> list[float]:

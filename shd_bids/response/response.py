@@ -56,6 +56,11 @@ class Responses:
         """Return the responses of the named tissues."""
         return Responses(**{response.tissue: response for response in self.tissues if response.tissue in tissues})
 
+    def of_shells(self, shells: Sequence[int]) -> "Responses":
+        """Return the rows of some shells."""
+        rows = list(shells)
+        return Responses(**{r.tissue: Response(r.tissue, r.bvalues[rows], r.coefficients[rows]) for r in self.tissues})
+
 
 def zonal_basis(cosine: np.ndarray, l_max: int) -> np.ndarray:
     """Return Y_l0 for even l, shape (..., l_max/2 + 1)."""

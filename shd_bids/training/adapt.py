@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from shd_bids.errors import TrainingError
 from shd_bids.fod.inputs.estimates import CHANNELS
 from shd_bids.fod.weights import Weights
 from shd_bids.nn.unet import UNet, UNetConfig
+from shd_bids.scan import Scan
 from shd_bids.training.loop import Schedule, State, run
-from shd_bids.training.measured import Scan, ScanCrops, cases_of
+from shd_bids.training.measured import ScanCrops, cases_of
 from shd_bids.training.objective import LossWeights, Objective
 
 NEGATIVITY, SPARSITY = 0.1, 5e-5
@@ -58,10 +59,9 @@ class AdaptationOptions:
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
-    """The network to use, whether it predicts held-out directions better than before, and the record of the fit."""
+    """The weights to use, whether they predict held-out directions better than before, and the record of the fit."""
 
-    network: UNet
-    l_max: int
+    weights: Weights
     improved: bool
     facts: dict[str, Any]
 
@@ -98,14 +98,9 @@ def adapt(
         When training from nothing does not stay finite.
     """
     torch.manual_seed(options.seed)
-    config = weights.config if weights else scratch_network()
-    l_max = weights.l_max if weights else _L_MAX_OF_NSIDE[config.nside]
-    net = (weights.network() if weights else UNet(config)).to(device)
-    channels = weights.channels if weights else CHANNELS
-    crops = [
-        ScanCrops(scan, nside=config.nside, l_max=l_max, channels=channels, seed=(options.seed, number), device=device)
-        for number, scan in enumerate(scans)
-    ]
+    start = weights or scratch_weights()
+    net = start.network().to(device)
+    crops = [ScanCrops(scan, start, seed=(options.seed, number), device=device) for number, scan in enumerate(scans)]
     schedule = _schedule(len(scans), options.max_steps, from_scratch=weights is None)
     state = run(
         net,
@@ -120,9 +115,9 @@ def adapt(
         raise TrainingError(f"the loss is not finite in step {state.step}; check the signal and the responses")
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    net.load_state_dict(state.best_net)
     facts = _facts(state, options, from_scratch=weights is None)
-    return Adapted(network=net.eval(), l_max=l_max, improved=facts["kept"], facts=facts)
+    best = {name: value.cpu() for name, value in state.best_net.items()}
+    return Adapted(replace(start, state=best), improved=facts["kept"], facts=facts)
 
 
 def _schedule(n_scans: int, max_steps: int | None, *, from_scratch: bool) -> Schedule:
@@ -152,6 +147,13 @@ def _facts(state: State, options: AdaptationOptions, *, from_scratch: bool) -> d
         "tv_penalty": options.tv_penalty,
         "history": state.history,
     }
+
+
+def scratch_weights() -> Weights:
+    """Return random weights, of no file and no training."""
+    config = scratch_network()
+    state = UNet(config).state_dict()
+    return Weights(config, state, l_max=_L_MAX_OF_NSIDE[config.nside], sha256=None, name="none", training={})
 
 
 def scratch_network() -> UNetConfig:

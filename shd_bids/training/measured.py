@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from shd_bids.boxes import row_numbers
+from shd_bids.boxes import box_around
 from shd_bids.fod.inputs.estimates import Conditioner, ShellInput, condition, signal_block
+from shd_bids.fod.weights import Weights
 from shd_bids.gradients.table import GradientTable
 from shd_bids.nn.unet import UNet
-from shd_bids.response.forward import ForwardModel, forward_model
-from shd_bids.response.response import Responses
+from shd_bids.response.forward import ForwardModel
+from shd_bids.scan import Scan
 from shd_bids.training.objective import Case, interpret, signal_error
 
 CROP = 12
@@ -23,45 +24,6 @@ _HELD_OUT = 0.12  # share of the directions of a shell kept for watching
 _LEFT_OUT = 0.15  # share of the rest that a step hides from the network and asks it to predict
 _VIEWS = 6  # different choices of hidden directions
 _WATCHED_CROPS = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Scan:
-    """One diffusion series to adapt to.
-
-    Attributes
-    ----------
-    voxels : ndarray, shape (n, N)
-        Signal, in the order of the true entries of the mask.
-    mask : ndarray of bool, shape (X, Y, Z)
-    affine : ndarray, shape (4, 4)
-        From voxels to the world.
-    gradients, responses : GradientTable and Responses
-        Of the series; world axes.
-    sigma : float
-        Noise level, in the units of the signal.
-    places : ndarray of int, shape (k, 3), or None
-        Voxels around which crops are taken; None takes any of the mask.
-    """
-
-    voxels: np.ndarray
-    mask: np.ndarray
-    affine: np.ndarray
-    gradients: GradientTable
-    responses: Responses
-    sigma: float
-    places: np.ndarray | None = None
-
-    def thinned(self, n_crops: int, *, seed: int) -> Scan:
-        """Keep no more than the voxels of ``n_crops`` crops at random places, so that many subjects fit the memory."""
-        inside = np.argwhere(self.mask)
-        places = inside[np.random.default_rng(seed).choice(len(inside), size=min(n_crops, len(inside)), replace=False)]
-        near = np.zeros_like(self.mask)
-        for place in places:
-            near[crop_around(place, self.mask.shape)] = True
-        kept = near & self.mask
-        voxels = np.ascontiguousarray(self.voxels[kept[self.mask]])
-        return replace(self, voxels=voxels, mask=kept, places=places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +44,8 @@ class ScanCrops:
     Parameters
     ----------
     scan : Scan
-    nside, l_max : int
-        Of the network.
-    channels : tuple of str
-        Its input.
+    weights : Weights
+        For the input, the grid and the degree of the network.
     seed : tuple of int
     device : torch.device
         Where the cases lie.
@@ -94,18 +54,15 @@ class ScanCrops:
     def __init__(
         self,
         scan: Scan,
+        weights: Weights,
         *,
-        nside: int,
-        l_max: int,
-        channels: tuple[str, ...],
         seed: tuple[int, ...],
         device: torch.device,
     ):
         self._scan, self._seed, self._device = scan, seed, device
-        self._nside, self._channels = nside, channels
+        self._nside, self._channels = weights.config.nside, weights.channels
         rng = np.random.default_rng(seed)
         gradients = scan.gradients
-        self._row = row_numbers(scan.mask)
         self._places = np.argwhere(scan.mask) if scan.places is None else scan.places
         held = _draw(rng, gradients, np.arange(gradients.n_volumes), _HELD_OUT)
         seen = np.setdiff1d(np.arange(gradients.n_volumes), held)
@@ -113,15 +70,15 @@ class ScanCrops:
         hidden = [_draw(rng, gradients.select(seen), seen, _LEFT_OUT) for _ in range(_VIEWS)]
         self._views = [self._view(np.setdiff1d(seen, h), seen) for h in hidden]
         self._scale = self._watch.conditioner.scale
-        model = forward_model(gradients, scan.responses, l_max=l_max)
-        self._forward = ForwardModel(model.matrix / self._scale, l_max=l_max, tissues=model.tissues).to(device)
+        model = scan.forward(weights.l_max)
+        self._forward = ForwardModel(model.matrix / self._scale, l_max=model.l_max, tissues=model.tissues).to(device)
         places = np.random.default_rng((*seed, 1)).choice(self._places, size=_WATCHED_CROPS)
-        self._watched = [crop_around(place, self._row.shape) for place in places]
+        self._watched = [box_around(place, CROP, scan.mask.shape) for place in places]
 
     def case(self, step: int) -> Case:
         """Return the crop of a step."""
         rng = np.random.default_rng((*self._seed, 2, step))
-        box = crop_around(rng.choice(self._places), self._row.shape)
+        box = box_around(rng.choice(self._places), CROP, self._scan.mask.shape)
         return self._case(self._views[step % len(self._views)], box)
 
     @torch.no_grad()
@@ -150,7 +107,7 @@ class ScanCrops:
         return _View(conditioner, visible, volumes)
 
     def _case(self, view: _View, box: tuple[slice, ...]) -> Case:
-        measured, mask = signal_block(self._scan.voxels, self._row[box], self._device)
+        measured, mask = signal_block(self._scan.voxels, self._scan.rows[box], self._device)
         channels = view.conditioner.to(self._device)(measured[..., view.visible], mask)
         return Case(
             channels=channels,
@@ -169,12 +126,6 @@ def cases_of(scans: Sequence[ScanCrops], start: int) -> Iterator[list[Case]]:
         turn, number = divmod(step, len(scans))
         yield [scans[number].case(turn)]
         step += 1
-
-
-def crop_around(place: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Return a crop around a voxel, moved inside the volume, with an even side wherever the volume allows."""
-    starts = [int(np.clip(p - CROP // 2, 0, max(n - CROP, 0))) for p, n in zip(place, shape, strict=True)]
-    return tuple(slice(a, min(a + CROP, n)) for a, n in zip(starts, shape, strict=True))
 
 
 def _draw(rng: np.random.Generator, gradients: GradientTable, volumes: np.ndarray, share: float) -> np.ndarray:

@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from shd_bids.fod.network import read_output
 from shd_bids.nn import distributed
 from shd_bids.response.forward import ForwardModel
 from shd_bids.sphere.harmonics import sh_basis, sh_inverse
@@ -144,9 +144,8 @@ class Objective:
 
 
 def interpret(output: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn network output (B, 3, X, Y, Z, V) into the fODF on the hemisphere (B, X, Y, Z, V) and fractions (B, X, Y, Z, 2)."""
-    positive = softplus(output)
-    return positive[:, 0], positive[:, 1:].mean(dim=-1).permute(0, 2, 3, 4, 1)
+    """Return the fODF on the hemisphere (B, X, Y, Z, V) and fractions (B, X, Y, Z, 2) of network output (B, 3, X, Y, Z, V)."""
+    return read_output(output.transpose(0, 1))
 
 
 def predict_signal(amplitudes: Tensor, fractions: Tensor, case: Case) -> Tensor:

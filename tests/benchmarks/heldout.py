@@ -34,16 +34,18 @@ from shd_bids.gradients.files import read_fsl
 from shd_bids.gradients.noise import estimate_noise
 from shd_bids.gradients.table import GradientTable
 from shd_bids.images import load_mask, load_volume
+from shd_bids.options import Runtime
 from shd_bids.response.estimate import estimate_responses
 from shd_bids.response.forward import forward_model
 from shd_bids.response.response import Responses
+from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import l_max_of
 
 N_FOLDS = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class Series:
     """One real series: signal (X, Y, Z, N), mask, gradients in world axes, affine."""
 
     name: str
@@ -98,7 +100,7 @@ def recorded(records: list[dict], options: argparse.Namespace, sha256: str) -> l
     return figures
 
 
-def read_scan(folder: Path, *, n_slices: int | None = None) -> Scan:
+def read_scan(folder: Path, *, n_slices: int | None = None) -> Series:
     """Read the one series of a data set and its mask, cut to the middle axial slices of the mask if asked."""
     (image,) = sorted(folder.glob("sub-*/**/dwi/*_dwi.nii.gz")) or sorted(folder.glob("sub-*/dwi/*_dwi.nii.gz"))
     (mask_file,) = sorted(folder.glob("derivatives/**/*_mask.nii.gz"))
@@ -110,7 +112,7 @@ def read_scan(folder: Path, *, n_slices: int | None = None) -> Scan:
     affine = volume.affine.copy()
     affine[:3, 3] = (volume.affine @ [*(w.start or 0 for w in window), 1])[:3]
     signal = gradients.take(volume.data)[window]
-    return Scan(folder.name, np.ascontiguousarray(signal, dtype=np.float32), mask[window], gradients, affine)
+    return Series(folder.name, np.ascontiguousarray(signal, dtype=np.float32), mask[window], gradients, affine)
 
 
 def _middle(mask: np.ndarray, affine: np.ndarray, n_slices: int) -> tuple[slice, ...]:
@@ -147,7 +149,7 @@ def left_out(gradients: GradientTable, fold: int, *, seed: int) -> np.ndarray:
 
 
 def compare(
-    scan: Scan, parts: list[np.ndarray], weights: Weights, *, folds: int, fits: list[str], seed: int
+    scan: Series, parts: list[np.ndarray], weights: Weights, *, folds: int, fits: list[str], seed: int
 ) -> list[dict]:
     """Return, for each method, the error on the left-out volumes of each shell."""
     squares: dict[str, np.ndarray] = {}
@@ -183,21 +185,22 @@ def compare(
     return records
 
 
-def _predict_ours(scan: Scan, parts: list[np.ndarray], kept: np.ndarray, weights: Weights, *, fit: str) -> np.ndarray:
+def _predict_ours(scan: Series, parts: list[np.ndarray], kept: np.ndarray, weights: Weights, *, fit: str) -> np.ndarray:
     """Fit the kept volumes with the network and predict all, (n, N)."""
     table = scan.gradients.select(kept)
     signal = scan.signal[..., kept]
     responses = estimate_responses(signal, scan.mask, table).responses
     predicted = np.zeros((*scan.mask.shape, scan.gradients.n_volumes), dtype=np.float32)
     for part in parts:
-        result = fit_fod(signal, part, table, responses, affine=scan.affine, fit=fit, weights=weights, device="cpu")
-        isotropic = {"gm": result.gm, "csf": result.csf}
-        maps = [result.wm, *(isotropic[r.tissue][:, None] for r in responses.tissues[1:])]
-        predicted[part] = predict(scan.gradients, responses, np.concatenate(maps, axis=1))
+        series = Scan.of_volume(signal, part, table, responses, scan.affine)
+        result = fit_fod(
+            series, peers.adapted(series, weights) if fit == "subject" else weights, runtime=Runtime(device="cpu")
+        )
+        predicted[part] = result.predict(forward_model(scan.gradients, responses, l_max=result.l_max))
     return predicted[scan.mask]
 
 
-def _predict_mrtrix(scan: Scan, kept: np.ndarray) -> np.ndarray:
+def _predict_mrtrix(scan: Series, kept: np.ndarray) -> np.ndarray:
     """Fit the kept volumes with ``msmt_csd`` and predict all, (n, N)."""
     tissues = peers.msmt_tissues(scan.signal[..., kept], scan.mask, scan.gradients.select(kept), affine=scan.affine)
     return predict(scan.gradients, tissues.responses, np.concatenate([tissues.wm, tissues.isotropic], axis=1))

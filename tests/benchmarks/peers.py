@@ -17,17 +17,21 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from counts import keep_peaks
 
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import Weights
 from shd_bids.gradients.table import GradientTable
+from shd_bids.options import Runtime
 from shd_bids.peaks.search import find_peaks
 from shd_bids.peaks.threshold import noise_threshold
 from shd_bids.response.estimate import estimate_responses
 from shd_bids.response.mrtrix import parse_response
 from shd_bids.response.response import Responses
+from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import sh_inverse
+from shd_bids.training.adapt import AdaptationOptions, adapt
 
 MAX_PEAKS = 10
 MRTRIX_CUTOFF = 0.1
@@ -146,9 +150,23 @@ def ours(
 ) -> Found:
     """Run the package's own pipeline up to peaks."""
     responses = estimate_responses(signal, mask, gradients, n_erosions=n_erosions).responses
-    result = fit_fod(signal, mask, gradients, responses, affine=affine, fit=fit, weights=weights, device="cpu")
+    scan = Scan.of_volume(signal, mask, gradients, responses, affine)
+    result = fit_fod(scan, adapted(scan, weights) if fit == "subject" else weights, runtime=Runtime(device="cpu"))
     cutoff = noise_threshold(result.wm, result.fractions[:, 2], wm_fraction=result.fractions[:, 0])
     return _maxima(result.wm, cutoff)
+
+
+def adapted(scan: Scan, weights: Weights | None) -> Weights:
+    """Adapt weights to a scan as the app does."""
+    result = adapt(
+        [scan],
+        weights=weights,
+        device=torch.device("cpu"),
+        options=AdaptationOptions(),
+        checkpoint=None,
+        progress=lambda stage, share: None,
+    )
+    return result.weights
 
 
 def mrtrix_msmt(

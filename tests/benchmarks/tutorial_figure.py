@@ -18,7 +18,7 @@ import numpy as np
 import peers
 import scenes
 import torch
-from heldout import Scan, read_scan
+from heldout import Series, read_scan
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -27,9 +27,11 @@ from shd_bids import simulation
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import Weights, load_weights
 from shd_bids.gradients.dti import fit_tensor, fractional_anisotropy
+from shd_bids.options import Runtime
 from shd_bids.report.glyphs import draw_glyphs
 from shd_bids.report.view import PLANES, Cut, WorldView, slice_of, world_view
 from shd_bids.response.estimate import estimate_responses
+from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
 
 SHELLS, N_B0 = scenes.PROTOCOLS["HCP 3 x 90"]
@@ -75,7 +77,7 @@ def save(figure: Figure, path: Path) -> None:
     Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def simulate() -> tuple[Scan, np.ndarray]:
+def simulate() -> tuple[Series, np.ndarray]:
     """Return a volume with an arc that meets two straight bundles, and its true fODFs, (n, C)."""
     rng = np.random.default_rng(scenes.FIRST_SEED + 7)
     middle = (np.array(SHAPE) - 1) / 2
@@ -93,10 +95,10 @@ def simulate() -> tuple[Scan, np.ndarray]:
     axes = np.where(axes.any(axis=1, keepdims=True), axes, np.array([0.0, 0.0, 1.0]))  # unused: their fraction is zero
     lobe = sh_basis(axes, 18) * np.exp(-degree * (degree + 1) / 90)
     truth = (lobe.reshape(-1, simulation.MAX_FIBRES, len(degree)) * scene.fractions[..., None]).sum(axis=1)
-    return Scan("simulated", scene.signal, scene.mask, scene.gradients, np.diag([2.0, 2.0, 2.0, 1.0])), truth
+    return Series("simulated", scene.signal, scene.mask, scene.gradients, np.diag([2.0, 2.0, 2.0, 1.0])), truth
 
 
-def coronal_slab(scan: Scan, share: float) -> Scan:
+def coronal_slab(scan: Series, share: float) -> Series:
     """Cut a scan to some coronal slices, ``share`` of the mask's voxels lying in front of the middle one."""
     view = world_view(scan.mask.shape, scan.affine)
     axis = view.order[1]  # runs from back to front in the view
@@ -107,12 +109,12 @@ def coronal_slab(scan: Scan, share: float) -> Scan:
     window = tuple(slice(first, first + SLAB) if a == axis else slice(None) for a in range(3))
     affine = scan.affine.copy()
     affine[:3, 3] += first * affine[:3, axis]
-    return Scan("in vivo", scan.signal[window], scan.mask[window], scan.gradients, affine)
+    return Series("in vivo", scan.signal[window], scan.mask[window], scan.gradients, affine)
 
 
 def draw_row(
     panels: list[Axes],
-    scan: Scan,
+    scan: Series,
     cut: Cut,
     window: Window,
     truth: np.ndarray | None,
@@ -139,13 +141,13 @@ def draw_row(
     n_all = scan.gradients.n_volumes - len(scan.gradients.b0_indices)
     few = few_volumes(scan, n_few)
     for k, (kept, n) in enumerate(((np.arange(scan.gradients.n_volumes), n_all), (few, n_few))):
-        part = Scan(scan.name, scan.signal[..., kept], scan.mask, scan.gradients.select(kept), scan.affine)
+        part = Series(scan.name, scan.signal[..., kept], scan.mask, scan.gradients.select(kept), scan.affine)
         for m, (name, fod) in enumerate((("msmt_csd", fit_mrtrix(part)), ("shd_bids", fit_ours(part, weights)))):
             _panel(panels[1 + 2 * k + m], view, cut, background, fod, rows, window)
             panels[1 + 2 * k + m].set_title(f"{name}, {n} directions", fontsize=11)
 
 
-def few_volumes(scan: Scan, n: int) -> np.ndarray:
+def few_volumes(scan: Series, n: int) -> np.ndarray:
     """Return two b=0 volumes (or the one there is) and ``n`` of the lowest shell, each as far as can be from those before."""
     shell = scan.gradients.shells[1].indices
     cosine = np.abs(scan.gradients.directions[shell] @ scan.gradients.directions[shell].T)
@@ -155,18 +157,16 @@ def few_volumes(scan: Scan, n: int) -> np.ndarray:
     return np.sort(np.concatenate([scan.gradients.b0_indices[:2], shell[chosen]]))
 
 
-def fit_mrtrix(scan: Scan) -> np.ndarray:
+def fit_mrtrix(scan: Series) -> np.ndarray:
     """Return the fODFs of MRtrix3's multi-tissue deconvolution, (n, C)."""
     return peers.msmt_tissues(scan.signal, scan.mask, scan.gradients, affine=scan.affine).wm
 
 
-def fit_ours(scan: Scan, weights: Weights) -> np.ndarray:
+def fit_ours(scan: Series, weights: Weights) -> np.ndarray:
     """Return the fODFs of the network at the degree that the app stores, (n, C)."""
     responses = estimate_responses(scan.signal, scan.mask, scan.gradients).responses
-    result = fit_fod(
-        scan.signal, scan.mask, scan.gradients, responses, affine=scan.affine, weights=weights, device="cpu"
-    )
-    return result.wm[:, : n_coefficients(STORED_DEGREE)]
+    series = Scan.of_volume(scan.signal, scan.mask, scan.gradients, responses, scan.affine)
+    return fit_fod(series, weights, runtime=Runtime(device="cpu")).wm[:, : n_coefficients(STORED_DEGREE)]
 
 
 def _canvas(n_rows: int) -> tuple[Figure, list[list[Axes]]]:

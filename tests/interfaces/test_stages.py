@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from shd_bids.errors import GradientError, InputError
+from shd_bids.errors import GradientError, InputError, WeightsError
 from shd_bids.fod.inputs.estimates import CHANNELS
 from shd_bids.fod.weights import save_weights
 from shd_bids.gradients.table import GradientTable
 from shd_bids.images import load_mask, load_volume, scatter
 from shd_bids.interfaces import report
 from shd_bids.interfaces.base import StageInterface, options_input, read_json, runtime_inputs
-from shd_bids.interfaces.fod import FitFOD
+from shd_bids.interfaces.fod import FitFOD, fit_image
 from shd_bids.interfaces.gradients import PrepareGradients, RequireOrientation
 from shd_bids.interfaces.peaks import FindPeaks
 from shd_bids.interfaces.report import DrawMask, DrawResidual, DrawStreamlines
@@ -271,6 +271,20 @@ def weights_file(tmp_path_factory):
     torch.manual_seed(0)
     net = UNet(UNetConfig(len(CHANNELS), 3, nside=2, channels=(4, 4)))
     return save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors", net, l_max=4, training={})
+
+
+def test_amortised_without_weights_is_refused(dwi_file, prepared, tmp_path):
+    with pytest.raises(WeightsError, match="--fit amortised applies trained weights, but none were given"):
+        fit_image(
+            dwi_file=dwi_file,
+            mask_file=prepared.mask_file,
+            gradients_file=prepared.gradients_file,
+            response_files=[],
+            options=FodOptions(weights="none"),
+            runtime=Runtime(),
+            label="fit",
+            out_dir=tmp_path,
+        )
 
 
 def test_fit_writes_all_maps_in_one_order(dwi_file, prepared, weights_file, tmp_path):

@@ -9,11 +9,10 @@ import torch
 from shd_bids import simulation
 from shd_bids.fod.inputs.estimates import CHANNELS
 from shd_bids.fod.weights import Weights
-from shd_bids.gradients.noise import estimate_noise
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.response.response import Response, Responses
+from shd_bids.scan import Scan
 from shd_bids.training.adapt import AdaptationOptions, adapt
-from shd_bids.training.measured import Scan, crop_around
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +34,12 @@ def scene():
     responses = Responses(*(Response(t.tissue, t.bvalues, 500 * t.coefficients) for t in true.tissues))
     mask = np.ones(phantom.gm.shape, dtype=bool)
     mask[:, :, 0] = False
-    return signal, mask, gradients, responses
+    return Scan.of_volume(signal, mask, gradients, responses, np.eye(4))
 
 
 def run_adaptation(scene, weights, *, checkpoint=None, progress=lambda stage, share: None, **options):
-    signal, mask, gradients, responses = scene
-    voxels = signal[mask].astype(np.float32)
     return adapt(
-        [Scan(voxels, mask, np.eye(4), gradients, responses, estimate_noise(voxels, gradients))],
+        [scene],
         weights=weights,
         device=torch.device("cpu"),
         options=AdaptationOptions(**({"max_steps": 20, "seed": 1} | options)),
@@ -53,7 +50,7 @@ def run_adaptation(scene, weights, *, checkpoint=None, progress=lambda stage, sh
 
 def test_adaptation_improves_what_the_network_never_saw(scene, weights):
     adapted = run_adaptation(scene, weights)
-    assert adapted.improved
+    assert adapted.improved and (adapted.weights.name, adapted.weights.sha256) == (weights.name, weights.sha256)
     assert adapted.facts["held_out_after"] < adapted.facts["held_out_before"]
     assert all(np.isfinite(r["loss"]) for r in adapted.facts["history"] if "loss" in r)
 
@@ -65,11 +62,11 @@ def test_the_penalty_of_the_total_variation_is_used(scene, weights):
 
 
 def test_a_harmful_adaptation_is_not_kept(scene, weights, monkeypatch):
-    good = replace(weights, state=run_adaptation(scene, weights, max_steps=60).network.state_dict())
+    good = run_adaptation(scene, weights, max_steps=60).weights
     monkeypatch.setattr("shd_bids.training.adapt._RATE_FROM_WEIGHTS", 30.0)
     adapted = run_adaptation(scene, good, max_steps=10)
     assert not adapted.improved
-    for name, value in adapted.network.state_dict().items():
+    for name, value in adapted.weights.state.items():
         torch.testing.assert_close(value, good.state[name], rtol=0, atol=0)
 
 
@@ -86,24 +83,21 @@ def test_an_interrupted_adaptation_goes_on_to_the_same_network(scene, weights, t
     assert checkpoint.exists()
     parts = run_adaptation(scene, weights, checkpoint=checkpoint)
     assert parts.facts["history"] == whole.facts["history"]
-    for name, value in whole.network.state_dict().items():
-        torch.testing.assert_close(parts.network.state_dict()[name], value, rtol=0, atol=0)
+    for name, value in whole.weights.state.items():
+        torch.testing.assert_close(parts.weights.state[name], value, rtol=0, atol=0)
     assert not checkpoint.exists()
 
 
 def scans_of(scene):
     """Two series of one head: as it is, and eight times brighter with half of the directions."""
-    signal, mask, gradients, responses = scene
-    half = gradients.select(np.arange(0, gradients.n_volumes, 2))
-    bright = Responses(*(Response(t.tissue, t.bvalues, 8 * t.coefficients) for t in responses.tissues))
-    for part, table, own in ((signal, gradients, responses), (8 * signal[..., ::2], half, bright)):
-        voxels = part[mask].astype(np.float32)
-        yield Scan(voxels, mask, np.eye(4), table, own, estimate_noise(voxels, table))
+    half = scene.select(np.arange(0, scene.gradients.n_volumes, 2))
+    bright = Responses(*(response.scaled(8) for response in half.responses.tissues))
+    return [scene, replace(half, voxels=8 * half.voxels, responses=bright, sigma=8 * half.sigma)]
 
 
 def test_a_cohort_is_adapted_to_all_of_its_series_together(scene, weights):
     adapted = adapt(
-        list(scans_of(scene)),
+        scans_of(scene),
         weights=weights,
         device=torch.device("cpu"),
         options=AdaptationOptions(max_steps=40, seed=1),
@@ -114,17 +108,6 @@ def test_a_cohort_is_adapted_to_all_of_its_series_together(scene, weights):
     assert adapted.improved and all(after < before for before, after in errors)
     assert np.mean([before for before, _ in errors]) == pytest.approx(adapted.facts["held_out_before"])
     assert errors[0][0] == pytest.approx(errors[1][0], rel=0.5), "errors are relative to the signal of each series"
-
-
-def test_a_thinned_scan_holds_the_same_crops(scene):
-    scan = next(scans_of(scene))
-    thin = scan.thinned(3, seed=5)
-    assert len(thin.places) == 3 and scan.mask[tuple(thin.places.T)].all()
-    whole, kept = (np.zeros((*scan.mask.shape, scan.voxels.shape[1])) for _ in range(2))
-    whole[scan.mask], kept[thin.mask] = scan.voxels, thin.voxels
-    for place in thin.places:
-        box = crop_around(place, scan.mask.shape)
-        np.testing.assert_array_equal(kept[box], whole[box])
 
 
 def test_adaptation_from_nothing_learns_the_fibre_directions(scene, monkeypatch):

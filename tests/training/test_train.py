@@ -13,6 +13,8 @@ from shd_bids import simulation
 from shd_bids.errors import TrainingError
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import load_weights
+from shd_bids.options import Runtime
+from shd_bids.scan import Scan
 from shd_bids.training import losses, train
 from shd_bids.training.config import TrainingConfig
 from shd_bids.training.objective import LossWeights
@@ -142,7 +144,8 @@ def test_a_network_of_raw_shells_trains_and_serves_its_protocol(tmp_path, rng):
     signal = simulation.noiseless_signal(phantom, micro, gradients)
     responses = simulation.true_responses(micro, gradients)
     mask = np.ones((4, 4, 4), dtype=bool)
-    found = fit_fod(signal, mask, gradients, responses, affine=np.eye(4), weights=weights, device="cpu")
+    scan = Scan.of_volume(signal, mask, gradients, responses, np.eye(4))
+    found = fit_fod(scan, weights, runtime=Runtime(device="cpu"))
     assert np.isfinite(found.wm).all()
 
 

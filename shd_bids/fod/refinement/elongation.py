@@ -19,6 +19,7 @@ from shd_bids.boxes import chunks, row_numbers
 from shd_bids.fod.inputs.estimates import voxel_steps
 from shd_bids.gradients.table import GradientTable
 from shd_bids.response.forward import ForwardModel
+from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 
@@ -42,17 +43,7 @@ _RIDGE = 1e-6  # of the normal equations: fewer volumes than unknowns leave a la
 _VOXELS_PER_CHUNK = 4096
 
 
-def measured_spread(
-    wm: np.ndarray,
-    voxels: np.ndarray,
-    mask: np.ndarray,
-    *,
-    affine: np.ndarray,
-    gradients: GradientTable,
-    model: ForwardModel,
-    scale: float,
-    noise: float,
-) -> np.ndarray:
+def measured_spread(wm: np.ndarray, scan: Scan, *, model: ForwardModel, scale: float, noise: float) -> np.ndarray:
     r"""Give the direction and standard deviation by which one lobe is longer than wide, where the data are sure of it.
 
     Around the main axis u of a voxel, with :math:`s_e` the signal of two equal fibres 10 degrees to either side of it towards
@@ -70,11 +61,7 @@ def measured_spread(
     ----------
     wm : ndarray, shape (n, C)
         SH coefficients of the fODF, in the order of the true entries of the mask.
-    voxels : ndarray, shape (n, N)
-    mask : ndarray of bool, shape (X, Y, Z)
-    affine : ndarray, shape (4, 4)
-        From voxels to the world, in which the gradients are given.
-    gradients : GradientTable
+    scan : Scan
     model : ForwardModel
     scale : float
         White-matter signal at b=0.
@@ -94,10 +81,10 @@ def measured_spread(
     lone = np.flatnonzero((values[:, 2] > _ONE_LOBE * amount) & (amount > _LEAST_MASS))
     if not len(lone):
         return spread
-    fit = _Fit(gradients, model, scale)
+    fit = _Fit(scan.gradients, model, scale)
 
     def elongated(here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return fit(voxels[here] / scale, main[here], amount[here])
+        return fit(scan.voxels[here] / scale, main[here], amount[here])
 
     if noise / np.sqrt(np.median(elongated(lone[:: max(1, len(lone) // _SAMPLE)])[1])) < _UNSURE:
         return spread
@@ -105,9 +92,9 @@ def measured_spread(
     for part in chunks(len(lone), _VOXELS_PER_CHUNK):
         here = lone[part]
         elongation[here], precision[here] = elongated(here)
-    around = _around(moments, main, mask)
+    around = _around(moments, main, scan.mask)
     clear = lone[around[lone] < _MOST_AROUND * _RANGE[1]]
-    neighbours = _Neighbours(mask, affine, main)
+    neighbours = _Neighbours(scan.mask, scan.affine, main)
     for part in chunks(len(clear), _VOXELS_PER_CHUNK // 2):
         here = clear[part]
         mean, error = neighbours.average(here, elongation, precision / noise**2)

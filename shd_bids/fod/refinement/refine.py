@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 
 from shd_bids.boxes import chunks
+from shd_bids.fod.fod import FOD
 from shd_bids.fod.refinement.crossings import separate
 from shd_bids.fod.refinement.elongation import measured_spread
+from shd_bids.fod.weights import OUTPUT_KAPPA
 from shd_bids.gradients.table import GradientTable
 from shd_bids.response.forward import ForwardModel
+from shd_bids.scan import Scan
 from shd_bids.solvers import Updater, factors
-from shd_bids.sphere.harmonics import degrees, l_max_of, sh_basis, sh_inverse, zonal_means
+from shd_bids.sphere.harmonics import SQRT_4PI, degrees, l_max_of, sh_basis, sh_inverse, zonal_means
 from shd_bids.sphere.healpix import hemisphere
 from shd_bids.sphere.lobes import lobes
 from shd_bids.sphere.spiral import spiral
@@ -34,9 +37,6 @@ MODEL_ERROR = 0.03
 
 UPDATES = (0, 1, 2, 4, 8, 16, 32, 48, 64, 96, 128)
 """Numbers of updates among which left-out volumes choose; 0 keeps the answer of the network."""
-
-SHARPNESS = 90.0
-"""Concentration of the lobes that stand for axes in the end; degree 18 holds narrower ones with ripples."""
 
 N_AXES = 768
 """Axes that can hold mass: four for each coefficient of degree 18. On 384 a fibre between them came out as two peaks."""
@@ -53,7 +53,6 @@ _LEAST_CONCENTRATION = 20.0  # simulated volumes stay above; wider lobes predict
 _SMALL_LOBE = 0.05  # of the largest amplitude: what is below does not grow
 _RIPPLE_MARGIN = 2.0  # times what keeps lobes from predicting less than nothing of one another
 _LEAST_AMPLITUDE = 1e-6
-_SQRT_4PI = float(np.sqrt(4 * np.pi))
 _AMPLITUDE_SPREAD = 0.15  # typical error of the network's tissue fractions
 _AMPLITUDE_RANGE = (0.1, 10.0)  # of the scale that the data give the fODF; within (0.5, 2) real scans got too little
 _DESCENT_STEPS = 30
@@ -64,18 +63,7 @@ _LEAST_ISOTROPIC = 1e-3  # for the same reason
 _NSIDE = 8  # of the grid on which lobes are expanded in harmonics: two vertices for each coefficient of degree 18
 
 
-def correct(
-    wm: np.ndarray,
-    fractions: np.ndarray,
-    *,
-    taught: float,
-    voxels: np.ndarray,
-    mask: np.ndarray,
-    affine: np.ndarray,
-    gradients: GradientTable,
-    model: ForwardModel,
-    sigma: float,
-) -> tuple[np.ndarray, np.ndarray, int]:
+def refine_fod(fod: FOD, scan: Scan, *, trained_kappa: float) -> tuple[FOD, int]:
     r"""Move the answer of the network towards the data as far as that predicts left-out volumes better.
 
     From its masses f along the axes and of the isotropic tissues, scaled to the data, go multiplicative updates
@@ -89,51 +77,40 @@ def correct(
 
     Parameters
     ----------
-    wm : ndarray, shape (n, C)
-        SH coefficients of the fODF that the network gives; overwritten by the result.
-    fractions : ndarray, shape (n, 2)
-        Its fractions of GM and CSF.
-    taught : float
-        Concentration of the lobe that stood for an axis in its training.
-    voxels : ndarray, shape (n, N)
-    mask : ndarray of bool, shape (X, Y, Z)
-        Where they lie.
-    affine : ndarray, shape (4, 4)
-        From voxels to the world, in which the gradients are given.
-    gradients : GradientTable
-    model : ForwardModel
-    sigma : float
-        Noise level, in the units of the signal.
+    fod : FOD
+        Answer of the network; its fODFs are overwritten by the result.
+    scan : Scan
+    trained_kappa : float
+        Concentration of the lobe that stood for an axis in the training.
 
     Returns
     -------
-    wm : ndarray, shape (n, C)
-    isotropic : ndarray, shape (n, T - 1)
-        SH coefficients of degree 0, in the order of the model.
-    times : int
-        Number of updates; 0 where the scaled answer of the network predicts best.
+    fod : FOD
+    n_updates : int
+        0 where the scaled answer of the network predicts best.
     """
-    axes = _Axes.build(model, gradients)
-    noise = max(sigma / axes.scale, MODEL_ERROR)
-    assumed = assumed_concentration(wm, taught=taught)
-    spread = measured_spread(
-        wm, voxels, mask, affine=affine, gradients=gradients, model=model, scale=axes.scale, noise=noise
-    )
+    model = scan.forward(fod.l_max)
+    axes = _Axes.build(model, scan.gradients)
+    noise = max(scan.sigma / axes.scale, MODEL_ERROR)
+    assumed = assumed_concentration(fod.wm, taught=trained_kappa)
+    spread = measured_spread(fod.wm, scan, model=model, scale=axes.scale, noise=noise)
 
     def answer(part: slice) -> tuple[Tensor, np.ndarray]:
-        signal = (voxels[part] / axes.scale).astype(np.float32)
-        masses = separate(axis_masses(wm[part], concentration=assumed), spiral(N_AXES), spread[part])
-        return _calibrated(masses, fractions[part], signal, axes, noise), signal
+        signal = (scan.voxels[part] / axes.scale).astype(np.float32)
+        masses = separate(axis_masses(fod.wm[part], concentration=assumed), spiral(N_AXES), spread[part])
+        return _calibrated(masses, fod[part], signal, axes, noise), signal
 
-    times = _best_times(axes, *answer(slice(None, None, max(1, len(voxels) // _SAMPLE))), gradients)
+    times = _best_times(axes, *answer(slice(None, None, max(1, len(fod) // _SAMPLE))), scan.gradients)
     update = Updater.build(factors(axes.kernel))
-    isotropic = np.empty((len(wm), len(model.tissues) - 1), dtype=np.float32)
-    for part in chunks(len(voxels), VOXELS_PER_CHUNK):
+    isotropic = {tissue: np.zeros(len(fod), dtype=np.float32) for tissue in ("gm", "csf")}
+    for part in chunks(len(fod), VOXELS_PER_CHUNK):
         masses, signal = answer(part)
         if times:
             masses = update(axes.everywhere(masses), torch.as_tensor(signal), times=times, momentum=True)
-        wm[part], isotropic[part] = axes.coefficients(masses)
-    return wm, isotropic, times
+        fod.wm[part], amplitudes = axes.coefficients(masses)
+        for tissue, values in zip(axes.tissues, amplitudes.T, strict=True):
+            isotropic[tissue][part] = values
+    return FOD(fod.wm, **isotropic), times
 
 
 def assumed_concentration(wm: np.ndarray, *, taught: float) -> float:
@@ -198,7 +175,7 @@ def axis_masses(wm: np.ndarray, *, concentration: float) -> np.ndarray:
     start = (amplitudes - _SMALL_LOBE * largest).clamp_min_(_LEAST_AMPLITUDE)
     weights, narrow = _matching(concentration, l_max)
     masses = narrow(start, weights * coefficients, times=_SHARPENING, momentum=True).numpy()
-    return masses * (_SQRT_4PI * wm[:, :1].clip(0) / np.maximum(masses.sum(axis=1, keepdims=True), _LEAST_AMPLITUDE))
+    return masses * (SQRT_4PI * wm[:, :1].clip(0) / np.maximum(masses.sum(axis=1, keepdims=True), _LEAST_AMPLITUDE))
 
 
 @lru_cache
@@ -212,7 +189,7 @@ def _lobes(sharpness: float, l_max: int) -> np.ndarray:
     """Return the coefficients of a unit mass along each axis, (A, C)."""
     grid = hemisphere(_NSIDE)
     lobe = lobes(grid, spiral(N_AXES), sharpness) @ sh_inverse(grid, l_max).T
-    return lobe / (_SQRT_4PI * lobe[:, :1])
+    return lobe / (SQRT_4PI * lobe[:, :1])
 
 
 @lru_cache
@@ -258,9 +235,9 @@ class _Axes:
 
     @classmethod
     def build(cls, model: ForwardModel, gradients: GradientTable) -> _Axes:
-        lobe = _lobes(SHARPNESS, model.l_max)
+        lobe = _lobes(OUTPUT_KAPPA, model.l_max)
         matrix = model.matrix.double().numpy()
-        scale = float(matrix[gradients.b0_indices[0], 0]) / _SQRT_4PI
+        scale = float(matrix[gradients.b0_indices[0], 0]) / SQRT_4PI
         wm, isotropic = np.split(matrix / scale, [lobe.shape[1]], axis=1)
         kernel = np.concatenate([wm @ lobe.T, isotropic], axis=1)
         return cls(lobe.astype(np.float32), kernel, wm[:, 0], gradients.b0_indices, model.tissues[1:], scale)
@@ -277,7 +254,7 @@ class _Axes:
         return values[:, : len(self.lobes)] @ self.lobes, values[:, len(self.lobes) :]
 
 
-def _calibrated(along: np.ndarray, fractions: np.ndarray, signal: np.ndarray, axes: _Axes, noise: float) -> Tensor:
+def _calibrated(along: np.ndarray, fod: FOD, signal: np.ndarray, axes: _Axes, noise: float) -> Tensor:
     r"""Let the data of each voxel settle how much of each tissue there is; the network settles the shape of the fODF.
 
     The factor s of the network's masses and the amplitudes z of the isotropic tissues minimise
@@ -293,7 +270,8 @@ def _calibrated(along: np.ndarray, fractions: np.ndarray, signal: np.ndarray, ax
     ----------
     along : ndarray, shape (n, A)
         Masses along the axes.
-    fractions : ndarray, shape (n, 2)
+    fod : FOD
+        Answer of the network, for the isotropic tissues.
     signal : ndarray, shape (n, N)
         In units of the scale, as ``noise`` is.
 
@@ -304,20 +282,20 @@ def _calibrated(along: np.ndarray, fractions: np.ndarray, signal: np.ndarray, ax
     """
     kernel = axes.kernel.astype(np.float32)
     columns = list(kernel.T[len(axes.lobes) :])
-    estimates = [fractions[:, ("gm", "csf").index(tissue)] / _SQRT_4PI for tissue in axes.tissues]
+    estimates = [getattr(fod, tissue) for tissue in axes.tissues]
     if "gm" not in axes.tissues:
         columns.append(axes.even.astype(np.float32))
-        estimates.append(fractions[:, 0] / _SQRT_4PI)
+        estimates.append(fod.gm)
     basis, prior = np.stack(columns, axis=1), np.stack(estimates, axis=1)  # (N, K), (n, K)
     shape = along @ kernel[:, : len(axes.lobes)].T  # (n, N)
     first = _b0_factor(signal, shape + prior @ basis.T, axes.b0)
     shape *= first
-    mass = first * along.sum(axis=1, keepdims=True) / _SQRT_4PI
+    mass = first * along.sum(axis=1, keepdims=True) / SQRT_4PI
     s, z = _solve(signal / noise, shape / noise, basis / noise, first * prior, mass=mass)
     second = _b0_factor(signal, s * shape + z @ basis.T, axes.b0)
     along, z = along * (first * s * second), z * second
     if "gm" not in axes.tissues:
-        along, z = along + z[:, -1:] * (_SQRT_4PI / len(axes.lobes)), z[:, :-1]
+        along, z = along + z[:, -1:] * (SQRT_4PI / len(axes.lobes)), z[:, :-1]
     return torch.as_tensor(np.concatenate([along, z], axis=1), dtype=torch.float32)
 
 
@@ -335,7 +313,7 @@ def _solve(
     All signals are in units of the noise; ``mass`` (n, 1) is the degree-0 coefficient of the fODF, which sets how far s may
     go: an fODF that hardly fills the voxel may change by more of itself.
     """
-    spread = _AMPLITUDE_SPREAD / _SQRT_4PI
+    spread = _AMPLITUDE_SPREAD / SQRT_4PI
     precision_s = (np.maximum(mass, spread) / spread) ** 2
     precision_z = 1 / spread**2
     shape_basis = shape @ basis  # (n, K)

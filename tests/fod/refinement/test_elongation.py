@@ -8,6 +8,7 @@ from shd_bids import simulation
 from shd_bids.fod.refinement.elongation import measured_spread
 from shd_bids.gradients.table import gradient_table
 from shd_bids.response.forward import forward_model
+from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 from shd_bids.sphere.lobes import lobes
@@ -66,16 +67,8 @@ def spread_of(truth, seen, subject, *, noise=0.0, shape=SHAPE, rng=None):
     signal = np.tile(white @ truth, (n, 1))
     if noise:
         signal += scale * noise * rng.normal(size=signal.shape)
-    return measured_spread(
-        np.tile(seen, (n, 1)),
-        signal,
-        np.ones(shape, dtype=bool),
-        affine=np.eye(4),
-        gradients=subject[0],
-        model=model,
-        scale=scale,
-        noise=noise or TOLD,
-    )
+    scan = Scan(signal, np.ones(shape, dtype=bool), np.eye(4), *subject, scale * noise)
+    return measured_spread(np.tile(seen, (n, 1)), scan, model=model, scale=scale, noise=noise or TOLD)
 
 
 @pytest.mark.parametrize("half", [8.0, 10.0, 13.0])
@@ -157,9 +150,9 @@ def test_averages_follow_the_fibre_however_the_image_is_stored(poor, frame, rng)
 
     def measured(signal, mask, affine):
         wm = np.tile(seen, (int(mask.sum()), 1))
-        given = {"gradients": poor[0], "model": model, "scale": scale, "noise": 1 / 12}
+        scan = Scan(signal[mask], mask, affine, *poor, scale / 12)
         found = np.zeros((*mask.shape, 3))
-        found[mask] = measured_spread(wm, signal[mask], mask, affine=affine, **given)
+        found[mask] = measured_spread(wm, scan, model=model, scale=scale, noise=1 / 12)
         return found
 
     one = measured(signal, mask, np.eye(4))

@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from shd_bids import simulation
+from shd_bids.fod.fod import FOD
 from shd_bids.fod.refinement import refine
+from shd_bids.fod.weights import OUTPUT_KAPPA
 from shd_bids.peaks.search import find_peaks
 from shd_bids.response.forward import ForwardModel, forward_model
+from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 from shd_bids.sphere.lobes import lobes
@@ -23,7 +26,12 @@ def subject():
     rng = np.random.default_rng(5)
     gradients = simulation.make_gradients(rng, {1000.0: 20, 2500.0: 30}, n_b0=3)
     micro = simulation.draw_microstructure(rng, 3)
-    return gradients, forward_model(gradients, simulation.true_responses(micro, gradients), l_max=L_MAX)
+    return gradients, simulation.true_responses(micro, gradients)
+
+
+@pytest.fixture(scope="module")
+def model(subject):
+    return forward_model(*subject, l_max=L_MAX)
 
 
 def lobes_along(directions, sharpness, l_max):
@@ -33,33 +41,28 @@ def lobes_along(directions, sharpness, l_max):
 
 
 @pytest.fixture
-def voxels(subject, rng):
+def voxels(model, rng):
     """What a network would answer to crossings with grey matter and CSF, the truth, and its noisy signal."""
-    _, model = subject
     directions = simulation.uniform_directions(rng, 60).reshape(30, 2, 3)
     isotropic = rng.uniform(0.05, 0.2, size=(30, 2))
     answer, truth = (
         np.concatenate([lobes_along(directions, sharpness, L_MAX), isotropic], axis=1)
-        for sharpness in (TAUGHT, refine.SHARPNESS)
+        for sharpness in (TAUGHT, OUTPUT_KAPPA)
     )
     signal = truth @ model.matrix.double().numpy().T
     return answer, truth, signal + rng.normal(0, 0.01, size=signal.shape)
 
 
-def correct(prior, signal, subject):
-    gradients, model = subject
-    fractions = prior[:, -2:] * np.sqrt(4 * np.pi)
-    return refine.correct(
-        prior[:, :-2].copy(),
-        fractions,
-        taught=TAUGHT,
-        voxels=signal,
-        mask=np.ones((len(prior), 1, 1), dtype=bool),
-        affine=np.eye(4),
-        gradients=gradients,
-        model=model,
-        sigma=0.01,
-    )
+def network_answer(values):
+    """FOD of coefficients (n, C + 2)."""
+    wm, gm, csf = np.split(values.astype(np.float32), [-2, -1], axis=1)
+    return FOD(wm.copy(), gm[:, 0], csf[:, 0])
+
+
+def refined(prior, signal, subject):
+    scan = Scan(signal, np.ones((len(prior), 1, 1), dtype=bool), np.eye(4), *subject, sigma=0.01)
+    fod, n_updates = refine.refine_fod(network_answer(prior), scan, trained_kappa=TAUGHT)
+    return fod.wm, np.stack([fod.gm, fod.csf], axis=1), n_updates
 
 
 def test_masses_lie_along_the_axes_of_their_lobes(rng):
@@ -73,7 +76,7 @@ def test_masses_lie_along_the_axes_of_their_lobes(rng):
 
 def test_an_axis_anywhere_becomes_one_peak(rng):
     wm = lobes_along(simulation.uniform_directions(rng, 200)[:, None], 30.0, 18)
-    fod = refine.axis_masses(wm, concentration=30.0) @ lobes_along(AXES[:, None], refine.SHARPNESS, 18)
+    fod = refine.axis_masses(wm, concentration=30.0) @ lobes_along(AXES[:, None], OUTPUT_KAPPA, 18)
     peaks = find_peaks(fod.astype(np.float32), max_peaks=3)
     assert (peaks.amplitudes[:, 1] < 0.1 * peaks.amplitudes[:, 0]).mean() > 0.98
 
@@ -93,7 +96,7 @@ def test_masses_part_a_crossing_that_the_lobes_taught_hide(rng):
     half = np.radians(9)
     pair = np.stack([np.cos(half) * first + sign * np.sin(half) * side for sign in (-1, 1)], axis=1)
     before = lobes_along(pair, 45.0, 18)
-    after = refine.axis_masses(before, concentration=34.0) @ lobes_along(AXES[:, None], refine.SHARPNESS, 18)
+    after = refine.axis_masses(before, concentration=34.0) @ lobes_along(AXES[:, None], OUTPUT_KAPPA, 18)
     dip = []
     for c in (before, after):
         middle = np.einsum("nc,nc->n", c, sh_basis(first, 18))
@@ -130,23 +133,24 @@ def test_the_data_settle_the_amplitudes_and_the_network_what_they_cannot_tell(rn
 
 
 @pytest.mark.parametrize("without", ["", "gm"])
-def test_calibrated_amounts_predict_the_measured_b0_exactly(subject, voxels, rng, without):
-    gradients, model = subject
+def test_calibrated_amounts_predict_the_measured_b0_exactly(subject, model, voxels, rng, without):
+    gradients, _ = subject
     *_, signal = voxels
-    masses, fractions = rng.random((30, refine.N_AXES)), rng.uniform(0.1, 0.5, size=(30, 2))
+    masses = rng.random((30, refine.N_AXES))
+    fod = FOD(np.zeros((30, 1)), *rng.uniform(0.05, 0.15, size=(2, 30)))
     if without:
         matrix = torch.cat([model.matrix[:, :-2], model.matrix[:, -1:]], dim=1)
         model = ForwardModel(matrix, l_max=L_MAX, tissues=("wm", "csf"))
     axes = refine._Axes.build(model, gradients)
     signal = signal / axes.scale
-    found = refine._calibrated(masses, fractions, signal, axes, 0.01)
+    found = refine._calibrated(masses, fod, signal, axes, 0.01)
     b0 = gradients.b0_indices
     predicted = found.numpy() @ axes.kernel.T
     np.testing.assert_allclose(predicted[:, b0].mean(axis=1), signal[:, b0].mean(axis=1), rtol=1e-5)
 
 
-def test_masses_predict_what_their_coefficients_predict(subject, rng):
-    gradients, model = subject
+def test_masses_predict_what_their_coefficients_predict(subject, model, rng):
+    gradients, _ = subject
     axes = refine._Axes.build(model, gradients)
     masses = torch.as_tensor(rng.random((5, axes.kernel.shape[1])), dtype=torch.float32)
     wm, isotropic = axes.coefficients(masses)
@@ -157,18 +161,17 @@ def test_masses_predict_what_their_coefficients_predict(subject, rng):
 
 def test_an_answer_that_predicts_well_keeps_its_shape(subject, voxels):
     answer, truth, signal = voxels
-    wm, isotropic, _ = correct(answer, signal, subject)
+    wm, isotropic, _ = refined(answer, signal, subject)
     assert np.linalg.norm(wm - truth[:, :-2]) < 0.15 * np.linalg.norm(truth[:, :-2])
     np.testing.assert_allclose(isotropic, truth[:, -2:], atol=0.05)
 
 
-def test_a_wrong_answer_is_moved_towards_the_data_and_stays_one_of_lobes(subject, voxels):
-    _, model = subject
+def test_a_wrong_answer_is_moved_towards_the_data_and_stays_one_of_lobes(subject, model, voxels):
     answer, truth, signal = voxels
     prior = answer.copy()
     prior[:, 1:-2] *= 0.7  # too blunt
     prior[:, -2:] *= 1.5
-    wm, isotropic, times = correct(prior, signal, subject)
+    wm, isotropic, times = refined(prior, signal, subject)
     clean, matrix = truth @ model.matrix.numpy().T, model.matrix.numpy()
     error = np.concatenate([wm, isotropic], axis=1) @ matrix.T - clean
     assert times > 0 and (error**2).mean() < 0.2 * ((prior @ matrix.T - clean) ** 2).mean()
@@ -178,5 +181,5 @@ def test_a_wrong_answer_is_moved_towards_the_data_and_stays_one_of_lobes(subject
 
 def test_no_voxels_are_no_problem(subject, voxels):
     _, truth, signal = voxels
-    wm, isotropic, times = correct(truth[:0], signal[:0], subject)
+    wm, isotropic, times = refined(truth[:0], signal[:0], subject)
     assert (wm.shape, isotropic.shape, times) == (truth[:0, :-2].shape, (0, 2), 0)

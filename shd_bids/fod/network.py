@@ -1,0 +1,129 @@
+"""Apply a network to a whole scan: from its input to fODFs and tissue fractions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from shd_bids.boxes import Box, grown, within
+from shd_bids.fod.fod import FOD
+from shd_bids.fod.inputs.estimates import REACH, Conditioner, Recent, ShellInput, signal_block
+from shd_bids.fod.weights import Weights
+from shd_bids.nn.device import choose_device, set_precision, usable_bytes
+from shd_bids.nn.streaming.tiles import apply_in_tiles
+from shd_bids.options import Runtime
+from shd_bids.scan import Scan
+from shd_bids.sphere.harmonics import SQRT_4PI, sh_inverse
+from shd_bids.sphere.healpix import hemisphere
+
+logger = logging.getLogger(__name__)
+
+_LEAST_TILE_BYTES = 200 * 2**20  # below this a tile is mostly halo
+
+
+def read_output(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the output of a network stands for.
+
+    Parameters
+    ----------
+    output : Tensor, shape (3, ..., V)
+        Of white matter, grey matter and CSF on the hemisphere.
+
+    Returns
+    -------
+    amplitudes : Tensor, shape (..., V)
+        Of the fODF on the hemisphere; positive.
+    fractions : Tensor, shape (..., 2)
+        Of GM and CSF; positive.
+    """
+    positive = softplus(output)
+    return positive[0], positive[1:].mean(dim=-1).movedim(0, -1)
+
+
+def apply_network(
+    weights: Weights,
+    inputs: Conditioner | ShellInput,
+    scan: Scan,
+    *,
+    runtime: Runtime,
+    progress: Callable[[float], None] | None = None,
+) -> FOD:
+    """Run a network over a scan in tiles that fit the memory.
+
+    Parameters
+    ----------
+    weights : Weights
+    inputs : Inputs
+        Of the scan, as the weights want them.
+    scan : Scan
+    runtime : Runtime
+        Where a GPU has too little memory even for small tiles, the device ``auto`` goes on with the CPU.
+    progress : callable, optional
+        Called with the share done.
+
+    Raises
+    ------
+    torch.OutOfMemoryError, ValueError
+        When the memory is not enough and another device is not allowed.
+    """
+    where, dtype, fall_back = choose_device(runtime.device), set_precision(runtime.precision), runtime.device == "auto"
+    net, (fod, write) = weights.network().folded(), _collector(scan, nside=weights.config.nside, l_max=weights.l_max)
+    bound = memory = usable_bytes(where, runtime.memory_gb)
+    while True:
+        try:
+            read = _reader(inputs, scan, where, dtype)
+            network = net.to(where, dtype)
+            apply_in_tiles(network, scan.mask, read=read, write=write, memory_bytes=memory, progress=progress)
+            return fod
+        except torch.OutOfMemoryError:
+            if memory // 2 < _LEAST_TILE_BYTES and not fall_back:
+                raise
+            memory //= 2
+        except ValueError:  # no tile is as small as what was left to try
+            if memory == bound or not fall_back:
+                raise
+            memory = 0
+        # Not in the handlers: while they run, the traceback holds the tensors of what failed.
+        torch.cuda.empty_cache()
+        if memory < _LEAST_TILE_BYTES:
+            logger.warning("the device has too little memory even for small tiles: going on with the CPU")
+            where, dtype = torch.device("cpu"), torch.float32
+            bound = memory = usable_bytes(where, runtime.memory_gb)
+        else:
+            logger.warning("out of memory on the device: going on with tiles of %d MB", memory // 2**20)
+
+
+def _reader(
+    inputs: Conditioner | ShellInput, scan: Scan, device: torch.device, dtype: torch.dtype
+) -> Callable[[Box], Tensor]:
+    """Return what gives the input of the network in a box, (1, C, x, y, z, V)."""
+    maps, recent = inputs.to(device), Recent()
+
+    def read(box: Box) -> Tensor:
+        near = grown(box, REACH, scan.mask.shape)
+        recent.corner = near[0].start, near[1].start, near[2].start
+        signal, inside = signal_block(scan.voxels, scan.rows[near], device)
+        return maps(signal, inside, within(box, near), recent)[None].to(dtype)
+
+    return read
+
+
+def _collector(scan: Scan, *, nside: int, l_max: int) -> tuple[FOD, Callable[[Box, Tensor], None]]:
+    """Return an empty FOD, and what writes the output of the network in a box, (1, 3, x, y, z, V), into it."""
+    to_sh = torch.as_tensor(sh_inverse(hemisphere(nside), l_max), dtype=torch.float32)
+    n = len(scan.voxels)
+    fod = FOD(np.zeros((n, len(to_sh)), np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32))
+
+    def write(box: Box, output: Tensor) -> None:
+        rows = torch.as_tensor(scan.rows[box])
+        inside, target = (rows >= 0).to(output.device), rows[rows >= 0].numpy()
+        amplitudes, fractions = read_output(output[0][:, inside].float())
+        fod.wm[target] = (amplitudes @ to_sh.to(amplitudes.device).T).cpu().numpy()
+        fod.gm[target], fod.csf[target] = fractions.T.cpu().numpy() / SQRT_4PI
+
+    return fod, write
