@@ -68,12 +68,15 @@ def apply_to_patches(
 def on_hemisphere(net: UNet, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Evaluate a network on an even field that is given on the hemisphere, (B, C, X, Y, Z, V), and so is the result.
 
-    A network on the whole sphere gets the other half as well.
+    A network on the whole sphere gets the other half as well. In patch form the mask (B, X, Y, Z) is not needed, as the input is
+    zero outside it.
     """
-    if net.config.hemisphere:
+    config = net.config
+    mask = mask if config.form == "volume" else None
+    if config.hemisphere:
         return net(x, mask)
     lookup, kept = (
-        torch.tensor(index(net.config.nside)).to(x.device) for index in (hemisphere_lookup, hemisphere_indices)
+        torch.tensor(index(config.nside), device=x.device) for index in (hemisphere_lookup, hemisphere_indices)
     )
     return net(x[..., lookup], mask)[..., kept]
 

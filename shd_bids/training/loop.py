@@ -15,6 +15,7 @@ from torch import Tensor
 from shd_bids.files import atomic_path
 from shd_bids.nn import distributed
 from shd_bids.nn.layers.norm import NormReLU
+from shd_bids.nn.patches import on_hemisphere
 from shd_bids.nn.unet import UNet
 from shd_bids.training.objective import Case, Objective
 
@@ -44,6 +45,8 @@ class Schedule:
         Steps between checkpoints, at which the network is also watched.
     patience : float
         Checks without a better network after which to stop.
+    keeps_best : bool
+        Whether the best network is kept, by the watched errors; otherwise the last one is.
     minutes : float
         Time after which to stop with a checkpoint.
     """
@@ -55,12 +58,13 @@ class Schedule:
     precision: str = "float32"
     check_every: int = 50
     patience: float = math.inf
+    keeps_best: bool = True
     minutes: float = math.inf
 
 
 @dataclass
 class State:
-    """Where a training stands: its record, and the best network so far by the watched errors, one for each scan."""
+    """Where a training stands: its record, and the network to keep by the watched errors, one for each scan."""
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -76,12 +80,12 @@ class State:
         """Whether the loss was not finite for too long."""
         return self.bad_steps >= _MOST_BAD_STEPS
 
-    def watch(self, record: dict[str, float], errors: list[float], net: UNet) -> None:
+    def watch(self, record: dict[str, float], errors: list[float], net: UNet, *, keeps_best: bool) -> None:
         """Note the watched errors of the present network in a record; their mean decides which network is best."""
         record["held_out"] = float(np.mean(errors))
         self.first_errors = self.first_errors or errors
         self.stale += 1
-        if record["held_out"] < self.best:
+        if record["held_out"] < self.best or not keeps_best:
             self.best, self.best_errors, self.stale = record["held_out"], errors, 0
             self.best_net = {name: value.detach().clone() for name, value in net.state_dict().items()}
 
@@ -127,7 +131,7 @@ def run(
         module.momentum = module.momentum if schedule.momentum is None else schedule.momentum
     if watch is not None and not state.history:
         state.history.append({"step": 0})
-        state.watch(state.history[0], watch(net), net)
+        state.watch(state.history[0], watch(net), net, keeps_best=schedule.keeps_best)
     stream, late = cases(state.step), False
     while state.step < schedule.steps and state.stale < schedule.patience and not (late or state.diverged):
         _set_mode(net, norms, frozen=state.step >= schedule.frozen_from)
@@ -142,7 +146,7 @@ def run(
         state.history.append(record if finite else {"step": state.step})
         if state.step % schedule.check_every == 0 or state.step == schedule.steps or late:
             if watch is not None:
-                state.watch(state.history[-1], watch(net), net)
+                state.watch(state.history[-1], watch(net), net, keeps_best=schedule.keeps_best)
             _save(checkpoint, net, optimiser, state)
         if report is not None:
             report(record | {"seconds": round(seconds, 1)})
@@ -163,7 +167,7 @@ def _step(
     inputs = torch.stack([case.channels for case in cases]).to(device).float()
     mask = torch.stack([case.mask for case in cases]).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        output = net(inputs, mask)
+        output = on_hemisphere(net, inputs, mask)
     terms = objective(output.float(), cases)
     total = objective.total(terms)
     optimiser.zero_grad(set_to_none=True)
