@@ -130,7 +130,7 @@ def check_signal(volume: Volume, mask: np.ndarray) -> tuple[str, ...]:
     InputError
         When more than 20 % of the values inside the mask were not usable, or the image is zero throughout it.
     """
-    inside = np.count_nonzero(mask)
+    inside = int(np.count_nonzero(mask))
     n_values = volume.data.shape[3] if volume.data.ndim == 4 else 1
     share = float(volume.repaired[mask].sum(dtype=np.int64)) / max(inside * n_values, 1)
     found = ", ".join(f"{count} {kind}" for kind, count in volume.n_repaired.items() if count)
@@ -268,7 +268,7 @@ def estimate_mask(b0_mean: np.ndarray, *, voxel_size: ArrayLike = 2.0) -> np.nda
     has_signal = b0_mean > 0
     if not has_signal.any():
         raise InputError("no mask can be estimated: the mean b=0 image is zero everywhere")
-    radius = max(round(2.5 / float(np.mean(voxel_size))), 1)
+    radius = max(round(2.5 / float(np.mean(np.asarray(voxel_size, dtype=np.float64)))), 1)
     mask = median_otsu(b0_mean, median_radius=radius, numpass=4, finalize_mask=True)[1].astype(bool)
     mask &= has_signal
     return mask if mask.any() and _has_background(b0_mean, mask) else has_signal

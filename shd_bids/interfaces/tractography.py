@@ -1,5 +1,6 @@
 """Streamlines and their density."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,11 @@ def _qc(tractogram: "Tractogram", density: "np.ndarray", mask: "np.ndarray") -> 
     import numpy as np
 
     lengths = np.array([np.linalg.norm(np.diff(points, axis=0), axis=1).sum() for points in tractogram.streamlines])
-    measures = {"mean": np.mean, "median": np.median, "p95": lambda values: np.percentile(values, 95)}
+    measures: dict[str, Callable[[np.ndarray], Any]] = {
+        "mean": np.mean,
+        "median": np.median,
+        "p95": lambda values: np.percentile(values, 95),
+    }
     columns = {
         "n_streamlines": qc_column(tractogram.n_accepted, "Streamlines accepted", "1"),
         "streamlines_out_of_bounds": qc_column(

@@ -189,7 +189,9 @@ def world_view(
     )
 
 
-def _bounds(mask, order, flips, shape, margin):
+def _bounds(
+    mask: np.ndarray | None, order: Sequence[int], flips: Sequence[bool], shape: Sequence[int], margin: int
+) -> tuple[tuple[slice, ...], tuple[int, ...]]:
     """Return the box of the mask and its middle voxel in turned axes; the whole image when the mask is empty."""
     if mask is None or not mask.any():
         return tuple(slice(0, size) for size in shape), tuple(size // 2 for size in shape)

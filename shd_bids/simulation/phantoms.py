@@ -100,7 +100,9 @@ def random_bundles(
     return tuple(bundles)
 
 
-def _cubic_bundle(rng, size, centre, direction, bend, bending) -> Bundle:
+def _cubic_bundle(
+    rng: np.random.Generator, size: int, centre: np.ndarray, direction: np.ndarray, bend: np.ndarray, bending: float
+) -> Bundle:
     """Return a tube around the curve ``c + s d + s^2 bend / 2 + s^3 twist / 6``."""
     s = np.arange(-1.2 * size, 1.2 * size, 0.25)
     twist = bending * rng.normal(size=3) * rng.choice([0.0, 0.003]) * 16 / max(size, 16)
@@ -260,7 +262,7 @@ def csf_side(rng: np.random.Generator, size: int) -> np.ndarray:
     return 1 / (1 + np.exp((0.42 * size - grid @ _unit(rng.normal(size=3))) / 0.4))
 
 
-def _blob(rng, shape) -> np.ndarray:
+def _blob(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
     """Return a smooth-edged random ellipsoid, 1 inside and 0 outside."""
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).astype(float)
     centre = rng.uniform(-0.1, 1.1, size=3) * np.array(shape)

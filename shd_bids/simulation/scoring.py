@@ -176,7 +176,7 @@ def score_peaks(
     thresholds = np.asarray(thresholds, dtype=np.float64)
     (true, is_true), (peaks, is_peak) = _unit(truth), _unit(directions)
     is_peak &= amplitudes > 0
-    has_fibre = is_true.any(axis=1)
+    has_fibre = is_true.sum(axis=1) > 0
     counts = np.zeros((5, len(thresholds)))
     for part in chunks(len(directions), _VOXELS_PER_CHUNK):
         angle = np.degrees(np.arccos(np.minimum(np.abs(np.einsum("ngc,nkc->ngk", true[part], peaks[part])), 1.0)))

@@ -6,6 +6,7 @@ reads and writes, and equals ``tournier07`` with ``legacy=False`` in dipy.
 """
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -136,7 +137,7 @@ def sh_inverse(directions: ArrayLike, l_max: int) -> np.ndarray:
     return np.linalg.pinv(basis)
 
 
-def _legendre_column(m: int, sectoral: float, z: np.ndarray, l_max: int):
+def _legendre_column(m: int, sectoral: float, z: np.ndarray, l_max: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (l, normalised P_l^m(z) / sin^m) for l = m..l_max by the stable upward recurrence in l."""
     before, now = np.zeros_like(z), np.full_like(z, sectoral)
     yield m, now

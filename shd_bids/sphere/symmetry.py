@@ -10,6 +10,7 @@ with S sparse (its columns live on one orbit of at most 8 or 16 vertices) and sm
 representation E both rows share one Q_b and their eigenvalues. (Serre, Linear Representations of Finite Groups, 2.6-2.7.)
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
@@ -68,11 +69,12 @@ class Eigenbasis:
 def eigenbasis(nside: int, *, hemisphere_only: bool) -> Eigenbasis:
     """Return the eigenbasis of :func:`shd_bids.sphere.graph.rescaled_laplacian` with deterministic signs."""
     laplacian = graph.rescaled_laplacian(nside, hemisphere_only=hemisphere_only)
-    columns, blocks, eigenvalues, mode = [], [], [], []
+    columns, blocks, mode = [], [], []
+    eigenvalues: list[np.ndarray] = []
     for rows in _adapted_vectors(nside, hemisphere_only=hemisphere_only):
         block = rows[:, :, 0].T @ laplacian @ rows[:, :, 0]
         values, vectors = np.linalg.eigh((block + block.T) / 2)
-        mode.append(np.repeat(sum(map(np.size, eigenvalues)) + np.arange(len(values)), rows.shape[2]))
+        mode.append(np.repeat(sum(len(found) for found in eigenvalues) + np.arange(len(values)), rows.shape[2]))
         columns.append(rows.reshape(len(laplacian), -1))
         blocks.append((constant(vectors * _signs(vectors)), rows.shape[2]))
         eigenvalues.append(values)
@@ -105,7 +107,7 @@ def permutation(nside: int, matrix: tuple[tuple[float, ...], ...], *, hemisphere
     return constant(healpix.hemisphere_lookup(nside)[index] if hemisphere_only else index)
 
 
-def _adapted_vectors(nside: int, *, hemisphere_only: bool):
+def _adapted_vectors(nside: int, *, hemisphere_only: bool) -> Iterator[np.ndarray]:
     """Yield for each representation its adapted vectors, shape (V, n, rows), orthonormal, each on one orbit."""
     elements = group(inversion=not hemisphere_only)
     images = np.stack(
@@ -123,7 +125,7 @@ def _orbits(images: np.ndarray) -> list[np.ndarray]:
     return [np.array(orbit) for orbit in sorted({tuple(sorted(set(column))) for column in images.T.tolist()})]
 
 
-def _orbit_vectors(orbit: np.ndarray, images: np.ndarray, matrices: np.ndarray):
+def _orbit_vectors(orbit: np.ndarray, images: np.ndarray, matrices: np.ndarray) -> Iterator[np.ndarray]:
     """Yield vectors (V, d) on one orbit: column a is the image of column 0 under the group's shift from row 0 to row a.
 
     The operator P_a0 = d/|G| sum_g D_a0(g) g projects on row 0 (a = 0) and carries row 0 to row a.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,7 @@ class Conditioner:
 
     def to(self, device: torch.device | str) -> Conditioner:
         """Return the same maps on another device."""
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        tensors: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         sharpeners = tuple(s.to(device) for s in self.sharpeners)
         return replace(self, **tensors, updater=self.updater.to(device), sharpeners=sharpeners)
 
