@@ -7,6 +7,9 @@ from scipy import ndimage
 
 Box = tuple[slice, slice, slice]
 
+ROWS_AT_ONCE = 16384
+"""Rows of a chunk that only bounds the memory beside a result: 130 MB for a thousand float64 values a row."""
+
 
 def box_of(mask: np.ndarray) -> Box:
     """Return the smallest box with all marked voxels."""
@@ -117,6 +120,6 @@ def row_numbers(mask: np.ndarray, *, margin: int = 0) -> np.ndarray:
     return numbers
 
 
-def chunks(n: int, size: int) -> list[slice]:
+def chunks(n: int, size: int = ROWS_AT_ONCE) -> list[slice]:
     """Return slices of ``size`` rows that cut n rows; the last may hold fewer."""
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]

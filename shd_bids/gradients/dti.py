@@ -34,7 +34,7 @@ def fit_tensor(signal: np.ndarray, table: GradientTable, *, n_iterations: int = 
     square = np.empty((7, 7), dtype=int)
     square[upper] = square[upper[::-1]] = np.arange(28)
     tensors = np.zeros((len(signal), 3, 3))
-    for part in chunks(len(signal), 16384):  # bounds the memory of the normal matrices
+    for part in chunks(len(signal)):
         block = np.asarray(signal[part], dtype=np.float64)
         top = block.max(axis=1, initial=0)
         has_signal = np.flatnonzero(top > 0)

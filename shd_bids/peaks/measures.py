@@ -8,8 +8,6 @@ from shd_bids.peaks.search import find_peaks
 from shd_bids.sphere.harmonics import SQRT_4PI, l_max_of, sh_basis
 from shd_bids.sphere.healpix import hemisphere
 
-_VOXELS_PER_CHUNK = 16384  # bounds the memory beside the result
-
 
 def afd_total(coefficients: np.ndarray) -> np.ndarray:
     r"""Return the total apparent fibre density of (n, C) coefficients, (n,): the integral over the sphere.
@@ -33,7 +31,7 @@ def dec(coefficients: np.ndarray) -> np.ndarray:
     basis = sh_basis(axes, l_max_of(coefficients.shape[1])).astype(np.float32)
     weights = np.abs(axes).astype(np.float32)
     colour = np.zeros((len(coefficients), 3), dtype=np.float32)
-    for part in chunks(len(coefficients), _VOXELS_PER_CHUNK):
+    for part in chunks(len(coefficients)):
         colour[part] = np.maximum(coefficients[part] @ basis.T, 0) @ weights
     length = np.linalg.norm(colour, axis=1, keepdims=True)
     return colour * (np.maximum(afd_total(coefficients), 0)[:, None] / np.where(length > 0, length, 1))

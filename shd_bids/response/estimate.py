@@ -27,7 +27,6 @@ LEAST_VOXELS = 20  # with a signal that decays with b
 N_EROSIONS = 3  # passes of erosion of the mask (6 neighbours); fewer where that would leave less than a quarter of it
 FA_THRESHOLD = 0.2  # between WM and the rest
 FREE_DIFFUSIVITY = 3.0e-3  # mm2/s, of water at body temperature: nothing in tissue diffuses faster
-_VOXELS_PER_CHUNK = 32768  # bounds the memory beside the result
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +152,7 @@ def _safe_voxels(
     weights = n_volumes / n_volumes.sum()
     voxels = signal.reshape(-1, signal.shape[3])
     n_safe = 0
-    for part in chunks(len(flat), _VOXELS_PER_CHUNK):
+    for part in chunks(len(flat)):
         block = flat[part]
         values = voxels[block]
         means = np.stack(

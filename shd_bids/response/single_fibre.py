@@ -10,7 +10,6 @@ from shd_bids.response.response import Response
 from shd_bids.sphere.harmonics import Y00, degrees, sh_basis, zonal_factors
 from shd_bids.sphere.healpix import hemisphere
 
-_VOXELS_PER_CHUNK = 32768  # bounds the memory beside the result
 RIDGE = 1e-10  # of the largest diagonal entry: decides between solutions of equal residual
 
 
@@ -91,7 +90,7 @@ def constrained_fit(rows: np.ndarray, design: np.ndarray, constraints: np.ndarra
     lower = np.linalg.cholesky(normal)
     inverse = np.linalg.inv(lower)
     whitened = design @ inverse.T
-    blocks = [rows[part].astype(np.float64) @ whitened for part in chunks(len(rows), _VOXELS_PER_CHUNK)]
+    blocks = [rows[part].astype(np.float64) @ whitened for part in chunks(len(rows))]
     target = np.concatenate([np.empty((0, len(lower))), *blocks])  # (n, p), L^-1 A^T y
     normals = inverse @ constraints.T  # (p, k)
     size = np.abs(target).max(axis=1)

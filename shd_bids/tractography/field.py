@@ -19,7 +19,6 @@ from shd_bids.sphere.spiral import spiral
 _TABLE_BYTES = 1.6e9  # amplitudes of the bounding box, float64 because dipy reads no other
 _DIRECTIONS = (250, 750)  # 9 to 5 degrees apart, over a hemisphere
 _PTT_DIRECTIONS = 250  # PTT looks for the nearest direction hundreds of times a step, and steps along a smooth curve
-_VOXELS_PER_CHUNK = 16384
 
 
 class AmplitudeField:
@@ -86,6 +85,6 @@ def _fill(
 ) -> None:
     """Write the amplitudes of each voxel on world directions into its row of the table, (v, d)."""
     basis = sh_basis(directions, l_max_of(coefficients.shape[1])).astype(np.float32)
-    for part in chunks(len(rows), _VOXELS_PER_CHUNK):
+    for part in chunks(len(rows)):
         amplitudes = np.asarray(coefficients[part], dtype=np.float32) @ basis.T
         table[rows[part]] = np.where(amplitudes >= stop_amplitude, np.maximum(amplitudes, 0), 0)
