@@ -12,6 +12,7 @@ from shd_bids.fod.inputs.estimates import condition
 from shd_bids.fod.network import apply_network
 from shd_bids.fod.quality import domain_warnings, fit_warnings, measure_quality
 from shd_bids.fod.refinement.refine import refine_fod
+from shd_bids.fod.refinement.scale import match_b0
 from shd_bids.fod.weights import Weights
 from shd_bids.nn.device import choose_device, describe_device
 from shd_bids.options import Runtime
@@ -37,7 +38,7 @@ def fit_fod(
         As trained, or adapted to the scan or to its cohort.
     runtime : Runtime
     refine : bool
-        Whether the data refine the answer of the network.
+        Whether the data refine the answer of the network; otherwise its signal at b=0 is matched, as published.
     progress : callable, optional
         Called with ``"fod"`` and the share done.
 
@@ -48,23 +49,27 @@ def fit_fod(
     WeightsError
         When the weights are of another protocol.
     """
+    shown = scan if weights.input_volumes is None else scan.select(weights.input_volumes.choose(scan.gradients))
     inputs = condition(
-        scan.gradients,
-        scan.responses,
+        shown.gradients,
+        shown.responses,
         affine=scan.affine,
         sigma=scan.sigma,
         nside=weights.config.nside,
         channels=weights.channels,
     )
     report = (lambda share: progress("fod", share)) if progress else None
-    fod = apply_network(weights, inputs, scan, runtime=runtime, progress=report)
-    n_updates = 0
+    fod = apply_network(weights, inputs, shown, runtime=runtime, progress=report)
     if refine:
         fod, n_updates = refine_fod(fod, scan, trained_kappa=weights.trained_kappa)
+    else:
+        fod, n_updates = match_b0(fod, scan), 0
     quality = measure_quality(fod, scan)
-    warnings = domain_warnings(scan.gradients, snr=scan.snr) + fit_warnings(quality, sigma=scan.sigma, scale=scan.scale)
+    warnings = domain_warnings(scan.gradients, snr=scan.snr) if weights.is_general else []
+    warnings += fit_warnings(quality, sigma=scan.sigma, scale=scan.scale)
     where = choose_device(runtime.device)
     facts = FitFacts(
+        method=weights.method,
         weights=weights.name,
         weights_sha256=weights.sha256,
         device=describe_device(where),

@@ -39,6 +39,8 @@ class FitFacts:
 
     Attributes
     ----------
+    method : str
+        Name of the method of the network.
     weights, weights_sha256 : str, str or None
         Name and SHA-256 of the weights file that the network came from; ``none`` and None without one.
     device : str
@@ -54,6 +56,7 @@ class FitFacts:
         None on the CPU.
     """
 
+    method: str
     weights: str
     weights_sha256: str | None
     device: str

@@ -15,6 +15,7 @@ from shd_bids.fod.fod import FOD
 from shd_bids.fod.inputs.estimates import REACH, Conditioner, Recent, ShellInput, signal_block
 from shd_bids.fod.weights import Weights
 from shd_bids.nn.device import choose_device, set_precision, usable_bytes
+from shd_bids.nn.patches import apply_to_patches
 from shd_bids.nn.streaming.tiles import apply_in_tiles
 from shd_bids.options import Runtime
 from shd_bids.scan import Scan
@@ -26,13 +27,15 @@ logger = logging.getLogger(__name__)
 _LEAST_TILE_BYTES = 200 * 2**20  # below this a tile is mostly halo
 
 
-def read_output(output: Tensor) -> tuple[Tensor, Tensor]:
+def read_output(output: Tensor, *, isotropic: str = "mean") -> tuple[Tensor, Tensor]:
     """Return what the output of a network stands for.
 
     Parameters
     ----------
     output : Tensor, shape (3, ..., V)
         Of white matter, grey matter and CSF on the hemisphere.
+    isotropic : {"mean", "max"}
+        What of the vertices the fraction of an isotropic tissue is; published: the maximum.
 
     Returns
     -------
@@ -42,7 +45,8 @@ def read_output(output: Tensor) -> tuple[Tensor, Tensor]:
         Of GM and CSF; positive.
     """
     positive = softplus(output)
-    return positive[0], positive[1:].mean(dim=-1).movedim(0, -1)
+    fractions = positive[1:].amax(dim=-1) if isotropic == "max" else positive[1:].mean(dim=-1)
+    return positive[0], fractions.movedim(0, -1)
 
 
 def apply_network(
@@ -53,7 +57,7 @@ def apply_network(
     runtime: Runtime,
     progress: Callable[[float], None] | None = None,
 ) -> FOD:
-    """Run a network over a scan in tiles that fit the memory.
+    """Run a network over a scan: in tiles that fit the memory, or, in patch form, on a patch around each voxel.
 
     Parameters
     ----------
@@ -72,13 +76,14 @@ def apply_network(
         When the memory is not enough and another device is not allowed.
     """
     where, dtype, fall_back = choose_device(runtime.device), set_precision(runtime.precision), runtime.device == "auto"
-    net, (fod, write) = weights.network().folded(), _collector(scan, nside=weights.config.nside, l_max=weights.l_max)
+    net, (fod, write) = weights.network().folded(), _collector(scan, weights)
     bound = memory = usable_bytes(where, runtime.memory_gb)
     while True:
         try:
             read = _reader(inputs, scan, where, dtype)
             network = net.to(where, dtype)
-            apply_in_tiles(network, scan.mask, read=read, write=write, memory_bytes=memory, progress=progress)
+            apply = apply_to_patches if network.config.form == "patch" else apply_in_tiles
+            apply(network, scan.mask, read=read, write=write, memory_bytes=memory, progress=progress)
             return fod
         except torch.OutOfMemoryError:
             if memory // 2 < _LEAST_TILE_BYTES and not fall_back:
@@ -113,16 +118,16 @@ def _reader(
     return read
 
 
-def _collector(scan: Scan, *, nside: int, l_max: int) -> tuple[FOD, Callable[[Box, Tensor], None]]:
+def _collector(scan: Scan, weights: Weights) -> tuple[FOD, Callable[[Box, Tensor], None]]:
     """Return an empty FOD, and what writes the output of the network in a box, (1, 3, x, y, z, V), into it."""
-    to_sh = torch.as_tensor(sh_inverse(hemisphere(nside), l_max), dtype=torch.float32)
+    to_sh = torch.as_tensor(sh_inverse(hemisphere(weights.config.nside), weights.l_max), dtype=torch.float32)
     n = len(scan.voxels)
     fod = FOD(np.zeros((n, len(to_sh)), np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32))
 
     def write(box: Box, output: Tensor) -> None:
         rows = torch.as_tensor(scan.rows[box])
         inside, target = (rows >= 0).to(output.device), rows[rows >= 0].numpy()
-        amplitudes, fractions = read_output(output[0][:, inside].float())
+        amplitudes, fractions = read_output(output[0][:, inside].float(), isotropic=weights.isotropic)
         fod.wm[target] = (amplitudes @ to_sh.to(amplitudes.device).T).cpu().numpy()
         fod.gm[target], fod.csf[target] = fractions.T.cpu().numpy() / SQRT_4PI
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from shd_bids.errors import WeightsError
 from shd_bids.files import atomic_path
 from shd_bids.fod.inputs.estimates import CHANNELS, is_shell_channel
+from shd_bids.fod.inputs.volumes import InputVolumes
 from shd_bids.nn.unet import UNet, UNetConfig
 
 FORMAT = "shd_bids-3"
@@ -61,6 +62,32 @@ class Weights:
     def trained_kappa(self) -> float:
         """Concentration of the lobe that stands for a fibre in the truth of the training."""
         return float(self.training.get("sharpness", OUTPUT_KAPPA))
+
+    @property
+    def method(self) -> str:
+        """Name of the method in records."""
+        return self.training.get("method", "conditioned")
+
+    @property
+    def is_general(self) -> bool:
+        """Whether trained on simulated scans of many protocols, whose range bounds its use, and not on scans of one."""
+        return "method" not in self.training
+
+    @property
+    def refinement(self) -> bool:
+        """Whether results are refined by the data, unless the user decides."""
+        return self.training.get("refinement", True)
+
+    @property
+    def isotropic(self) -> str:
+        """How fractions of isotropic tissues are read from the output, see :func:`~shd_bids.fod.network.read_output`."""
+        return self.training.get("isotropic", "mean")
+
+    @property
+    def input_volumes(self) -> InputVolumes | None:
+        """Volumes that the network is shown; None for all."""
+        values = self.training.get("input_volumes")
+        return InputVolumes(**values) if values else None
 
     def network(self) -> UNet:
         """Build the network with these parameters, in evaluation mode."""

@@ -1,4 +1,4 @@
-"""Adapt the network to one subject, or to a cohort, by the loss of the paper, watched on directions that it never sees."""
+"""Train a network on one scan, or on a cohort, by the loss of the paper: from trained weights, or any recipe from nothing."""
 
 from __future__ import annotations
 
@@ -12,49 +12,43 @@ from typing import Any
 import torch
 
 from shd_bids.errors import TrainingError
-from shd_bids.fod.inputs.estimates import CHANNELS
 from shd_bids.fod.weights import Weights
-from shd_bids.nn.unet import UNet, UNetConfig
+from shd_bids.nn import distributed
+from shd_bids.nn.unet import UNet
 from shd_bids.scan import Scan
+from shd_bids.training.config import NetworkRecipe, ScanTraining, load_network_recipe
 from shd_bids.training.loop import Schedule, State, run
 from shd_bids.training.measured import ScanCrops, cases_of
 from shd_bids.training.objective import LossWeights, Objective
 
-NEGATIVITY, SPARSITY = 0.1, 5e-5
-"""Weights of the terms beside reconstruction (weight 1) and smoothness; published configurations."""
-
+_FROM_WEIGHTS = ScanTraining(steps=60, learning_rate=3e-4)
+_LOSS = LossWeights(0.0, 0.0, 0.0, 1.0, 0.1, 5e-5, 0.5)  # published configurations
+_PATCHES = 16  # of a step, published; one crop of a network for volumes holds more voxels
 _CHECK_EVERY, _PATIENCE = 10, 4
-_RATE_FROM_WEIGHTS, _RATE_FROM_SCRATCH = 3e-4, 3e-3
-_STEPS_FROM_WEIGHTS, _STEPS_FROM_SCRATCH = 60, 400
-_MOST_STEPS = 2000
-_SCRATCH_CHANNELS = (16, 32, 32, 32)
-_L_MAX_OF_NSIDE = {8: 18, 4: 8, 2: 4}  # about two vertices for each SH coefficient
+_CHECKS = 50  # of a training that runs to its last step
+_MOST_RECORDS = 2000
 
 
 @dataclass(frozen=True)
 class AdaptationOptions:
-    """How to adapt a network.
+    """How to train on scans, where the user decides.
 
     Attributes
     ----------
-    lambda_tv : float
-        Weight of the smoothness term.
+    lambda_tv : float or None
+        Weight of the smoothness term; None leaves that of the network, 0.5 of most.
     tv_penalty : {"squared", "absolute"}
         Its form, see :func:`shd_bids.training.losses.smoothness`.
     max_steps : int or None
-        None takes fewer from given weights than from nothing, and more for several subjects.
+        None takes fewer from given weights than from nothing, and more for several scans; the learning rate falls as it would
+        in all of them.
     seed : int
     """
 
-    lambda_tv: float = 0.5
+    lambda_tv: float | None = None
     tv_penalty: str = "squared"
     max_steps: int | None = None
     seed: int = 0
-
-    def objective(self) -> Objective:
-        """Return the loss of the paper."""
-        weights = LossWeights(0.0, 0.0, 0.0, 1.0, NEGATIVITY, SPARSITY, self.lambda_tv)
-        return Objective(weights, tv_penalty=self.tv_penalty)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,38 +68,57 @@ def adapt(
     options: AdaptationOptions,
     checkpoint: Path | None,
     progress: Callable[[str, float], None],
+    recipe: NetworkRecipe | None = None,
 ) -> Adapted:
-    r"""Minimise the loss of the paper on crops of one series, or of several in turn.
+    """Minimise the loss of the paper on crops of one scan, or of several in turn.
 
-    Some directions of each shell are never shown and never asked for: their prediction error, before, during and after,
-    decides when to stop and whether to keep the result.
+    Unless a recipe says otherwise, some directions of each shell are never shown and never asked for: their prediction error,
+    before, during and after, decides when to stop and whether to keep the result. Several processes that :mod:`torch.distributed`
+    joins share the crops of each step.
 
     Parameters
     ----------
     scans : sequence of Scan
+        Thinned ones give crops around their places.
     weights : Weights or None
-        To start from; None trains a network of the default configuration from nothing.
+        To start from; None trains the network of a recipe from nothing.
     device : torch.device
     options : AdaptationOptions
     checkpoint : Path or None
-        Where the state is kept; an interrupted adaptation goes on from there.
+        Where the state is kept; an interrupted training goes on from there.
     progress : callable
         Called with ``"fit"`` and the share done.
+    recipe : NetworkRecipe, optional
+        Of the network without given weights; None takes the one of any protocol.
 
     Raises
     ------
     TrainingError
-        When training from nothing does not stay finite.
+        When training from nothing does not stay finite, or processes cannot share the crops of a step.
+    WeightsError
+        When the scans do not have the shells of the network.
     """
     torch.manual_seed(options.seed)
-    start = weights or scratch_weights()
+    if weights is None:
+        recipe = recipe or load_network_recipe("conditioned")
+        start, training, loss = untrained(recipe, scans[0]), recipe.training, recipe.loss
+    else:
+        batch = _PATCHES if weights.config.form == "patch" else 1
+        start, training, loss = weights, replace(_FROM_WEIGHTS, batch=batch), _LOSS
+    if training.batch % distributed.n_processes():
+        raise TrainingError(f"{distributed.n_processes()} processes cannot share batches of {training.batch} evenly")
+    if options.lambda_tv is not None:
+        loss = replace(loss, smoothness=options.lambda_tv)
     net = start.network().to(device)
-    crops = [ScanCrops(scan, start, seed=(options.seed, number), device=device) for number, scan in enumerate(scans)]
-    schedule = _schedule(len(scans), options.max_steps, from_scratch=weights is None)
+    crops = [
+        ScanCrops(scan, start, training, seed=(options.seed, number), device=device)
+        for number, scan in enumerate(scans)
+    ]
+    schedule = _schedule(training, scans, options.max_steps, frozen=weights is not None)
     state = run(
         net,
         partial(cases_of, crops),
-        options.objective(),
+        Objective(loss, tv_penalty=options.tv_penalty, isotropic=start.isotropic),
         schedule,
         checkpoint=checkpoint,
         watch=lambda net: [scan.held_out_error(net) for scan in crops],
@@ -113,49 +126,52 @@ def adapt(
     )
     if state.diverged and weights is None:
         raise TrainingError(f"the loss is not finite in step {state.step}; check the signal and the responses")
-    if checkpoint is not None:
+    if checkpoint is not None and distributed.rank() == 0:
         checkpoint.unlink(missing_ok=True)
-    facts = _facts(state, options, from_scratch=weights is None)
-    best = {name: value.cpu() for name, value in state.best_net.items()}
-    return Adapted(replace(start, state=best), improved=facts["kept"], facts=facts)
+    facts = _facts(state, start, loss, options.tv_penalty, is_new=weights is None)
+    found = {name: value.cpu() for name, value in state.best_net.items()}
+    return Adapted(replace(start, state=found), facts["kept"], facts)
 
 
-def _schedule(n_scans: int, max_steps: int | None, *, from_scratch: bool) -> Schedule:
-    """Return fewer and smaller steps from given weights, whose batch statistics stay as they are."""
-    each = _STEPS_FROM_SCRATCH if from_scratch else _STEPS_FROM_WEIGHTS
-    highest = _RATE_FROM_SCRATCH if from_scratch else _RATE_FROM_WEIGHTS
-    steps = min(each * n_scans, _MOST_STEPS) if max_steps is None else max_steps
+def untrained(recipe: NetworkRecipe, scan: Scan) -> Weights:
+    """Return random weights of a recipe for the protocol of a scan, of no file and no training."""
+    channels = recipe.channels(scan.gradients)
+    config = recipe.unet(len(channels))
+    state = UNet(config).state_dict()
+    return Weights(config, state, recipe.l_max, None, "none", training=recipe.to_dict(), channels=channels)
+
+
+def _schedule(training: ScanTraining, scans: Sequence[Scan], max_steps: int | None, *, frozen: bool) -> Schedule:
+    """Return the schedule for some scans; ``frozen`` keeps the batch statistics of given weights as they are."""
+    steps = training.n_steps([len(scan.voxels) for scan in scans]) if max_steps is None else max_steps
+    waits = bool(training.held_out)
     return Schedule(
         steps=steps,
-        rate=lambda step: highest * 0.5 * (1 + math.cos(math.pi * step / steps)),
-        frozen_from=math.inf if from_scratch else 0,
-        check_every=_CHECK_EVERY * n_scans,
-        patience=_PATIENCE,
+        rate=partial(training.rate, n_steps=steps),
+        frozen_from=0 if frozen else math.inf,
+        check_every=_CHECK_EVERY * len(scans) if waits else max(_CHECK_EVERY, steps // _CHECKS),
+        patience=_PATIENCE if waits else math.inf,
+        keeps_best=waits,
     )
 
 
-def _facts(state: State, options: AdaptationOptions, *, from_scratch: bool) -> dict[str, Any]:
-    """Return the record of a fit, JSON-safe."""
-    before = None if from_scratch else state.history[0]["held_out"]
+def _facts(state: State, start: Weights, loss: LossWeights, tv_penalty: str, *, is_new: bool) -> dict[str, Any]:
+    """Return the record of a training, JSON-safe."""
+    before = None if is_new else state.history[0]["held_out"]
     return {
+        "method": start.method,
         "steps": state.step,
         "held_out_before": before,
         "held_out_after": state.best,
         "held_out_by_scan": [list(pair) for pair in zip(state.first_errors, state.best_errors, strict=True)],
         "kept": before is None or state.best < before,
-        "lambda_tv": options.lambda_tv,
-        "tv_penalty": options.tv_penalty,
-        "history": state.history,
+        "lambda_tv": loss.smoothness,
+        "tv_penalty": tv_penalty,
+        "history": _thinned(state.history),
     }
 
 
-def scratch_weights() -> Weights:
-    """Return random weights, of no file and no training."""
-    config = scratch_network()
-    state = UNet(config).state_dict()
-    return Weights(config, state, l_max=_L_MAX_OF_NSIDE[config.nside], sha256=None, name="none", training={})
-
-
-def scratch_network() -> UNetConfig:
-    """Return the configuration of a network that is trained on one subject alone."""
-    return UNetConfig(len(CHANNELS), 3, channels=_SCRATCH_CHANNELS)
+def _thinned(history: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """Return an even choice of the records of the steps, with all that were watched."""
+    every = -(-len(history) // _MOST_RECORDS)
+    return [record for record in history if "held_out" in record or record["step"] % every == 0]

@@ -89,10 +89,12 @@ class Objective:
         A term without a weight is not evaluated.
     tv_penalty : {"squared", "absolute"}
         Form of the smoothness term, see :func:`shd_bids.training.losses.smoothness`.
+    isotropic : {"mean", "max"}
+        How fractions are read from the output, see :func:`shd_bids.fod.network.read_output`.
     """
 
-    def __init__(self, weights: LossWeights, *, tv_penalty: str = "squared"):
-        self.weights, self._squared = weights, tv_penalty == "squared"
+    def __init__(self, weights: LossWeights, *, tv_penalty: str = "squared", isotropic: str = "mean"):
+        self.weights, self._squared, self._isotropic = weights, tv_penalty == "squared", isotropic
 
     def __call__(self, output: Tensor, cases: Sequence[Case]) -> dict[str, Tensor]:
         """Evaluate the terms of outputs (B, 3, X, Y, Z, V), one for each case, by the names of :class:`LossWeights`.
@@ -100,7 +102,7 @@ class Objective:
         Each is a mean over the voxels of this process, so weighted that its mean over processes is that over all voxels.
         """
         mask = torch.stack([case.mask for case in cases]).to(output.device).float()
-        amplitudes, fractions = interpret(output)
+        amplitudes, fractions = interpret(output, self._isotropic)
         terms = self._against_truth(amplitudes, fractions, cases, mask)
         if self.weights.reconstruction:
             terms["reconstruction"] = _misfit(amplitudes, fractions, cases, mask)
@@ -143,9 +145,9 @@ class Objective:
         return terms
 
 
-def interpret(output: Tensor) -> tuple[Tensor, Tensor]:
+def interpret(output: Tensor, isotropic: str = "mean") -> tuple[Tensor, Tensor]:
     """Return the fODF on the hemisphere (B, X, Y, Z, V) and fractions (B, X, Y, Z, 2) of network output (B, 3, X, Y, Z, V)."""
-    return read_output(output.transpose(0, 1))
+    return read_output(output.transpose(0, 1), isotropic=isotropic)
 
 
 def predict_signal(amplitudes: Tensor, fractions: Tensor, case: Case) -> Tensor:

@@ -12,7 +12,8 @@ from shd_bids.fod.weights import Weights
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.response.response import Response, Responses
 from shd_bids.scan import Scan
-from shd_bids.training.adapt import AdaptationOptions, adapt
+from shd_bids.training.adapt import AdaptationOptions, _thinned, adapt
+from shd_bids.training.config import ScanTraining, load_network_recipe
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def scene():
     return Scan.of_volume(signal, mask, gradients, responses, np.eye(4))
 
 
-def run_adaptation(scene, weights, *, checkpoint=None, progress=lambda stage, share: None, **options):
+def run_adaptation(scene, weights, *, checkpoint=None, progress=lambda stage, share: None, recipe=None, **options):
     return adapt(
         [scene],
         weights=weights,
@@ -45,6 +46,7 @@ def run_adaptation(scene, weights, *, checkpoint=None, progress=lambda stage, sh
         options=AdaptationOptions(**({"max_steps": 20, "seed": 1} | options)),
         checkpoint=checkpoint,
         progress=progress,
+        recipe=recipe,
     )
 
 
@@ -63,7 +65,7 @@ def test_the_penalty_of_the_total_variation_is_used(scene, weights):
 
 def test_a_harmful_adaptation_is_not_kept(scene, weights, monkeypatch):
     good = run_adaptation(scene, weights, max_steps=60).weights
-    monkeypatch.setattr("shd_bids.training.adapt._RATE_FROM_WEIGHTS", 30.0)
+    monkeypatch.setattr("shd_bids.training.adapt._FROM_WEIGHTS", ScanTraining(steps=60, learning_rate=30.0))
     adapted = run_adaptation(scene, good, max_steps=10)
     assert not adapted.improved
     for name, value in adapted.weights.state.items():
@@ -110,9 +112,23 @@ def test_a_cohort_is_adapted_to_all_of_its_series_together(scene, weights):
     assert errors[0][0] == pytest.approx(errors[1][0], rel=0.5), "errors are relative to the signal of each series"
 
 
-def test_adaptation_from_nothing_learns_the_fibre_directions(scene, monkeypatch):
-    small = replace(UNetConfig(len(CHANNELS), 3), nside=2, channels=(8, 8))
-    monkeypatch.setattr("shd_bids.training.adapt.scratch_network", lambda: small)
-    adapted = run_adaptation(scene, None, max_steps=30)
+def test_adaptation_from_nothing_learns_the_fibre_directions(scene):
+    network = {"nside": 2, "channels": (8, 8)}
+    recipe = replace(load_network_recipe("conditioned"), network=network, l_max=4)
+    adapted = run_adaptation(scene, None, max_steps=30, recipe=recipe)
     held = [r["held_out"] for r in adapted.facts["history"] if "held_out" in r]
     assert adapted.improved and min(held) < 0.5 * held[0]
+    assert (adapted.weights.method, adapted.weights.refinement) == ("conditioned", True)
+
+
+def test_the_loss_weight_of_the_user_counts_before_that_of_the_recipe(scene, weights):
+    plain, none = (run_adaptation(scene, weights, max_steps=1, lambda_tv=value) for value in (None, 0.0))
+    assert plain.facts["lambda_tv"] == 0.5 and "smoothness" in plain.facts["history"][1]
+    assert none.facts["lambda_tv"] == 0.0 and "smoothness" not in none.facts["history"][1]
+
+
+def test_long_records_are_thinned():
+    history = [{"step": 0, "held_out": 1.0}, *({"step": n, "loss": 1.0} for n in range(1, 9001))]
+    history[777]["held_out"] = 0.5
+    kept = _thinned(history)
+    assert len(kept) < 2010 and kept[0] == history[0] and history[777] in kept and kept[-1] == history[-1]
