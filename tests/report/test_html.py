@@ -1,56 +1,13 @@
 """The page: complete, escaped, offline, and there after a failure too."""
 
-import re
 from html.parser import HTMLParser
 
 import pytest
 
 from shd_bids.report.html import SECTIONS, Problem, RunReport, Status, write_report
-from shd_bids.report.methods import REFERENCES, methods_text
+from tests.report.facts import PREFIX
 
 VOID = {"meta", "img", "br", "link"}
-PREFIX = "sub-01_acq-x"
-
-
-def column(value):
-    return {"value": value}
-
-
-@pytest.fixture
-def facts():
-    """Facts as the stages write them."""
-    return {
-        "gradients": {
-            "shells": [{"bvalue": 0.0, "n_volumes": 3}, {"bvalue": 1000.0, "n_volumes": 32}],
-            "sidecar": {"mask_origin": "estimated"},
-            "notes": ["no mask was given"],
-            "orientation_check": {"is_given_best": True, "is_conclusive": True, "message": "the directions fit"},
-            "qc": {f"voxel_size_{axis}": column(2.5) for axis in "xyz"} | {"mask_volume_ml": column(1432.4)},
-            "seconds": 4.0,
-            "peak_memory_mb": 700,
-        },
-        "response": {"fitted_tissues": ["wm", "csf"], "seconds": 2.0, "peak_memory_mb": 800},
-        "fod": {
-            "info": {"device": "cpu", "fit": "amortised", "weights": "w", "weights_sha256": "0123456789abcdef" * 4},
-            "sidecar": {"fod_lmax": 12},
-            "notes": ["signal-to-noise ratio 3"],
-            "qc": {"fit_r2_median": column(0.934), "snr": column(21.0)},
-            "seconds": 130.0,
-            "peak_memory_mb": 3100,
-        },
-        "peaks": {"sidecar": {"peaks": {"PeakMinimumSeparation": 25.0}}, "seconds": 9.0, "peak_memory_mb": 1500},
-        "tractography": {
-            "sidecar": {
-                "tractography": {
-                    "StreamlinePropagation": {"Algorithm": {"Name": "ptt"}, "StepSize": 0.5, "AnglePerStep": 45.0},
-                    "StreamlineReconstructionDensity": {"AcceptedStreamlines": 12345},
-                }
-            },
-            "qc": {"n_streamlines": column(12345), "streamline_length_median": column(61.0)},
-            "seconds": 40.0,
-            "peak_memory_mb": 900,
-        },
-    }
 
 
 @pytest.fixture
@@ -213,32 +170,3 @@ def test_kept_weights_are_told(output_dir, facts):
 
 def test_session_has_its_own_page(tmp_path):
     assert write_report(tmp_path, "01", "a", [], Status("ok")) == tmp_path / "sub-01_ses-a.html"
-
-
-def test_methods_cite_each_listed_reference_once_in_order(facts):
-    text = methods_text([RunReport(PREFIX, facts)])
-    body, _, references = text.partition("<ol")
-    numbers = [int(number) for group in re.findall(r"\[([\d, ]+)\]", body) for number in group.split(",")]
-    assert list(dict.fromkeys(numbers)) == list(range(1, references.count("<li>") + 1))
-    assert "parallel transport" in body
-    assert "degree 12" in body
-
-
-def test_methods_tell_only_what_was_done(facts):
-    done = {stage: facts[stage] for stage in ("gradients", "response")}
-    text = methods_text([RunReport(PREFIX, done, {"responses": ["wm.txt"]})])
-    assert "taken from files" in text
-    assert "SHD-TV" not in text
-    assert "tractography" not in text
-
-
-def test_equal_runs_share_their_sentences(facts):
-    text = methods_text([RunReport("sub-01_run-1", facts), RunReport("sub-01_run-2", facts)])
-    assert text.count("SHD-TV") == 1
-    assert "sub-01_run-1, sub-01_run-2" in text
-
-
-def test_references_have_resolvable_addresses():
-    for text, url in REFERENCES.values():
-        assert text.endswith(".")
-        assert url == "" or url.startswith(("https://doi.org/10.", "https://arxiv.org/abs/"))

@@ -1,4 +1,4 @@
-"""Peaks: derivatives against differences, known axes, symmetry laws, and MRtrix3 as oracle."""
+"""Peaks: known axes, symmetry laws, and MRtrix3 as oracle."""
 
 import subprocess
 import time
@@ -6,73 +6,18 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from scipy.spatial.transform import Rotation
 
 from shd_bids.peaks import search
-from shd_bids.peaks.measures import afd_total, dec, largest_amplitude
 from shd_bids.peaks.search import find_peaks
-from shd_bids.peaks.threshold import noise_threshold
-from shd_bids.sphere.derivatives import SHDerivatives
-from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
-from shd_bids.sphere.healpix import hemisphere
+from shd_bids.sphere.harmonics import sh_basis
 from tests.helpers import requires_mrtrix
-
-
-def _lobes(axes: np.ndarray, weights: np.ndarray, l_max: int, width: float = 0.01) -> np.ndarray:
-    """Sum smoothed delta lobes at ``axes`` (n, k, 3) with ``weights`` (n, k); return coefficients (n, C)."""
-    n, k = weights.shape
-    basis = sh_basis(axes.reshape(-1, 3), l_max).reshape(n, k, -1)
-    l = degrees(l_max)  # noqa: E741
-    return np.einsum("nk,nkc->nc", weights, basis) * np.exp(-width * l * (l + 1))
-
-
-def _random_fods(rng: np.random.Generator, n: int, l_max: int, noise: float = 0.02) -> np.ndarray:
-    """fODFs of one to three fibres with noise that falls off like the lobes do."""
-    axes = rng.normal(size=(n, 3, 3))
-    weights = rng.uniform(0.3, 1, (n, 3)) * (np.arange(3) < rng.integers(1, 4, n)[:, None])
-    return (
-        _lobes(axes / np.linalg.norm(axes, axis=2, keepdims=True), weights, l_max)
-        + noise
-        * _lobes(np.tile([0.0, 0, 1], (n, 1, 1)), np.ones((n, 1)), l_max).max()
-        * rng.normal(size=(n, n_coefficients(l_max)))
-        / 3
-    )
+from tests.peaks.fods import lobes, random_fods
 
 
 def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Angle in degrees between axes."""
     return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), np.abs((a * b).sum(-1))))
-
-
-@pytest.mark.parametrize("l_max", [2, 8, 18])
-def test_derivatives_equal_differences_along_great_circles(rng, l_max):
-    points = rng.normal(size=(40, 3))
-    points[:4] = [[0, 0, 1], [0, 0, -1], [1, 0, 0], [0, 1, 0]]
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    tangent = np.cross(points, rng.normal(size=points.shape))
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    coefficients = rng.normal(size=(40, n_coefficients(l_max)))
-
-    def along(step: float) -> np.ndarray:
-        return (sh_basis(np.cos(step) * points + np.sin(step) * tangent, l_max) * coefficients).sum(axis=1)
-
-    value, gradient, hessian = (
-        array.numpy().astype(np.float64)
-        for array in SHDerivatives(l_max, torch.device("cpu"))(
-            torch.tensor(coefficients.T, dtype=torch.float32), torch.tensor(points, dtype=torch.float32)
-        )
-    )
-    step = 1e-4
-    slope = (along(step) - along(-step)) / (2 * step)
-    curvature = (along(step) + along(-step) - 2 * along(0)) / step**2
-    radial = (gradient * points).sum(axis=1)
-    scale = np.abs(along(0)).max()  # float32, and one degree more per derivative
-    np.testing.assert_allclose(value, along(0), atol=1e-5 * scale)
-    np.testing.assert_allclose((gradient * tangent).sum(axis=1), slope, atol=1e-5 * scale * l_max)
-    np.testing.assert_allclose(
-        np.einsum("ni,nij,nj->n", tangent, hessian, tangent) - radial, curvature, atol=1e-5 * scale * l_max**2
-    )
 
 
 @pytest.mark.parametrize("l_max", [2, 8, 12, 18])
@@ -81,7 +26,7 @@ def test_a_single_lobe_peaks_on_its_axis(rng, l_max):
     axes = rng.normal(size=(200, 3))
     axes[:6] = [[0, 0, 1], [0, 0, -1], [1, 0, 0], [0, 1, 0], [-0.6, 0.8, 0], [1, 1, 1e-9]]
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
-    coefficients = _lobes(axes[:, None], np.ones((200, 1)), l_max)
+    coefficients = lobes(axes[:, None], np.ones((200, 1)), l_max)
     found = find_peaks(coefficients, relative_threshold=0.5)
     assert (found.n_fibres == 1).all()
     np.testing.assert_allclose(_angle(found.directions[:, 0], axes), 0, atol=0.01)
@@ -92,7 +37,7 @@ def test_a_single_lobe_peaks_on_its_axis(rng, l_max):
 def test_every_peak_is_a_maximum_and_no_maximum_is_missed(rng, noise):
     """Against walkers that know amplitudes only."""
     l_max, n = 18, 4
-    coefficients = _random_fods(rng, n, l_max, noise)
+    coefficients = random_fods(rng, n, l_max, noise)
     found = find_peaks(coefficients, max_peaks=20, relative_threshold=0.1, min_separation=5.0)
     for voxel in range(n):
         axes = found.directions[voxel, : found.n_fibres[voxel]]
@@ -135,8 +80,8 @@ def test_rotation_turns_the_peaks(rng):
     axes /= np.linalg.norm(axes, axis=2, keepdims=True)
     weights = np.tile([1.0, 0.7], (100, 1))
     rotation = Rotation.random(random_state=1).as_matrix()
-    still = find_peaks(_lobes(axes, weights, 12), relative_threshold=0.3)
-    turned = find_peaks(_lobes(axes @ rotation.T, weights, 12), relative_threshold=0.3)
+    still = find_peaks(lobes(axes, weights, 12), relative_threshold=0.3)
+    turned = find_peaks(lobes(axes @ rotation.T, weights, 12), relative_threshold=0.3)
     np.testing.assert_array_equal(still.n_fibres, turned.n_fibres)
     np.testing.assert_allclose(still.amplitudes, turned.amplitudes, rtol=1e-4, atol=1e-5)
     is_peak = still.amplitudes > 0
@@ -144,7 +89,7 @@ def test_rotation_turns_the_peaks(rng):
 
 
 def test_scale_scales_amplitudes_only(rng):
-    coefficients = _random_fods(rng, 50, 8)
+    coefficients = random_fods(rng, 50, 8)
     once, thrice = find_peaks(coefficients), find_peaks(3 * coefficients)
     np.testing.assert_allclose(thrice.amplitudes, 3 * once.amplitudes, rtol=1e-5)
     np.testing.assert_allclose(thrice.directions, once.directions, atol=1e-5)
@@ -154,7 +99,7 @@ def test_thresholds_separation_and_number():
     """Lobes of 1, 0.6 and 0.3 at right angles, and one of 0.8 at 35 degrees from the first."""
     turned = [np.cos(np.radians(35)), np.sin(np.radians(35)), 0]
     axes = np.array([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1], turned]])
-    coefficients = _lobes(axes, np.array([[1, 0.6, 0.3, 0.8]]), 18)
+    coefficients = lobes(axes, np.array([[1, 0.6, 0.3, 0.8]]), 18)
 
     def count(**options) -> int:
         return int(find_peaks(coefficients, **{"relative_threshold": 0.2} | options).n_fibres[0])
@@ -177,7 +122,7 @@ def test_thresholds_separation_and_number():
 
 def test_functions_without_a_peak():
     """Constants, zeros, negative functions and what is not finite have none, and leave their neighbours alone."""
-    lobe = _lobes(np.array([[[0, 0, 1.0]]]), np.ones((1, 1)), 8)
+    lobe = lobes(np.array([[[0, 0, 1.0]]]), np.ones((1, 1)), 8)
     constant, damaged = np.zeros_like(lobe), lobe.copy()
     constant[:, 0] = 1
     damaged[0, 3] = np.nan
@@ -189,7 +134,7 @@ def test_functions_without_a_peak():
 
 
 def test_chunks_change_nothing(rng, monkeypatch):
-    coefficients = _random_fods(rng, 90, 8)
+    coefficients = random_fods(rng, 90, 8)
     whole = find_peaks(coefficients)
     monkeypatch.setattr(search, "_VOXELS_PER_CHUNK", 32)
     parts = find_peaks(coefficients)
@@ -199,7 +144,7 @@ def test_chunks_change_nothing(rng, monkeypatch):
 
 def test_read_only_input_is_read(rng):
     """Memory-mapped coefficients cannot be written to."""
-    coefficients = _random_fods(rng, 5, 8)
+    coefficients = random_fods(rng, 5, 8)
     coefficients.flags.writeable = False
     assert find_peaks(coefficients).n_fibres.sum() > 0
 
@@ -215,7 +160,7 @@ def test_bad_options_are_named():
 @pytest.mark.parametrize("l_max", [8, 18])
 def test_agrees_with_sh2peaks(rng, tmp_path, l_max):
     """Within 0.1 degrees and 0.1 percent of what MRtrix3 finds; it misses some that 60 starts do not reach."""
-    coefficients = _random_fods(rng, 500, l_max).astype(np.float32)
+    coefficients = random_fods(rng, 500, l_max).astype(np.float32)
     image = nib.Nifti1Image(coefficients.reshape(10, 10, 5, -1), np.diag([-2.0, 2, 2, 1]))
     nib.save(image, tmp_path / "fod.nii")
     command = ["sh2peaks", "-quiet", "-nthreads", "1", "-num", "8", tmp_path / "fod.nii", tmp_path / "peaks.nii"]
@@ -234,44 +179,10 @@ def test_agrees_with_sh2peaks(rng, tmp_path, l_max):
     np.testing.assert_allclose(amplitude, length[is_peak][apart < 0.1], rtol=1e-3)
 
 
-def test_total_density_is_the_integral(rng):
-    """By quadrature over equal areas, good to half a percent."""
-    coefficients = _random_fods(rng, 20, 8)
-    samples = sh_basis(hemisphere(16), 8) @ coefficients.T
-    np.testing.assert_allclose(afd_total(coefficients), 4 * np.pi * samples.mean(axis=0), rtol=0.01)
-    pure = np.zeros((1, 45))
-    pure[0, 0] = 1 / np.sqrt(4 * np.pi)
-    assert afd_total(pure)[0] == pytest.approx(1.0)
-
-
-def test_colour_follows_the_axis():
-    """A lobe along x is red, y green, z blue, the length is the density, and an empty voxel is black."""
-    coefficients = np.concatenate([_lobes(np.eye(3)[:, None], np.ones((3, 1)), 8), np.zeros((1, 45))])
-    colour = dec(coefficients)
-    np.testing.assert_array_equal(colour[:3].argmax(axis=1), [0, 1, 2])
-    np.testing.assert_allclose(np.linalg.norm(colour[:3], axis=1), afd_total(coefficients[:3]), rtol=1e-5)
-    assert (colour[3] == 0).all()
-    assert (dec(np.array([[-1.0, 0, 0, 0, 0, 0]])) == 0).all()
-
-
-def test_noise_threshold_follows_the_fluid(rng):
-    """Twice the median spurious lobe, within 2 and 20 percent of the white-matter lobe."""
-    n = 400
-    axes = rng.normal(size=(n, 1, 3))
-    axes /= np.linalg.norm(axes, axis=2, keepdims=True)
-    white = _lobes(axes, np.ones((n, 1)), 8)
-    wm = np.repeat([1.0, 0.0], n)
-    reference = np.median(largest_amplitude(white))
-    for scale, expected in ((0.05, 0.1), (0.001, 0.02), (0.5, 0.2)):
-        both = np.concatenate([white, scale * white])
-        assert noise_threshold(both, 1 - wm, wm_fraction=wm) == pytest.approx(expected * reference, rel=1e-3)
-    assert noise_threshold(white, np.zeros(n), wm_fraction=np.ones(n)) == pytest.approx(0.02 * reference, rel=1e-3)
-
-
 @pytest.mark.slow
 def test_a_brain_takes_seconds(rng):
     """200 000 voxels of degree 18 in under 30 s on two cores (measured: 12 s); here a tenth, by processor time."""
-    coefficients = _random_fods(rng, 20_000, 18).astype(np.float32)
+    coefficients = random_fods(rng, 20_000, 18).astype(np.float32)
     start = time.process_time()
     find_peaks(coefficients)
     assert time.process_time() - start < 6.0
@@ -279,7 +190,7 @@ def test_a_brain_takes_seconds(rng):
 
 @pytest.mark.gpu
 def test_cuda_equals_cpu(rng):
-    coefficients = _random_fods(rng, 3000, 18)
+    coefficients = random_fods(rng, 3000, 18)
     host, device = find_peaks(coefficients), find_peaks(coefficients, device="cuda")
     assert np.mean(host.n_fibres == device.n_fibres) > 0.999
     same = host.n_fibres == device.n_fibres

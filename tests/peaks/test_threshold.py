@@ -1,0 +1,22 @@
+"""The threshold of peaks: it follows the fluid between its bounds."""
+
+import numpy as np
+import pytest
+
+from shd_bids.peaks.measures import largest_amplitude
+from shd_bids.peaks.threshold import noise_threshold
+from tests.peaks.fods import lobes
+
+
+def test_noise_threshold_follows_the_fluid(rng):
+    """Twice the median spurious lobe, within 2 and 20 percent of the white-matter lobe."""
+    n = 400
+    axes = rng.normal(size=(n, 1, 3))
+    axes /= np.linalg.norm(axes, axis=2, keepdims=True)
+    white = lobes(axes, np.ones((n, 1)), 8)
+    wm = np.repeat([1.0, 0.0], n)
+    reference = np.median(largest_amplitude(white))
+    for scale, expected in ((0.05, 0.1), (0.001, 0.02), (0.5, 0.2)):
+        both = np.concatenate([white, scale * white])
+        assert noise_threshold(both, 1 - wm, wm_fraction=wm) == pytest.approx(expected * reference, rel=1e-3)
+    assert noise_threshold(white, np.zeros(n), wm_fraction=np.ones(n)) == pytest.approx(0.02 * reference, rel=1e-3)
