@@ -56,11 +56,11 @@ def test_directions_of_a_protocol_are_spread_and_fixed():
 
 
 def test_regions_share_no_voxel_and_their_axes_are_unit(volume):
-    rows = np.concatenate([region.rows for region in volume.regions])
-    assert len(np.unique(rows)) == len(rows)
+    rows = np.concatenate([volume.rows(region) for region in volume.regions])
+    assert sorted(rows) == list(range(volume.scored.sum()))
     assert {c.name for c in dispersed.CONFIGURATIONS} < {region.name for region in volume.regions}
     for region in volume.regions:
-        assert region.axes.shape[::2] == (len(region.rows), 3)
+        assert region.axes.shape[::2] == (len(region.voxels), 3)
         np.testing.assert_allclose(np.linalg.norm(region.axes, axis=2), 1, atol=1e-9)
 
 
@@ -73,13 +73,13 @@ def test_axes_of_a_crossing_enclose_its_angle(volume):
 
 def test_signal_of_a_region_is_that_of_its_axes(volume):
     """Without noise the volume that is weighted nearest along the axis of a single bundle is the darkest."""
-    signal = volume.signal[volume.mask]
+    signal = volume.signal[volume.scored]
     shell = GRADIENTS.shells[1].indices
     for region in volume.regions:
         if region.axes.shape[1] == 1:
             along = np.abs(region.axes[:, 0] @ GRADIENTS.directions[shell].T)  # (n, N)
             correlation = [
-                np.corrcoef(a**2, s)[0, 1] for a, s in zip(along, signal[region.rows][:, shell], strict=True)
+                np.corrcoef(a**2, s)[0, 1] for a, s in zip(along, signal[volume.rows(region)][:, shell], strict=True)
             ]
             assert max(correlation) < -0.9, region.name
 
@@ -87,7 +87,7 @@ def test_signal_of_a_region_is_that_of_its_axes(volume):
 def test_noise_is_one_over_the_ratio():
     volume = dispersed.make_volume("b1000", 20, seed=3, side=3)
     (fluid,) = (region for region in volume.regions if region.name == "CSF")
-    b0 = volume.signal[volume.mask][fluid.rows][:, GRADIENTS.b0_indices]
+    b0 = volume.signal[volume.scored][volume.rows(fluid)][:, GRADIENTS.b0_indices]
     assert b0.std() == pytest.approx(1000 / 20, rel=0.1)
 
 
@@ -144,3 +144,59 @@ def test_without_a_bundle_any_peak_counts():
 def test_volumes_are_pooled_by_their_voxels():
     few, many = ({"one_peak": np.full(n, v), "first_error": np.arange(n)} for n, v in ((1, True), (3, False)))
     assert counts.pool([few, many]) == {"one_peak": 0.25, "first_error": 0.5}
+
+
+def tensor(*eigenvalues):
+    """Return a tensor with these eigenvalues along x, y and z, um2/ms."""
+    return np.diag(eigenvalues) * 1e-3
+
+
+def test_tissues_are_told_by_their_tensors():
+    tensors = np.stack([tensor(1.7, 0.3, 0.3), tensor(0.8, 0.8, 0.8), tensor(3, 3, 3), tensor(2.5, 1.2, 1.2)])
+    found = counts.tissues(tensors)
+    assert {tissue: np.flatnonzero(which).tolist() for tissue, which in found.items()} == {
+        "white matter": [0],
+        "grey matter": [1],
+        "CSF": [2],
+    }
+
+
+def test_peaks_of_a_scan_are_compared_with_tensors():
+    tensors = np.stack([tensor(1.9, 0.15, 0.15), tensor(1.7, 0.4, 0.4), tensor(0.8, 0.8, 0.8)])
+    directions = np.zeros((3, 3, 3))
+    directions[0], directions[1, 0] = at(10, 40, 90), at(20)
+    found = counts.measure_scan(directions, tensors)
+    assert found["FA 0.8-1.0"]["one_peak"].tolist() == [False]
+    assert found["FA 0.6-0.8"]["one_peak"].tolist() == [True]
+    np.testing.assert_allclose(found["FA above 0.6"]["first_error"], [10, 20])
+    assert found["white matter"]["three_peaks"].tolist() == [True, False]
+    assert found["grey matter"]["with_peak"].tolist() == [False]
+    assert not len(found["CSF"]["with_peak"])
+
+
+def test_halves_part_each_shell_and_share_b0():
+    gradients = dispersed.make_gradients("ABCD")
+    one, other = counts.odd_and_even(gradients)
+    assert sorted({*one, *other}) == list(range(gradients.n_volumes))
+    np.testing.assert_array_equal(np.intersect1d(one, other), gradients.b0_indices)
+    for shell in gradients.shells[1:]:
+        assert abs(np.isin(shell.indices, one).sum() - np.isin(shell.indices, other).sum()) <= 1
+
+
+def test_halves_agree_in_the_number_and_the_largest_of_their_peaks():
+    one = np.concatenate([at(0, 60), at(0, 60)])
+    other = np.concatenate([at(7, 50), at(40, 50)])
+    other[1, 1] = 0
+    found = counts.measure_halves(one, other)
+    np.testing.assert_allclose(found["first_error"], [7, 40])
+    assert found["same_count"].tolist() == [True, False]
+
+
+def test_correlation_knows_neither_size_nor_mean_nor_degrees_above_eight(rng):
+    one = rng.normal(size=(5, 91))
+    other = 3 * one
+    other[:, 0], other[:, 45:] = 7, 0
+    np.testing.assert_allclose(counts.correlation(one, other), 1)
+    np.testing.assert_allclose(counts.correlation(one, -other), -1)
+    np.testing.assert_array_equal(counts.correlation(one, 0 * other), 0)
+    assert np.abs(counts.correlation(one, rng.normal(size=(5, 45)))).max() < 0.8

@@ -21,12 +21,14 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import dipy_methods
 import numpy as np
 import peers
 import results
 import scenes
 import torch
-from peers import Found, Method
+from found import Found, find_maxima
+from peers import Method
 from results import METRICS, Figure
 from scenes import ROWS, Scene
 from scores import fnr_at, full_fibre_amplitude, peaks_per_voxel
@@ -125,7 +127,7 @@ def truth(scene: Scene, *, l_max: int = 18) -> Found:
     there = fractions > 0
     lobes = np.zeros((*fractions.shape, n_coefficients(l_max)), dtype=np.float32)
     lobes[there] = fractions[there][:, None] * sh_basis(directions[there].astype(float), l_max)
-    return peers._maxima(lobes.sum(axis=1))
+    return find_maxima(lobes.sum(axis=1))
 
 
 def figures(found: Sequence[Found], volumes: Sequence[Scene]) -> dict:
@@ -248,7 +250,8 @@ def _find(name: str, method: Method, scene: Scene, cache: Path | None) -> Found:
     if cache is None or peers.uses_weights(name):
         return method(scene.signal, scene.mask, scene.gradients)
     digest = hashlib.sha256(scene.signal.tobytes() + scene.gradients.directions.tobytes())
-    digest.update(Path(peers.__file__).read_bytes())
+    for module in (peers, dipy_methods):
+        digest.update(Path(module.__file__).read_bytes())
     path = cache / f"{name}_{digest.hexdigest()[:24]}.npz"
     if not path.exists():
         found = method(scene.signal, scene.mask, scene.gradients)

@@ -107,21 +107,32 @@ class Microstructure:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Voxels of one kind: their rows in the order of the mask, (n,), and their true axes, (n, F, 3)."""
+    """Voxels of one kind: their numbers in the flat volume, (n,), and their true axes, (n, F, 3)."""
 
     name: str
-    rows: np.ndarray
+    voxels: np.ndarray
     axes: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """One simulated volume: signal (X, Y, Z, N), mask of all voxels, gradients, and the voxels that are scored."""
+    """One simulated volume: signal (X, Y, Z, N), mask of all voxels, gradients, and the regions that are scored."""
 
     signal: np.ndarray
     mask: np.ndarray
     gradients: GradientTable
     regions: tuple[Region, ...]
+
+    @property
+    def scored(self) -> np.ndarray:
+        """Which voxels belong to a region, (X, Y, Z)."""
+        scored = np.zeros_like(self.mask)
+        scored.ravel()[np.concatenate([region.voxels for region in self.regions])] = True
+        return scored
+
+    def rows(self, region: Region) -> np.ndarray:
+        """Return where the voxels of a region stand among those that are scored, (n,)."""
+        return np.searchsorted(np.flatnonzero(self.scored), region.voxels)
 
 
 def make_volume(protocol: str, snr: float, *, seed: int, side: int) -> Volume:
@@ -264,5 +275,7 @@ def _fill_slab(rng: np.random.Generator, clean: np.ndarray, pitch: int, gradient
     clean[fluid:, :, pitch:] = csf(gradients)
     both = {"grey matter": rows[grey + 1 : fluid - 1], "CSF": rows[fluid + 1 : -1]}
     parts = {name: part[:, 1:-1, pitch + 1 : -1].ravel() for name, part in both.items()}
-    single = Region("single 8x8", np.concatenate([b.rows for b in bundles]), np.concatenate([b.axes for b in bundles]))
+    single = Region(
+        "single 8x8", np.concatenate([b.voxels for b in bundles]), np.concatenate([b.axes for b in bundles])
+    )
     return [single, *(Region(name, part, np.zeros((len(part), 0, 3))) for name, part in parts.items())]

@@ -23,7 +23,7 @@ import peers
 import results
 import scenes
 import torch
-from peers import Found
+from found import Found
 from results import Figure
 from scenes import Scene
 from scores import full_fibre_amplitude, peaks_per_voxel

@@ -75,8 +75,9 @@ def main() -> int:
     records = []
     for folder in options.folders:
         scan = read_scan(folder, n_slices=options.slices)
-        parts = split_slices(scan.mask) if scan.name in options.apart else [scan.mask]
-        for record in compare(scan, parts, weights, folds=options.folds, fits=options.fits, seed=options.seed):
+        parts = peers.split_slices(scan.mask) if scan.name in options.apart else [scan.mask]
+        methods = [*options.fits, "msmt_csd"]
+        for record in compare(scan, parts, weights, folds=options.folds, methods=methods, seed=options.seed):
             records.append(record)
             errors = {k: v for k, v in record.items() if k not in ("scan", "voxels", "seconds")}
             print(scan.name, f"{record['voxels']} voxels", json.dumps(errors), f"{record['seconds']} s", flush=True)
@@ -128,16 +129,6 @@ def _middle(mask: np.ndarray, affine: np.ndarray, n_slices: int) -> tuple[slice,
     return tuple(window)
 
 
-def split_slices(mask: np.ndarray) -> list[np.ndarray]:
-    """Return one mask for each slice of the last axis."""
-    parts = []
-    for number in np.flatnonzero(mask.any(axis=(0, 1))):
-        part = np.zeros_like(mask)
-        part[..., number] = mask[..., number]
-        parts.append(part)
-    return parts
-
-
 def left_out(gradients: GradientTable, fold: int, *, seed: int) -> np.ndarray:
     """Return the volumes of one of five folds: a fifth of the directions of each shell, none of b=0."""
     rng = np.random.default_rng(seed)
@@ -149,7 +140,7 @@ def left_out(gradients: GradientTable, fold: int, *, seed: int) -> np.ndarray:
 
 
 def compare(
-    scan: Series, parts: list[np.ndarray], weights: Weights, *, folds: int, fits: list[str], seed: int
+    scan: Series, parts: list[np.ndarray], weights: Weights, *, folds: int, methods: list[str], seed: int
 ) -> list[dict]:
     """Return, for each method, the error on the left-out volumes of each shell."""
     squares: dict[str, np.ndarray] = {}
@@ -161,7 +152,7 @@ def compare(
         kept = np.setdiff1d(np.arange(scan.gradients.n_volumes), out)
         shell = scan.gradients.shell_index[out]
         counts += np.bincount(shell, minlength=len(counts))
-        for name in (*fits, "msmt_csd"):
+        for name in methods:
             began = time.monotonic()
             if name == "msmt_csd":
                 predicted = _predict_mrtrix(scan, kept)

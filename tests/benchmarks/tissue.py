@@ -1,10 +1,10 @@
 """Compare fODF methods on bundles that disperse, fan, bend and cross; prints one table for each protocol and noise level.
 
-    python tests/benchmarks/tissue.py [--methods ...] [--rows ...] [--seeds 1] [--side 6] [--weights FILE] [--threads 1]
+    python tests/benchmarks/tissue.py [--methods ...] [--rows ...] [--seeds 1] [--side 5] [--weights FILE] [--threads 1]
                                       [--save] [--compare]
 
 A bundle is one fibre, however wide its directions spread. ``dispersed.py`` makes the volumes; all methods get the same
-files, estimate their own responses, and show the peaks that their own tools show (`peers.own_peaks`). In voxels of one
+files, estimate their own responses, and show the peaks that their own tools show (`found.RULES`). In voxels of one
 bundle the table gives the share with exactly one peak and the median error of the largest; in voxels of two, the share
 where both were found and the share with exactly two peaks, and the median error of the largest; in grey matter and CSF, the
 share with a peak. Between two bundles at 40 degrees that each disperse by 20 the density is flat: two peaks are a guess there.
@@ -26,6 +26,7 @@ import results
 import torch
 from counts import Samples, measure, pool
 from dispersed import ROWS
+from found import own_peaks
 from results import METRICS, Figure
 
 from shd_bids.fod.weights import load_weights
@@ -45,10 +46,10 @@ def main() -> int:
             volume = dispersed.make_volume(protocol, snr, seed=seed, side=options.side)
             for name, method in methods.items():
                 began = time.monotonic()
-                found = peers.own_peaks(name, method(volume.signal, volume.mask, volume.gradients))
+                found = own_peaks(name, method(volume.signal, volume.mask, volume.gradients, where=volume.scored))
                 seconds[name] += time.monotonic() - began
                 for region in volume.regions:
-                    values = measure(found.directions[region.rows], region.axes)
+                    values = measure(found.directions[volume.rows(region)], region.axes)
                     samples[name].setdefault(region.name, []).append(values)
         pooled = {name: {region: pool(s) for region, s in parts.items()} for name, parts in samples.items()}
         print(*table(f"{protocol}, SNR {snr}", pooled, seconds), sep="\n", flush=True)
@@ -93,7 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=["amortised", "msmt_csd", "csd", "dipy_csd", "rumba"])
     parser.add_argument("--rows", nargs="+", type=int, default=list(range(len(ROWS))), choices=range(len(ROWS)))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--side", type=int, default=6, help="of a cube, voxels")
+    parser.add_argument("--side", type=int, default=5, help="of a cube, voxels")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     results.add_options(parser)
