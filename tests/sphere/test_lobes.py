@@ -11,7 +11,7 @@ from shd_bids.sphere.lobes import lobes
 def test_integral_is_one(rng, kappa):
     axes = rng.normal(size=(5, 3))
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
-    np.testing.assert_allclose(4 * np.pi * lobes(vertices(32), axes, kappa).mean(axis=1), 1, rtol=5e-3)  # of the grid of the integral
+    np.testing.assert_allclose(4 * np.pi * lobes(vertices(32), axes, kappa).mean(axis=1), 1, rtol=5e-3)
 
 
 def test_value_depends_on_the_angle_to_the_axis_alone(frame):
