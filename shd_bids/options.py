@@ -255,7 +255,24 @@ class FodOptions(Options):
     )
     weights: str = option("packaged", "network weights", words=("packaged", "none"), is_file=True)
     fod_lmax: int = option(12, "harmonic degree of the stored fODF, even, to 18", bounds=(2, 18), metavar="L", sloppy=8)
-    lambda_tv: float = option(0.5, "weight of total variation in --fit subject and group", bounds=(0, 1e6))
+    network: str = option(
+        "conditioned",
+        "what --weights none trains: conditioned (inputs that serve any protocol), published (SHD-TV, NeurIPS 2024), "
+        "or a recipe",
+        words=("conditioned", "published"),
+        metavar="FILE.toml",
+        is_file=True,
+    )
+    refinement: str = option(
+        "auto",
+        "of the network's result by the data; auto: on for conditioned networks, off for published ones",
+        choices=("auto", "on", "off"),
+    )
+    lambda_tv: float | None = option(
+        None,
+        "weight of total variation in --fit subject and group; auto: of the network, 0.5 for most",
+        bounds=(0, 1e6),
+    )
     tv_penalty: str = option(
         "squared",
         "of the change between neighbours: squared as published, or absolute, which keeps the edges of bundles "
@@ -268,6 +285,8 @@ class FodOptions(Options):
         found = super().problems()
         if self.fod_lmax % 2:
             found.append(f"--fod-lmax: found {self.fod_lmax}, expected an even degree")
+        if self.network != "conditioned" and self.weights != "none":
+            found.append(f"--network {self.network} is trained from nothing; add --weights none")
         return found
 
 

@@ -71,6 +71,7 @@ def test_numbers_outside_their_bounds_are_refused(name, end):
     ("changed", "told"),
     [
         ({"fod_lmax": 7}, "even degree"),
+        ({"network": "published"}, "add --weights none"),
         ({"fit": "amortised", "weights": "none"}, "needs weights"),
         ({"fit": "cohort", "weights": "none"}, "--fit cohort needs weights"),
         ({"min_length": 100.0, "max_length": 50.0}, "no streamline could pass"),

@@ -37,7 +37,7 @@ log
 
 DESCRIPTIONS = {
     "brain": "brain mask",
-    "shdtv": "quality control of the SHD-TV fit",
+    "shdtv": "quality control of the fit",
     "cohort": "network weights adapted to the data set",
 }
 

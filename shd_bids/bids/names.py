@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids.bids.collect import DWIRun
+from shd_bids.fod.methods import method_named
 from shd_bids.options import LEVELS
 
 OUTPUTS: Mapping[str, Mapping[str, Any]] = json.loads(
@@ -27,14 +28,6 @@ ENTITY_ORDER = (
 )
 # fmt: on
 """Order of entities in a name: schema of the BEP016 branch, with BEP046's ``tract`` and ``track`` after ``space``."""
-
-MODEL = {
-    "Description": (
-        "SHD-TV: spherical deconvolution by an equivariant network over space and the hemisphere, with a prior on "
-        "total variation"
-    ),
-    "URL": "https://arxiv.org/abs/2411.11819",
-}
 
 
 def output_path(
@@ -141,7 +134,7 @@ def sidecar(
         What only the run knows; a key of the table names the facts it needs:
 
         ``model``
-            Mapping for ``Model.Parameters`` (weights, their SHA-256, kind of fit, fitted degree, ...).
+            Mapping for ``Model.Parameters`` (``Method``, weights, their SHA-256, kind of fit, fitted degree, ...).
         ``response``
             Mapping tissue -> zonal SH coefficients, one list per shell; padded here to equal length.
         ``shells``
@@ -190,7 +183,7 @@ def _from_table(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
     """Return the model, sign and orientation keys of a row of the table."""
     content: dict[str, Any] = {}
     if "model" in row.get("facts", ()):
-        content["Model"] = {**MODEL, "Parameters": dict(facts["model"])}
+        content["Model"] = _model(facts["model"])
     if "non_negativity" in row:
         content["NonNegativity"] = row["non_negativity"]
     if "orientation" in row:
@@ -214,6 +207,15 @@ def _from_facts(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
         if block in needed:
             content |= facts[block]
     return content
+
+
+def _model(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which method made a file, with its source and parameters."""
+    method = method_named(parameters["Method"])
+    who, url = method.source
+    from_where = f" ({who})" if method.is_published else f" (shd_bids; layers: {who})" if who else ""
+    described = {"Description": method.description[0].upper() + method.description[1:] + from_where}
+    return described | ({"URL": url} if method.is_published else {}) | {"Parameters": dict(parameters)}
 
 
 def _source_uri(run: DWIRun, source: str, *, method: str | None, format: str | None) -> str:

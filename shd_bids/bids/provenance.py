@@ -77,6 +77,8 @@ def hash_inputs(run: DWIRun, settings: Settings) -> dict[str, str]:
     hashes |= {f"responses/{path.name}": sha256(path) for path in settings.responses}
     if path := weights_file(settings.weights):
         hashes[f"weights/{path.name}"] = sha256(path)
+    if settings.network not in OPTIONS["network"].words:
+        hashes[f"network/{Path(settings.network).name}"] = sha256(Path(settings.network))
     return hashes
 
 

@@ -55,7 +55,10 @@ def _attributes(item: Field, annotation: Any, *, with_default: bool = True) -> d
         return attributes | {"choices": described.choices}
     metavar = described.metavar or METAVARS.get(kind, "")
     if described.words:
-        return attributes | {"type": _word_or_path(described.words), "metavar": _braces(*described.words, "PATH")}
+        return attributes | {
+            "type": _word_or_path(described.words),
+            "metavar": _braces(*described.words, described.metavar or "PATH"),
+        }
     if kind in (int, float) and kind is not annotation:
         return attributes | {"type": _number_or_auto(kind), "metavar": _braces("auto", metavar)}
     return attributes | {"type": TYPES.get(item.name, absolute if kind is Path else kind), "metavar": metavar}

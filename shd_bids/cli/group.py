@@ -25,7 +25,7 @@ __all__ = ["run_group"]
 
 logger = logging.getLogger("shd_bids")
 
-DESCRIPTION = "Weights of the SHD-TV network adapted to a cohort by the self-supervised loss; used by --fit cohort"
+DESCRIPTION = "Network weights adapted to a cohort by the self-supervised loss; used by --fit cohort"
 
 
 def run_group(runs: Sequence["DWIRun"], settings: Settings, *, argv: Sequence[str], device: str) -> int:
@@ -146,6 +146,7 @@ def _keep(
         "Description": DESCRIPTION,
         "Sources": [run.source_uri for run in runs],
         "SHA256": provenance.sha256(target),
+        "Method": facts["method"],
         "StartWeights": facts["start"],
         "StartWeightsSHA256": facts["start_sha256"] or "n/a",
         "IsBetterThanStart": facts["kept"],

@@ -10,6 +10,7 @@ from typing import Any
 from shd_bids import __version__
 from shd_bids.cli.arguments import absolute, add_options, add_positionals
 from shd_bids.cli.resources import available_cpus, available_memory
+from shd_bids.errors import TrainingError
 from shd_bids.options import (
     ExecutionOptions,
     FodOptions,
@@ -23,7 +24,7 @@ from shd_bids.settings import OPTIONS, SLOPPY, Settings, values_from_toml
 
 DESCRIPTION = """\
 Fibre orientation distributions (fODF), peaks and streamlines for every diffusion series of a BIDS data set, by
-spherical deconvolution with an equivariant network and a total-variation prior (SHD-TV)."""
+spherical deconvolution with an equivariant network: one for all protocols, or SHD-TV as published."""
 
 EPILOG = """\
 exit codes: 0 all done; 1 some series failed, the others finished; 2 wrong call; 65 bad input data; 66 nothing matched;
@@ -83,6 +84,7 @@ def parse_args(argv: Sequence[str], environment: Mapping[str, str] = os.environ)
         parser.error(str(error))
     settings = _with_cohort_weights(parser, settings)
     _check_paths(parser, settings)
+    _check_network(parser, settings)
     return settings
 
 
@@ -191,6 +193,18 @@ def _check_paths(parser: argparse.ArgumentParser, settings: Settings) -> None:
         parser.error(f"OUTPUT_DIR is BIDS_DIR; use {settings.bids_dir / 'derivatives' / 'shd_bids'} or another folder")
     if work_dir.is_relative_to(bids_dir) and not work_dir.is_relative_to(output_dir):
         parser.error(f"--work-dir {settings.work_dir} lies inside BIDS_DIR; choose a folder outside")
+
+
+def _check_network(parser: argparse.ArgumentParser, settings: Settings) -> None:
+    """Stop the call where the recipe of a network cannot be used."""
+    if settings.network in OPTIONS["network"].words:
+        return
+    from shd_bids.training.config import load_network_recipe  # with torch, which other calls need not load here
+
+    try:
+        load_network_recipe(settings.network)
+    except (TrainingError, TypeError, ValueError) as error:
+        parser.error(f"--network {settings.network}: {error}")
 
 
 def _files_given(settings: Settings) -> Iterator[tuple[str, Path]]:

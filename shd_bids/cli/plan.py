@@ -31,6 +31,9 @@ TRACKING_PER_POINT = {"det": 9e-6, "prob": 9e-6, "ptt": 4e-5}
 STEP_SHARE = {"det": 0.5, "prob": 0.5, "ptt": 0.2}  # of a voxel, where --step-size is auto
 ADAPTATION_STEPS = {True: 60, False: 400}  # at most: from given weights, from none
 SECONDS_PER_STEP = 4.0
+PATCH_EPOCHS, PATCH_BATCH, MOST_PATCH_STEPS = 50, 16, 45_000  # of the published network
+SECONDS_PER_PATCH_STEP = 0.8
+FOD_PER_PATCH = 1.6e-2  # a voxel each
 THREADS_GAIN = 0.9  # exponent: two processors take 0.54 of the time of one
 SECONDS_ON_GPU = 0.1  # share of the CPU's time that the network takes on a GPU
 
@@ -65,6 +68,9 @@ def make_plan(
         "work_dir": str(settings.work_dir),
         "level": settings.level,
         "fit": settings.fit,
+        "weights": settings.weights,
+        "network": settings.network,
+        "refinement": settings.refinement,
         "device": device,
         "nprocs": settings.nprocs,
         "memory_limit_gb": settings.mem,
@@ -150,10 +156,7 @@ def _stage_seconds(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str
     """Return how long each stage of one series takes."""
     n_voxels, n_volumes = _n_voxels(run), run.shape[3]
     threads = settings.omp_nthreads**THREADS_GAIN
-    fod = FOD_PER_VOXEL * n_voxels
-    if settings.fit == "subject":
-        steps = ADAPTATION_STEPS[settings.weights != "none"] if settings.max_steps is None else settings.max_steps
-        fod += steps * SECONDS_PER_STEP
+    fod = _fod_seconds(settings, n_voxels)
     tracking = (
         TRACKING_PER_VOXEL * n_voxels
         + _n_seeds(run, settings) * _points(run, settings) * (TRACKING_PER_POINT[settings.tracking_algorithm])
@@ -167,6 +170,19 @@ def _stage_seconds(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str
     }
     stages = list(seconds)[: 2 + LEVELS.index(settings.level)]
     return {stage: STAGE_SECONDS[stage] + seconds[stage] for stage in stages}
+
+
+def _fod_seconds(settings: Settings, n_voxels: int) -> float:
+    """Return how long a fit takes; a network that is not the conditioned one is taken for the published."""
+    is_patch = settings.network != "conditioned"
+    applied = (FOD_PER_PATCH if is_patch else FOD_PER_VOXEL) * n_voxels
+    if settings.fit != "subject":
+        return applied
+    steps = ADAPTATION_STEPS[settings.weights != "none"]
+    if is_patch:
+        steps = min(PATCH_EPOCHS * math.ceil(n_voxels / PATCH_BATCH), MOST_PATCH_STEPS)
+    chosen = steps if settings.max_steps is None else settings.max_steps
+    return applied + chosen * (SECONDS_PER_PATCH_STEP if is_patch else SECONDS_PER_STEP)
 
 
 def _n_seeds(run: DWIRun, settings: Settings) -> float:

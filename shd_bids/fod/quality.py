@@ -16,7 +16,7 @@ TRAINED_BVALUES = (500.0, 13000.0)
 TRAINED_SNR = (8.0, 60.0)
 """Range of the simulated signal-to-noise ratio of white matter at b=0."""
 
-MIN_DIRECTIONS = 12
+TRAINED_DIRECTIONS = 12
 """Fewest directions that every simulated protocol had in one of its shells."""
 
 POOR_FIT = 2.5
@@ -59,9 +59,9 @@ def domain_warnings(gradients: GradientTable, *, snr: float) -> list[str]:
     if len(weighted) > 5:
         warnings.append(f"{len(weighted)} shells, trained with up to 5 (a grid scheme?); try --fit subject")
     most = max(len(s.indices) for s in weighted)
-    if most < MIN_DIRECTIONS:
+    if most < TRAINED_DIRECTIONS:
         warnings.append(
-            f"at most {most} directions in a shell, trained with {MIN_DIRECTIONS} or more; crossings will be missed"
+            f"at most {most} directions in a shell, trained with {TRAINED_DIRECTIONS} or more; crossings will be missed"
         )
     if not TRAINED_SNR[0] <= snr <= 2 * TRAINED_SNR[1]:
         warnings.append(

@@ -18,6 +18,7 @@ from shd_bids.errors import WeightsError
 from shd_bids.files import atomic_path
 from shd_bids.fod.inputs.estimates import CHANNELS, is_shell_channel
 from shd_bids.fod.inputs.volumes import InputVolumes
+from shd_bids.fod.methods import CONDITIONED, SHELLS
 from shd_bids.nn.unet import UNet, UNetConfig
 
 FORMAT = "shd_bids-3"
@@ -65,8 +66,13 @@ class Weights:
 
     @property
     def method(self) -> str:
-        """Name of the method in records."""
-        return self.training.get("method", "conditioned")
+        """Name of the method in records, see :data:`shd_bids.fod.methods.METHODS`."""
+        return self.training.get("method", CONDITIONED if self.channels == CHANNELS else SHELLS)
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether the truth of simulated volumes was used in the training."""
+        return any(self.training.get("loss", {}).get(term) for term in ("hellinger", "fibre_density", "fractions"))
 
     @property
     def is_general(self) -> bool:

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
 from shd_bids.interfaces.base import RuntimeInputSpec, StageInterface, StageOutputSpec, log_progress
-from shd_bids.interfaces.fod import adaptation_options, chosen_weights
+from shd_bids.interfaces.fod import adaptation_options, chosen_recipe, chosen_weights
 from shd_bids.options import FodOptions, Runtime
 from shd_bids.response import TISSUES
+
+if TYPE_CHECKING:
+    from shd_bids.scan import Scan
 
 __all__ = ["AdaptToCohort"]
 
@@ -37,7 +40,7 @@ def adapt_to_images(
     mask_files, gradients_files, wm_responses : list of Path
         One of each for every series, in the same order; the responses of GM and CSF lie beside that of WM.
     options : FodOptions
-        Its weights are those to start from.
+        Its weights are those to start from; without any its network is trained from nothing.
     runtime : Runtime
         Its device and seed are used.
     label : str
@@ -48,24 +51,19 @@ def adapt_to_images(
     from shd_bids.fod.weights import save_weights
     from shd_bids.nn.backends.memory import keep_freed_memory
     from shd_bids.nn.device import choose_device
-    from shd_bids.scan import read_scan
     from shd_bids.training.adapt import adapt
-    from shd_bids.training.measured import CROP
 
     start = chosen_weights(options.weights)
     keep_freed_memory()
     files = zip(map(Path, dwi_files.values()), mask_files, gradients_files, wm_responses, strict=True)
-    scans = [
-        read_scan(dwi, mask, table, _responses_beside(wm)).thinned(CROPS, side=CROP, seed=runtime.seed + number)
-        for number, (dwi, mask, table, wm) in enumerate(files)
-    ]
     adapted = adapt(
-        scans,
+        [_crops(*of_scan, seed=runtime.seed + number) for number, of_scan in enumerate(files)],
         weights=start,
         device=choose_device(runtime.device),
         options=adaptation_options(options, seed=runtime.seed),
         checkpoint=out_dir / "checkpoint.pt",
         progress=log_progress(label),
+        recipe=chosen_recipe(options),
     )
     facts = adapted.facts | {
         "series": list(dwi_files),
@@ -82,6 +80,15 @@ def adapt_to_images(
         channels=found.channels,
     )
     return {"weights_file": str(path), "facts": facts}
+
+
+def _crops(dwi_file: Path, mask_file: Path, gradients_file: Path, wm_response: Path, *, seed: int) -> "Scan":
+    """Read a few crops of one series, so that many series fit into memory."""
+    from shd_bids.scan import read_scan
+    from shd_bids.training.measured import CROP
+
+    scan = read_scan(dwi_file, mask_file, gradients_file, _responses_beside(wm_response))
+    return scan.thinned(CROPS, side=CROP, seed=seed)
 
 
 def _responses_beside(wm_response: Path) -> list[Path]:

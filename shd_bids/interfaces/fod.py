@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from nipype.interfaces.base import File, traits
 
 from shd_bids.errors import WeightsError
+from shd_bids.fod.methods import describe_training
 from shd_bids.interfaces.base import (
     RuntimeInputSpec,
     StageInterface,
     StageOutputSpec,
     log_progress,
     qc_column,
+    save_maps,
 )
 from shd_bids.options import FodOptions, Runtime
 
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
     from shd_bids.fod.weights import Weights
     from shd_bids.scan import Scan
     from shd_bids.training.adapt import AdaptationOptions
+    from shd_bids.training.config import NetworkRecipe
 
-__all__ = ["FitFOD", "adaptation_options", "chosen_weights"]
+__all__ = ["FitFOD", "adaptation_options", "chosen_recipe", "chosen_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,40 +63,32 @@ def fit_image(
     """
     import numpy as np
 
-    from shd_bids.images import load_volume, save_volume, scatter
+    from shd_bids.images import load_volume
     from shd_bids.scan import read_scan
     from shd_bids.sphere.harmonics import l_max_of, n_coefficients
 
     weights = chosen_weights(options.weights)
     if weights is None and options.fit != "subject":
-        raise WeightsError(
-            f"--fit {options.fit} applies trained weights, but none were given; use --fit subject or --weights"
-        )
+        raise WeightsError(f"--fit {options.fit} applies trained weights, but none were given; see --weights")
     scan = read_scan(dwi_file, mask_file, gradients_file, response_files)
     result, info = _fit(
         scan, weights, options, runtime, checkpoint=out_dir / "checkpoint.pt", progress=log_progress(label)
     )
-    n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
-    np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
-    outputs: dict[str, Any] = {"fod_file": str(out_dir / "fod.npy")}
-    fitted = [response.tissue for response in scan.responses.tissues[1:]]
-    reference = load_volume(mask_file)
-    for name, values in _maps(result, n_stored, fitted=fitted).items():
-        path = out_dir / f"{name}.nii.gz"
-        save_volume(path, scatter(values, scan.mask), reference.affine, reference_header=reference.header)
-        outputs[f"{name}_file"] = str(path)
     for warning in info["warnings"]:
         logger.warning("%s: %s", label, warning)
-    model = _model_facts(info, options, seed=runtime.seed)
-    outputs["facts"] = {
-        "sidecar": {"model": model, "fod_lmax": l_max_of(n_stored)},
+    n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
+    np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
+    fitted = [response.tissue for response in scan.responses.tissues[1:]]
+    maps = save_maps(_maps(result, n_stored, fitted=fitted), scan.mask, load_volume(mask_file), out_dir)
+    facts = {
+        "sidecar": {"model": _model_facts(info, seed=runtime.seed), "fod_lmax": l_max_of(n_stored)},
         "info": info,
         "notes": info["warnings"],
         "shell_residuals": {f"b = {bvalue:.0f}": value for bvalue, value in result.quality.shell_residuals.items()},
         "volume_residuals": result.quality.volume_residuals.tolist(),
         "qc": _qc(result),
     }
-    return outputs
+    return maps | {"fod_file": str(out_dir / "fod.npy"), "facts": facts}
 
 
 def _fit(
@@ -121,10 +116,13 @@ def _fit(
             options=adaptation_options(options, seed=runtime.seed),
             checkpoint=checkpoint,
             progress=progress,
+            recipe=chosen_recipe(options),
         )
         weights = adapted.weights
         info = {"fit": "subject" if adapted.improved else "amortised", "adaptation": adapted.facts}
-    fod = fit_fod(scan, weights, runtime=runtime, progress=progress)
+    refine = weights.refinement if options.refinement == "auto" else options.refinement == "on"
+    fod = fit_fod(scan, weights, runtime=runtime, refine=refine, progress=progress)
+    info |= {"is_supervised": weights.is_supervised, "is_refined": refine}
     return fod, info | fod.facts.to_dict()
 
 
@@ -143,6 +141,13 @@ def chosen_weights(name: str) -> "Weights | None":
     return None if name == "none" else load_weights(None if name == "packaged" else Path(name))
 
 
+def chosen_recipe(options: FodOptions) -> "NetworkRecipe | None":
+    """Read the recipe of a network that is trained from nothing; None where weights are given."""
+    from shd_bids.training.config import load_network_recipe
+
+    return load_network_recipe(options.network) if options.weights == "none" else None
+
+
 def adaptation_options(options: FodOptions, *, seed: int) -> "AdaptationOptions":
     """Return what the options ask of an adaptation."""
     from shd_bids.training.adapt import AdaptationOptions
@@ -150,9 +155,12 @@ def adaptation_options(options: FodOptions, *, seed: int) -> "AdaptationOptions"
     return AdaptationOptions(options.lambda_tv, options.tv_penalty, options.max_steps, seed)
 
 
-def _model_facts(info: dict[str, Any], options: FodOptions, *, seed: int) -> dict[str, Any]:
+def _model_facts(info: dict[str, Any], *, seed: int) -> dict[str, Any]:
     """Return ``Model.Parameters`` of the sidecars."""
     parameters = {
+        "Method": info["method"],
+        "Training": describe_training(is_supervised=info["is_supervised"], fit=info["fit"]),
+        "Refinement": info["is_refined"],
         "Fit": info["fit"],
         "Weights": info["weights"],
         "WeightsSHA256": info["weights_sha256"] or "n/a",
@@ -160,8 +168,9 @@ def _model_facts(info: dict[str, Any], options: FodOptions, *, seed: int) -> dic
         "Device": info["device"],
         "RandomSeed": seed,
     }
-    adapted = {"TotalVariationWeight": options.lambda_tv, "TotalVariationPenalty": options.tv_penalty}
-    return parameters | (adapted if "adaptation" in info else {})
+    if adapted := info.get("adaptation"):
+        parameters |= {"TotalVariationWeight": adapted["lambda_tv"], "TotalVariationPenalty": adapted["tv_penalty"]}
+    return parameters
 
 
 def _qc(result: "FOD") -> dict[str, Any]:

@@ -4,13 +4,32 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from shd_bids import __version__
+from shd_bids.fod.methods import describe_training, method_named
 from shd_bids.report.facts import STAGES, TISSUE_NAMES, RunReport, dig, fit_mode, html_value, listed, shells, voxel_size
+
+Cite = Callable[..., str]
+"""Called with keys of `REFERENCES`; returns their numbers in brackets."""
 
 REFERENCES = {
     "shd": (
         "Elaldi A, Gerig G, Dey N. Equivariant spatio-hemispherical networks for diffusion MRI deconvolution. "
         "NeurIPS 2024.",
         "https://arxiv.org/abs/2411.11819",
+    ),
+    "rt_esd": (
+        "Elaldi A, Gerig G, Dey N. E(3) x SO(3)-equivariant networks for spherical deconvolution in diffusion MRI. "
+        "MIDL 2023.",
+        "https://arxiv.org/abs/2304.06103",
+    ),
+    "esd": (
+        "Elaldi A, Dey N, Kim H, Gerig G. Equivariant spherical deconvolution: learning sparse orientation distribution "
+        "functions from spherical data. IPMI 2021.",
+        "https://arxiv.org/abs/2102.09462",
+    ),
+    "isra": (
+        "Daube-Witherspoon ME, Muehllehner G. An iterative image space reconstruction algorithm suitable for volume ECT. "
+        "IEEE Trans Med Imaging 1986;5:61-66.",
+        "https://doi.org/10.1109/TMI.1986.4307748",
     ),
     "coherence": (
         "Schilling KG, et al. A fiber coherence index for quality control of B-table orientation in diffusion MRI "
@@ -91,60 +110,94 @@ def methods_text(runs: Sequence[RunReport]) -> str:
     return f'{body}<ol class="references">{entries}</ol>'
 
 
-def _sentences(run: RunReport, cite: Callable[..., str]) -> Iterable[str]:
+def _sentences(run: RunReport, cite: Cite) -> Iterable[str]:
     """Yield the sentences on the stages that a run has finished; all values are escaped."""
-    gradients, response, fod, peaks, tracking = (run.facts.get(stage) for stage in STAGES)
-    if gradients:
-        yield f"The series has {shells(gradients)} and voxels of {voxel_size(gradients)}."
-        if gradients.get("orientation_check"):
-            yield (
-                "Gradient directions were turned into world axes and tested against the data by the coherence of "
-                f"fibres over 24 flips and permutations {cite('coherence')}."
-            )
-        origin = dig(gradients, "sidecar", "mask_origin")
-        if origin == "estimated":
-            yield f"The brain mask was estimated from the b = 0 images (median_otsu, {cite('dipy')})."
-    if response:
-        tissues = [TISSUE_NAMES.get(tissue, tissue) for tissue in response.get("fitted_tissues", ())]
-        if run.settings.get("responses"):
-            yield f"Response functions of {escape(listed(tissues))} were taken from files."
-        else:
-            yield (
-                f"Response functions of {escape(listed(tissues))} were estimated from the data without supervision "
-                f"{cite('dhollander2016', 'dhollander2019')}."
-            )
-    if fod:
-        degree = dig(fod, "sidecar", "fod_lmax")
-        how = {
-            "amortised": "with shipped weights, without training on the subject",
-            "subject": "fitted to this subject without supervision",
-            "cohort": "with weights fitted to the cohort without supervision",
-        }.get(str(fit_mode(run)), "")
+    of_stage = {
+        "gradients": _on_gradients,
+        "response": _on_responses,
+        "fod": _on_fod,
+        "peaks": _on_peaks,
+        "tractography": _on_streamlines,
+    }
+    for stage in STAGES:
+        if run.facts.get(stage):
+            yield from of_stage[stage](run, cite)
+
+
+def _on_gradients(run: RunReport, cite: Cite) -> Iterable[str]:
+    gradients = run.facts["gradients"]
+    yield f"The series has {shells(gradients)} and voxels of {voxel_size(gradients)}."
+    if gradients.get("orientation_check"):
         yield (
-            f"Fibre orientation distributions (fODF) and the other tissues' amplitudes {cite('msmt')} were estimated "
-            "with SHD-TV, an equivariant network with spatial and hemispherical convolutions and total variation "
-            f"regularisation {cite('shd')}, {how + ', ' if how else ''}and stored as spherical harmonics of degree "
-            f"{html_value(degree)} in the basis of MRtrix3 {cite('mrtrix')}. Before, they were moved towards the signal, kept "
-            "from being negative, as far as volumes left out were predicted better."
+            "Gradient directions were turned into world axes and tested against the data by the coherence of "
+            f"fibres over 24 flips and permutations {cite('coherence')}."
         )
-    if peaks:
-        values = dig(peaks, "sidecar", "peaks") or {}
-        separation = values.get("PeakMinimumSeparation", run.settings.get("peak_separation"))
+    if dig(gradients, "sidecar", "mask_origin") == "estimated":
+        yield f"The brain mask was estimated from the b = 0 images (median_otsu, {cite('dipy')})."
+
+
+def _on_responses(run: RunReport, cite: Cite) -> Iterable[str]:
+    tissues = [TISSUE_NAMES.get(tissue, tissue) for tissue in run.facts["response"].get("fitted_tissues", ())]
+    if run.settings.get("responses"):
+        yield f"Response functions of {escape(listed(tissues))} were taken from files."
+    else:
         yield (
-            f"Peaks were found on the harmonics (at least {html_value(separation)}° apart), with number of fibres and "
-            f"apparent fibre density {cite('afd')}."
+            f"Response functions of {escape(listed(tissues))} were estimated from the data without supervision "
+            f"{cite('dhollander2016', 'dhollander2019')}."
         )
-    if tracking:
-        block = dig(tracking, "sidecar", "tractography") or {}
-        algorithm = str(dig(block, "StreamlinePropagation", "Algorithm", "Name") or "")
-        kind = {"det": "deterministic", "prob": "probabilistic", "ptt": "parallel transport"}.get(algorithm, algorithm)
-        source = cite("ptt", "dipy") if algorithm == "ptt" else cite("dipy")
-        accepted = dig(block, "StreamlineReconstructionDensity", "AcceptedStreamlines")
-        propagation = dig(block, "StreamlinePropagation") or {}
+
+
+def _on_fod(run: RunReport, cite: Cite) -> Iterable[str]:
+    """Yield which method made the fODFs, by whom, how its network was trained, and what was done to its result."""
+    fod = run.facts["fod"]
+    info = dig(fod, "info") or {}
+    if "method" not in info:
+        return
+    method, many_tissues = method_named(info["method"]), cite("msmt")
+    key = next((key for key, (_, url) in REFERENCES.items() if url and url == method.source[1]), None)
+    source = (
+        ""
+        if key is None
+        else f" {cite(key)}"
+        if method.is_published
+        else f" (shd_bids, with the layers of {cite(key)})"
+    )
+    training = describe_training(is_supervised=bool(info.get("is_supervised")), fit=str(fit_mode(run)))
+    yield (
+        f"Fibre orientation distributions (fODF) and the other tissues' amplitudes {many_tissues} were estimated by "
+        f"{escape(method.description)}{source}. Its network was {escape(training)}."
+    )
+    if info.get("is_refined"):
         yield (
-            f"{html_value(accepted)} streamlines were made by {escape(kind)} tractography {source} (step "
-            f"{html_value(propagation.get('StepSize'))} mm, at most {html_value(propagation.get('AnglePerStep'))}° per step)."
+            "Its result was refined by the data: lobes on a dense set of axes followed the signal by multiplicative, "
+            f"non-negative updates {cite('isra')}, as far as volumes left out were predicted better."
         )
+    yield (
+        f"fODFs are stored as spherical harmonics of degree {html_value(dig(fod, 'sidecar', 'fod_lmax'))} in the basis of "
+        f"MRtrix3 {cite('mrtrix')}."
+    )
+
+
+def _on_peaks(run: RunReport, cite: Cite) -> Iterable[str]:
+    values = dig(run.facts["peaks"], "sidecar", "peaks") or {}
+    separation = values.get("PeakMinimumSeparation", run.settings.get("peak_separation"))
+    yield (
+        f"Peaks were found on the harmonics (at least {html_value(separation)}° apart), with number of fibres and "
+        f"apparent fibre density {cite('afd')}."
+    )
+
+
+def _on_streamlines(run: RunReport, cite: Cite) -> Iterable[str]:
+    block = dig(run.facts["tractography"], "sidecar", "tractography") or {}
+    algorithm = str(dig(block, "StreamlinePropagation", "Algorithm", "Name") or "")
+    kind = {"det": "deterministic", "prob": "probabilistic", "ptt": "parallel transport"}.get(algorithm, algorithm)
+    source = cite("ptt", "dipy") if algorithm == "ptt" else cite("dipy")
+    accepted = dig(block, "StreamlineReconstructionDensity", "AcceptedStreamlines")
+    propagation = dig(block, "StreamlinePropagation") or {}
+    yield (
+        f"{html_value(accepted)} streamlines were made by {escape(kind)} tractography {source} (step "
+        f"{html_value(propagation.get('StepSize'))} mm, at most {html_value(propagation.get('AnglePerStep'))}° per step)."
+    )
 
 
 def _reference(key: str) -> str:

@@ -19,7 +19,7 @@ from tests.bids_trees import dwi_run
 SOURCE = {"sub": "01", "ses": "b", "acq": "x", "rec": "n", "dir": "AP", "run": "01", "chunk": "2"}
 TRACKING = {"method": "prob", "format": "trx"}
 FACTS = {
-    "model": {"Weights": "packaged"},
+    "model": {"Method": "conditioned", "Weights": "packaged"},
     "response": {"wm": [[3.0], [2.0, -1.0, 0.5]], "gm": [[1.0], [0.5]], "csf": [[4.0], [0.1]]},
     "shells": [0, 1000.0],
     "fod_lmax": 12,
@@ -155,7 +155,7 @@ class TestSidecar:
         }
         assert content["ResponseFunction"] == {"Type": "zsh", "Coefficients": [[3.0, 0.0, 0.0], [2.0, -1.0, 0.5]]}
         assert content["Shells"] == [0.0, 1000.0]
-        assert content["Model"]["Parameters"] == {"Weights": "packaged"}
+        assert content["Model"]["Parameters"] == {"Method": "conditioned", "Weights": "packaged"}
         assert content["Sources"][0] == "bids:q:x.nii.gz"
         assert content["Sources"][1].startswith("bids::sub-01/ses-b/dwi/")
 
@@ -188,3 +188,17 @@ class TestSidecar:
     def test_a_missing_fact_is_not_passed_over(self, run):
         with pytest.raises(KeyError):
             sidecar(run, "wm", {key: value for key, value in FACTS.items() if key != "shells"})
+
+
+@pytest.mark.parametrize(
+    ("method", "described", "has_address"),
+    [
+        ("conditioned", "shd_bids; layers: Elaldi, Gerig and Dey 2024", False),
+        ("SHD-TV", "SHD-TV as published", True),
+        ("mine", "the network of the recipe mine", False),
+    ],
+)
+def test_sidecars_say_which_method_made_a_file(run, method, described, has_address):
+    model = sidecar(run, "wm", FACTS | {"model": {"Method": method}})["Model"]
+    assert described in model["Description"]
+    assert model.get("URL") == ("https://arxiv.org/abs/2411.11819" if has_address else None)

@@ -53,6 +53,18 @@ def test_digest_knows_what_matters(run, settings, change, is_same):
     assert (digest(run, settings) == digest(run, replace(settings, **change))) is is_same
 
 
+def test_of_a_recipe_the_content_counts_and_of_a_network_the_name(run, settings, tmp_path):
+    def digest_with(network):
+        return digest(run, replace(settings, fit="subject", weights="none", network=str(network)))
+
+    first, same, other = (tmp_path / name for name in ("a.toml", "b.toml", "c.toml"))
+    first.write_text("x = 1")
+    same.write_text("x = 1")
+    other.write_text("x = 2")
+    assert digest_with(first) == digest_with(same)
+    assert len({digest_with(network) for network in (first, other, "conditioned", "published")}) == 4
+
+
 def test_digest_knows_the_content_of_inputs_not_their_place(run, settings, tmp_path):
     before = digest(run, settings)
     mask = write_mask(tmp_path, "sub-x_mask")

@@ -84,6 +84,9 @@ def test_defaults_are_those_of_the_settings(dirs):
         (["-q"], "verbose", -1),
         (["--notrack"], "verbose", 0),
         (["--weights", "none", "--fit", "subject"], "weights", "none"),
+        (["--network", "published", "--weights", "none", "--fit", "subject"], "network", "published"),
+        (["--refinement", "off"], "refinement", "off"),
+        (["--lambda-tv", "auto"], "lambda_tv", None),
     ],
 )
 def test_spellings(dirs, words, name, value):
@@ -120,6 +123,9 @@ def test_derivatives_may_be_named_or_not_and_repeated(dirs, tmp_path):
         (["--responses", "/no/such"], "--responses: no such file"),
         (["-d", "x=/no/such"], "no such folder: /no/such"),
         (["--config-file", "/no/such"], "--config-file /no/such"),
+        (["--network", "published"], "--network published is trained from nothing; add --weights none"),
+        (["--network", "/no/such.toml", "--weights", "none", "--fit", "subject"], "--network: no such file"),
+        (["--refinement", "maybe"], "invalid choice: 'maybe'"),
         (["--max-steps", "many"], "expected auto or a number"),
     ],
 )
@@ -147,6 +153,22 @@ def test_fit_cohort_takes_the_weights_of_the_group_level(capsys, dirs, tmp_path)
     other.touch()
     assert parse(dirs, "--fit", "cohort", "--weights", str(other)).weights == str(other)
     assert parse([data, out, "group"], "--fit", "cohort").weights == "packaged"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("colour = 'red'", "unknown training settings ['colour']"),
+        ("method = 'x'\n[network]\n[training]\n[loss]\nhue = 1", "unknown training settings ['hue']"),
+        ("method = 'x'\n[network]\nsides = 3\n[training]\n[loss]", "describes no network"),
+        ("method = ", "no TOML file"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_told_before_anything_runs(capsys, dirs, tmp_path, text, told):
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    message = refused(capsys, dirs, "--fit", "subject", "--weights", "none", "--network", str(path))
+    assert f"--network {path}: " in message and told in message
 
 
 class TestConfigFile:

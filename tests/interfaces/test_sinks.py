@@ -15,7 +15,7 @@ SIDECAR = {
     "shells": [0, 1000],
     "mask_origin": "given",
     "response": {"wm": [[2.0, 0.0], [1.0, -0.3]]},
-    "model": {"Fit": "amortised"},
+    "model": {"Method": "conditioned", "Fit": "amortised"},
     "fod_lmax": 8,
     "peaks": {"PeakMaximumNumber": 5},
     "tractography": {"RandomSeed": 3},

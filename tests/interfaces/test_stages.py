@@ -287,6 +287,51 @@ def test_amortised_without_weights_is_refused(dwi_file, prepared, tmp_path):
         )
 
 
+RECIPE = """
+method = "mine"
+input = "shells"
+l_max = 4
+refinement = false
+[network]
+form = "patch"
+nside = 2
+channels = [4, 4]
+[training]
+steps = 2
+held_out = 0.0
+hidden = 0.0
+[loss]
+reconstruction = 1.0
+smoothness = 0.25
+"""
+
+
+@pytest.mark.parametrize(("refinement", "is_refined"), [("auto", False), ("on", True)])
+def test_network_of_a_recipe_is_trained_on_the_series(dwi_file, prepared, tmp_path, refinement, is_refined):
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    mask = np.zeros(load_volume(prepared.mask_file).shape, np.uint8)
+    mask[5:9, 5:9, 5:9] = 1  # a network a patch at a time has much to do
+    nib.save(nib.Nifti1Image(mask, RAS), tmp_path / "few.nii.gz")
+    inputs = {"dwi_file": str(dwi_file), "gradients_file": prepared.gradients_file}
+    responses = run(EstimateResponses, tmp_path / "response", mask_file=prepared.mask_file, **inputs)
+    options = FodOptions(
+        fit="subject", weights="none", network=str(tmp_path / "mine.toml"), refinement=refinement, fod_lmax=4
+    )
+    run(
+        FitFOD,
+        tmp_path / "fod",
+        **inputs,
+        mask_file=str(tmp_path / "few.nii.gz"),
+        response_files=responses.response_files,
+        **options_input(options),
+        **ON_CPU,
+    )
+    model = read_json(tmp_path / "fod" / "facts.json")["sidecar"]["model"]
+    assert (model["Method"], model["Refinement"]) == ("mine", is_refined)
+    assert model["Training"] == "trained on the series by its signal alone"
+    assert model["TotalVariationWeight"] == 0.25  # of the recipe, as the options leave it
+
+
 def test_fit_writes_all_maps_in_one_order(dwi_file, prepared, weights_file, tmp_path):
     responses = run(
         EstimateResponses,
@@ -317,6 +362,8 @@ def test_fit_writes_all_maps_in_one_order(dwi_file, prepared, weights_file, tmp_
     facts = read_json(tmp_path / "fod" / "facts.json")
     assert facts["sidecar"]["fod_lmax"] == 2
     assert facts["sidecar"]["model"]["FittedDegree"] == 4
+    assert facts["sidecar"]["model"]["Method"] == "conditioned"
+    assert facts["sidecar"]["model"]["Refinement"] is True
     assert len(facts["sidecar"]["model"]["WeightsSHA256"]) == 64
     assert list(facts["shell_residuals"]) == ["b = 0", "b = 1000", "b = 2500"]
     json.dumps(facts, allow_nan=False)

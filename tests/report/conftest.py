@@ -20,7 +20,15 @@ def facts():
         },
         "response": {"fitted_tissues": ["wm", "csf"], "seconds": 2.0, "peak_memory_mb": 800},
         "fod": {
-            "info": {"device": "cpu", "fit": "amortised", "weights": "w", "weights_sha256": "0123456789abcdef" * 4},
+            "info": {
+                "device": "cpu",
+                "fit": "amortised",
+                "weights": "w",
+                "weights_sha256": "0123456789abcdef" * 4,
+                "method": "conditioned",
+                "is_supervised": True,
+                "is_refined": True,
+            },
             "sidecar": {"fod_lmax": 12},
             "notes": ["signal-to-noise ratio 3"],
             "qc": {"fit_r2_median": column(0.934), "snr": column(21.0)},

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from shd_bids.report.html import RunReport
 from shd_bids.report.methods import REFERENCES, methods_text
 from tests.report.facts import PREFIX
@@ -20,13 +22,33 @@ def test_methods_tell_only_what_was_done(facts):
     done = {stage: facts[stage] for stage in ("gradients", "response")}
     text = methods_text([RunReport(PREFIX, done, {"responses": ["wm.txt"]})])
     assert "taken from files" in text
-    assert "SHD-TV" not in text
+    assert "fODF" not in text
     assert "tractography" not in text
+
+
+@pytest.mark.parametrize(
+    ("made", "said", "unsaid"),
+    [
+        ({}, ("supervised on simulated volumes.", "shd_bids, with the layers of", "refined by the data"), ("SHD-TV",)),
+        ({"is_refined": False}, ("serve any protocol",), ("refined",)),
+        ({"fit": "subject"}, ("supervised on simulated volumes, then adapted to the series",), ()),
+        (
+            {"method": "SHD-TV", "is_supervised": False, "is_refined": False, "fit": "subject"},
+            ("SHD-TV as published", "trained on the series by its signal alone"),
+            ("refined", "simulated", "shd_bids, with"),
+        ),
+        ({"method": "mine <b>", "is_supervised": False}, ("the recipe mine &lt;b&gt;",), ("Elaldi",)),
+    ],
+)
+def test_methods_say_which_method_made_the_fodfs(facts, made, said, unsaid):
+    text = methods_text([RunReport(PREFIX, {"fod": facts["fod"] | {"info": facts["fod"]["info"] | made}})])
+    assert all(words in text for words in said)
+    assert not any(words in text for words in unsaid)
 
 
 def test_equal_runs_share_their_sentences(facts):
     text = methods_text([RunReport("sub-01_run-1", facts), RunReport("sub-01_run-2", facts)])
-    assert text.count("SHD-TV") == 1
+    assert text.count("refined by the data") == 1
     assert "sub-01_run-1, sub-01_run-2" in text
 
 
