@@ -6,7 +6,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.collect import DWIRun, collect_runs
+from shd_bids.settings import Settings
 
 SHAPE = (6, 6, 6)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])
@@ -99,3 +100,13 @@ def dwi_run(root: Path, *, entities: dict[str, str] | None = None, **more: objec
         "shells": ((0.0, 2), (1000.0, 12)),
     }
     return DWIRun(**values | more)
+
+
+def collect(root, **options):
+    """Return the series that a call with some options finds in a data set."""
+    return collect_runs(Settings(bids_dir=root, output_dir=root.parent / "out", **options))
+
+
+def keys(root, **options):
+    """Return the source entities of the series found."""
+    return [run.prefix for run in collect(root, **options)]

@@ -34,12 +34,7 @@ from scenes import ROWS, Scene
 from scores import fnr_at, full_fibre_amplitude, peaks_per_voxel
 
 from shd_bids.fod.weights import load_weights
-from shd_bids.simulation.scoring import (
-    PeakScore,
-    pooled,
-    score_by_crossing,
-    score_peaks,
-)
+from shd_bids.simulation.scoring import PeakScore, pooled, score_by_crossing, score_peaks
 from shd_bids.sphere.harmonics import n_coefficients, sh_basis
 
 EDGES = (0.0, 19.5, 45.5, 70.5, 90.0)

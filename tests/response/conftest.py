@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from shd_bids.response.estimate import (
-    estimate_responses,
-)
+from shd_bids.response.estimate import estimate_responses
 from tests.response.heads import head
 
 

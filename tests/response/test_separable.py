@@ -3,9 +3,7 @@
 import numpy as np
 
 from shd_bids import simulation
-from shd_bids.response.estimate import (
-    estimate_responses,
-)
+from shd_bids.response.estimate import estimate_responses
 from shd_bids.response.response import Response, Responses
 from shd_bids.response.separable import separable_tissues
 from tests.response.heads import MICRO, head

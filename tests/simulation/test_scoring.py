@@ -5,13 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from shd_bids.simulation.scoring import (
-    THRESHOLDS,
-    crossing_angle,
-    pooled,
-    score_by_crossing,
-    score_peaks,
-)
+from shd_bids.simulation.scoring import THRESHOLDS, crossing_angle, pooled, score_by_crossing, score_peaks
 
 
 def _axes(*degrees: float) -> np.ndarray:
