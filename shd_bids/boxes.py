@@ -18,7 +18,7 @@ def box_of(mask: np.ndarray) -> Box:
     return x, y, z
 
 
-def box_around(place: Sequence[int], side: int, shape: tuple[int, ...]) -> Box:
+def box_around(place: Sequence[int] | np.ndarray, side: int, shape: tuple[int, ...]) -> Box:
     """Return a box of ``side`` voxels around a voxel, moved inside the volume; where the volume is smaller, all of it."""
     starts = [int(np.clip(p - side // 2, 0, max(n - side, 0))) for p, n in zip(place, shape, strict=True)]
     x, y, z = (slice(first, min(first + side, n)) for first, n in zip(starts, shape, strict=True))

@@ -56,7 +56,7 @@ class Responses:
         """Return the responses of the named tissues."""
         return Responses(**{response.tissue: response for response in self.tissues if response.tissue in tissues})
 
-    def of_shells(self, shells: Sequence[int]) -> "Responses":
+    def of_shells(self, shells: Sequence[int] | np.ndarray) -> "Responses":
         """Return the rows of some shells."""
         rows = list(shells)
         return Responses(**{r.tissue: Response(r.tissue, r.bvalues[rows], r.coefficients[rows]) for r in self.tissues})
