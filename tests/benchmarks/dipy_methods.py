@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from found import LEAST_SHELL, MAX_PEAKS, MOST_FIBRES, Found, best_shell, find_maxima
+from selection import select
 
 from shd_bids.gradients.table import GradientTable
-from shd_bids.response.estimate import estimate_responses
 from shd_bids.sphere.harmonics import sh_inverse
 
 FORCE_LIBRARY = 100_000
@@ -22,7 +22,7 @@ def csd(
     gradients: GradientTable,
     *,
     where: np.ndarray | None = None,
-    n_erosions: int,
+    to_border: bool,
 ) -> Found:
     """Run dipy's constrained spherical deconvolution (degree 8) on the highest shell."""
     from dipy.data import get_sphere
@@ -30,7 +30,7 @@ def csd(
 
     number = best_shell(gradients)
     part = _with_b0(gradients, [number])
-    tensor, s0 = _tensor_responses(signal, mask, gradients, [number], n_erosions=n_erosions)
+    tensor, s0 = _tensor_responses(signal, mask, gradients, [number], to_border=to_border)
     model = ConstrainedSphericalDeconvModel(_dipy_table(gradients, part), (tensor[0], s0), sh_order_max=8)
     sphere = get_sphere(name="repulsion724")
     fitted = mask if where is None else where
@@ -45,7 +45,7 @@ def rumba(
     *,
     where: np.ndarray | None = None,
     tv: bool,
-    n_erosions: int,
+    to_border: bool,
 ) -> Found:
     """Run dipy's RUMBA-SD on all shells with its defaults (600 iterations), with or without total variation.
 
@@ -57,7 +57,7 @@ def rumba(
     from dipy.reconst.rumba import RumbaSDModel
 
     shells = list(range(1, len(gradients.shells)))
-    tensors, _ = _tensor_responses(signal, mask, gradients, shells, n_erosions=n_erosions)
+    tensors, _ = _tensor_responses(signal, mask, gradients, shells, to_border=to_border)
     sphere = get_sphere(name="repulsion724")
     half = sphere.vertices[sphere.vertices[:, 2] > 0]
     model = RumbaSDModel(
@@ -125,7 +125,7 @@ def _dipy_table(gradients: GradientTable, volumes: np.ndarray):
 
 
 def _tensor_responses(
-    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, shells: Sequence[int], *, n_erosions: int
+    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, shells: Sequence[int], *, to_border: bool
 ) -> tuple[np.ndarray, float]:
     """Return the mean eigenvalues in single fibres for each shell with b=0, (S, 3), and their b=0 signal.
 
@@ -133,7 +133,7 @@ def _tensor_responses(
     """
     from dipy.reconst.csdeconv import response_from_mask_ssst
 
-    single = estimate_responses(signal, mask, gradients, n_erosions=n_erosions).voxels["wm"]
+    _, single = select(signal, mask, gradients, to_border=to_border)
     counts = [len(gradients.shells[s].indices) for s in shells]
     eigenvalues = []
     for k, number in enumerate(shells):

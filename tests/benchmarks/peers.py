@@ -21,13 +21,13 @@ import nibabel as nib
 import numpy as np
 import torch
 from found import MAX_PEAKS, Found, best_shell, find_maxima
+from selection import select
 
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import Weights
 from shd_bids.gradients.table import GradientTable
 from shd_bids.options import Runtime
 from shd_bids.peaks.threshold import noise_threshold
-from shd_bids.response.estimate import estimate_responses
 from shd_bids.response.mrtrix import parse_response
 from shd_bids.response.response import Responses
 from shd_bids.scan import Scan
@@ -52,24 +52,24 @@ Method = Callable[..., Found]
 
 
 def methods(
-    names: Sequence[str], weights: Weights | None, *, n_erosions: int = 3, apart: bool = False
+    names: Sequence[str], weights: Weights | None, *, to_border: bool = False, apart: bool = False
 ) -> dict[str, Method]:
     """Return the asked methods that can run here: signal (X, Y, Z, N), mask, gradients[, affine], where= -> what was found.
 
     Responses come from the mask; ``where`` marks those of its voxels in which fibres are looked for, all if it is left out.
-    ``n_erosions`` is how often the mask is eroded before this package selects the voxels of the responses; ``apart`` tells it
+    ``to_border`` lets this package select the voxels of the responses up to the border of the volume; ``apart`` tells it
     that the slices of the last axis are not neighbours. Methods of dipy get directions in world axes, whatever the affine.
     """
-    own = partial(ours, weights=weights, n_erosions=n_erosions, apart=apart)
+    own = partial(ours, weights=weights, to_border=to_border, apart=apart)
     table: dict[str, Method] = {
         "amortised": own,
         "network": partial(own, refine=False),
         "subject": partial(own, fit="subject"),
         "msmt_csd": mrtrix_msmt,
         "csd": mrtrix_csd,
-        "dipy_csd": lambda *data, **where: dipy_methods.csd(*data[:3], **where, n_erosions=n_erosions),
-        "rumba": lambda *data, **where: dipy_methods.rumba(*data[:3], **where, tv=False, n_erosions=n_erosions),
-        "rumba_tv": lambda *data, **where: dipy_methods.rumba(*data[:3], **where, tv=True, n_erosions=n_erosions),
+        "dipy_csd": lambda *data, **where: dipy_methods.csd(*data[:3], **where, to_border=to_border),
+        "rumba": lambda *data, **where: dipy_methods.rumba(*data[:3], **where, tv=False, to_border=to_border),
+        "rumba_tv": lambda *data, **where: dipy_methods.rumba(*data[:3], **where, tv=True, to_border=to_border),
         "force": lambda *data, **where: dipy_methods.force(*data[:3], **where),
     }
     unknown = sorted(set(names) - set(table))
@@ -96,11 +96,11 @@ def ours(
     weights: Weights | None,
     fit: str = "amortised",
     refine: bool = True,
-    n_erosions: int = 3,
+    to_border: bool = False,
     apart: bool = False,
 ) -> Found:
     """Run the package's own pipeline up to peaks, if asked without the refinement by the data."""
-    responses = estimate_responses(signal, mask, gradients, n_erosions=n_erosions).responses
+    responses, _ = select(signal, mask, gradients, to_border=to_border)
     scan = Scan.of_volume(signal, mask, gradients, responses, affine)
     used = adapted(scan, weights) if fit == "subject" else weights
     parts = split_slices(mask) if apart else [mask]

@@ -37,7 +37,7 @@ def main() -> int:
     options = _options()
     warnings.simplefilter("ignore")
     weights = load_weights(options.weights)
-    methods = peers.methods(options.methods, weights, n_erosions=0)  # the volumes have no skull at their border
+    methods = peers.methods(options.methods, weights, to_border=True)
     figures = []
     for protocol, snr in (ROWS[number] for number in options.rows):
         samples: dict[str, dict[str, list[Samples]]] = {name: {} for name in methods}
