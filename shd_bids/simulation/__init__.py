@@ -3,7 +3,9 @@
 A :class:`Phantom` is geometry: which fibre populations cross each voxel, how much of the voxel each fills, and where
 grey matter and CSF lie. A :class:`Microstructure` says how each bundle and tissue attenuates the signal (dispersed
 sticks and zeppelins, never a deconvolution response). :func:`noiseless_signal` joins both with a gradient table.
-Everything is drawn from one :class:`numpy.random.Generator`, so a seed fixes the result.
+
+:mod:`shd_bids.simulation.tissue` has bundles that disperse and bend within a voxel, for training; its truth are the densities of
+:mod:`shd_bids.simulation.dispersion`. Everything is drawn from one :class:`numpy.random.Generator`, so a seed fixes the result.
 """
 
 from shd_bids.simulation.microstructure import (

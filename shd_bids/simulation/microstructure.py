@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.integrate import simpson
@@ -10,9 +11,10 @@ from scipy.special import erf, eval_legendre
 
 from shd_bids.gradients.table import GradientTable
 from shd_bids.response.response import Response, Responses
-from shd_bids.sphere.harmonics import SQRT_4PI
+from shd_bids.sphere.harmonics import SQRT_4PI, zonal_means
 
 TABLE_SIZE = 513  # |cos| grid of the attenuation tables: linear interpolation error below 1e-4 at b = 13 000 s/mm2
+L_MAX_SIGNAL = 20  # of simulated densities; a lobe of five degrees has 2 % of its amplitude left there
 _STEP = 1 / (TABLE_SIZE - 1)
 _QUADRATURE = 96  # Gauss-Legendre nodes on [0, 1]
 _TABLE_DEGREE = 30  # exp(-13 000 * 2e-3 * c^2) is represented to 1e-5
@@ -90,7 +92,7 @@ def attenuation_tables(micro: Microstructure, bvalues: np.ndarray) -> np.ndarray
     return np.einsum("nbl,nl,lt->nbt", moments, dispersion, grid).clip(0, 1)
 
 
-def isotropic_attenuation(micro: Microstructure, bvalues: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def isotropic_attenuation(micro: Microstructure | Subject, bvalues: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the attenuation of grey matter and CSF at each b-value, each of shape (n_bvalues,)."""
     b = np.asarray(bvalues, dtype=float)
     reach = np.sqrt(np.maximum(b * 2e-3, 1e-12))
@@ -115,7 +117,11 @@ def true_responses(micro: Microstructure, gradients: GradientTable, *, l_max: in
     table = attenuation_tables(micro, bvalues).mean(axis=0) * micro.s0[0]  # (S, T)
     degrees = np.arange(0, l_max + 1, 2)
     moments = simpson(table[:, None] * eval_legendre(degrees[:, None], np.linspace(0, 1, TABLE_SIZE)), dx=_STEP)
-    zonal = moments * (2 * degrees + 1) * np.sqrt(4 * np.pi / (2 * degrees + 1))
+    return _responses(micro, bvalues, moments * (2 * degrees + 1) * np.sqrt(4 * np.pi / (2 * degrees + 1)))
+
+
+def _responses(micro: Microstructure | Subject, bvalues: np.ndarray, zonal: np.ndarray) -> Responses:
+    """Return the responses with the zonal coefficients (S, L) of white matter, without anisotropy at b=0."""
     zonal[0, 1:] = 0.0
     gm, csf = (SQRT_4PI * s0 * e for s0, e in zip(micro.s0[1:], isotropic_attenuation(micro, bvalues), strict=True))
     return Responses(
@@ -123,3 +129,90 @@ def true_responses(micro: Microstructure, gradients: GradientTable, *, l_max: in
         gm=Response("gm", bvalues, gm[:, None]),
         csf=Response("csf", bvalues, csf[:, None]),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Diffusion properties of one simulated subject whose bundles say how far they disperse.
+
+    Attributes
+    ----------
+    axonal, axial, radial : ndarray, shape (n_bundles,)
+        As in :class:`Microstructure`.
+    response_spread : float
+        Standard deviation of the directions in the voxels that the white-matter response comes from, radians.
+    gm_neurite, gm_diffusivity, csf_diffusivity, s0
+        As in :class:`Microstructure`.
+    """
+
+    axonal: np.ndarray
+    axial: np.ndarray
+    radial: np.ndarray
+    response_spread: float
+    gm_neurite: float = 0.3
+    gm_diffusivity: float = 0.9e-3
+    csf_diffusivity: float = 3.0e-3
+    s0: tuple[float, float, float] = (1.0, 1.2, 2.5)
+
+
+def draw_subject(rng: np.random.Generator, n_bundles: int) -> Subject:
+    """Draw the properties of a subject: common values with a spread between bundles, at the contrast of real scans."""
+    common = rng.uniform([0.45, 1.5e-3, 0.25], [0.75, 2.3e-3, 0.5])
+    spread = rng.normal(0.0, 0.07, size=(3, n_bundles))
+    axial = np.clip(common[1] * (1 + spread[1]), 1.2e-3, 2.6e-3)
+    return Subject(
+        axonal=np.clip(common[0] * (1 + spread[0]), 0.3, 0.85),
+        axial=axial,
+        radial=axial * np.clip(common[2] * (1 + spread[2]), 0.15, 0.6),
+        response_spread=np.deg2rad(rng.uniform(4.0, 12.0)),
+        gm_neurite=rng.uniform(0.1, 0.45),
+        gm_diffusivity=rng.uniform(0.7e-3, 1.1e-3),
+        csf_diffusivity=rng.uniform(2.8e-3, 3.1e-3),
+        s0=(1.0, float(np.exp(rng.uniform(np.log(0.95), np.log(3.0)))), float(rng.uniform(2.0, 6.0))),
+    )
+
+
+def kernel_moments(subject: Subject, bvalues: np.ndarray) -> np.ndarray:
+    r"""Return Legendre coefficients :math:`k_l` of the signal of undispersed fibres, (n_bundles, n_bvalues, L).
+
+    .. math:: E(c) = f e^{-b d_\parallel c^2} + (1 - f) e^{-b (d_\perp + (d_\parallel - d_\perp) c^2)}
+              = \sum_l k_l P_l(c)
+    """
+    b = np.asarray(bvalues, dtype=float)[None, :]
+    f, axial, radial = (x[:, None] for x in (subject.axonal, subject.axial, subject.radial))
+    sticks = _exponential_moments(b * axial)
+    zeppelins = np.exp(-b * radial)[..., None] * _exponential_moments(b * (axial - radial))
+    return (f[..., None] * sticks + (1 - f[..., None]) * zeppelins) * (2 * np.arange(0, L_MAX_SIGNAL + 1, 2) + 1)
+
+
+def _exponential_moments(attenuation: np.ndarray) -> np.ndarray:
+    r"""Return :math:`\int_0^1 e^{-a c^2} P_l(c)\,dc` for even l, (..., L)."""
+    nodes, weights, legendre = _quadrature()
+    return np.exp(-attenuation[..., None] * nodes**2) @ (weights[:, None] * legendre)
+
+
+@lru_cache
+def _quadrature() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return nodes and weights on [0, 1], and the even Legendre polynomials there, (Q, L)."""
+    nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE)
+    nodes = (nodes + 1) / 2
+    return nodes, weights / 2, eval_legendre(np.arange(0, L_MAX_SIGNAL + 1, 2), nodes[:, None])
+
+
+def subject_responses(subject: Subject, gradients: GradientTable, *, l_max: int = 10) -> Responses:
+    """Return the responses that noise-free voxels of a single tissue would give, white matter at its sharpest.
+
+    Parameters
+    ----------
+    subject : Subject
+    gradients : GradientTable
+        Its shells give the rows.
+    l_max : int
+        Highest zonal degree of white matter.
+    """
+    bvalues = np.array([shell.bvalue for shell in gradients.shells])
+    bvalues[0] = 0.0
+    watson = zonal_means(1 / (2 * subject.response_spread**2), l_max)
+    n_l = np.arange(0, l_max + 1, 2)
+    moments = kernel_moments(subject, bvalues).mean(axis=0)[:, : len(n_l)] * subject.s0[0]
+    return _responses(subject, bvalues, moments * watson * np.sqrt(4 * np.pi / (2 * n_l + 1)))

@@ -11,6 +11,9 @@ MAX_FIBRES = 4
 """Fibre populations kept per voxel, the largest first."""
 
 
+_BORDER = 0.22  # width of a bundle's border, voxels
+
+
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """A tube of fibres around a centre curve.
@@ -73,9 +76,19 @@ class Phantom:
 def random_bundles(
     rng: np.random.Generator, size: int, *, narrowness: float = 1.0, bending: float = 1.0, sparse: bool = False
 ) -> tuple[Bundle, ...]:
-    """Draw bundles that cross, kiss, bend (``bending`` times as much as usual) and fan in a cube; see :func:`random_phantom`.
+    """Draw bundles that cross, kiss, bend and fan in a cube.
 
-    They are three to six, or, where they are ``sparse``, one or two.
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    size : int
+        Side of the cube, voxels.
+    narrowness : float
+        Bundles that cross do so at 12 to 90 degrees, evenly spread for 1 and mostly narrow above.
+    bending : float
+        How much they bend, relative to the usual.
+    sparse : bool
+        Whether there are one or two instead of three to six.
     """
     bundles: list[Bundle] = []
     for _ in range(rng.integers(1, 3) if sparse else rng.integers(3, 7)):
@@ -150,7 +163,7 @@ def build_phantom(
     members = np.zeros((len(voxels), len(bundles)))
     directions = np.zeros((len(voxels), len(bundles), 3))
     for i, bundle in enumerate(bundles):
-        members[:, i], directions[:, i] = _membership(bundle, voxels)
+        members[:, i], directions[:, i], _ = membership(bundle, voxels, border=_BORDER)
     union = purity * (1 - np.prod(1 - members, axis=1))
     shares = members * np.array([b.density for b in bundles])
     shares *= (union / np.maximum(shares.sum(axis=1), 1e-9))[:, None]
@@ -175,50 +188,54 @@ def build_phantom(
     )
 
 
-def _membership(bundle: Bundle, voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how much of each voxel lies in the tube, and the fibre direction there."""
+def membership(bundle: Bundle, points: np.ndarray, *, border: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find which points lie in a tube.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    points : ndarray, shape (n, 3)
+        In voxels.
+    border : float
+        Width of the tube's border, voxels.
+
+    Returns
+    -------
+    member : ndarray, shape (n,)
+        1 well inside, 0 well outside.
+    direction : ndarray, shape (n, 3)
+        Of the fibres at points that are not far outside; unit length.
+    nearest : ndarray of int, shape (n,)
+        Point of the centre curve; 0 far outside.
+    """
     reach = bundle.radius.max() * bundle.flattening + 2
-    distance, nearest = cKDTree(bundle.curve).query(voxels, distance_upper_bound=reach)
+    distance, nearest = cKDTree(bundle.curve).query(points, distance_upper_bound=reach)
     inside = np.isfinite(distance)
-    member, direction = np.zeros(len(voxels)), np.zeros((len(voxels), 3))
+    member, direction = np.zeros(len(points)), np.zeros((len(points), 3))
     near = nearest[inside]
     tangent = np.gradient(bundle.curve, axis=0)
     step = np.linalg.norm(tangent, axis=1)
     tangent /= step[:, None]
     growth = np.gradient(np.log(bundle.radius)) / step
-    offset = voxels[inside] - bundle.curve[near]
+    offset = points[inside] - bundle.curve[near]
     thin = offset @ bundle.normal
     wide = np.sqrt(np.maximum((offset**2).sum(1) - thin**2, 0))
     radius = bundle.radius[near]
     effective = np.hypot(thin, wide / bundle.flattening)
     past_end = ((near == 0) | (near == len(bundle.curve) - 1)) & (np.abs((offset * tangent[near]).sum(1)) > 0.6)
-    member[inside] = np.where(past_end, 0.0, 1 / (1 + np.exp((effective - radius) / 0.22)))
+    member[inside] = np.where(past_end, 0.0, 1 / (1 + np.exp((effective - radius) / border)))
     member[member < 0.02] = 0.0
     direction[inside] = _unit(tangent[near] + growth[near][:, None] * offset)
-    return member, direction
+    return member, direction, np.where(inside, nearest, 0)
 
 
-def random_phantom(
-    rng: np.random.Generator,
-    size: int,
-    *,
-    narrowness: float = 1.0,
-    straight_share: float = 0.0,
-    sparse_share: float = 0.0,
-) -> Phantom:
-    """Draw a cube of ``size`` voxels with bundles, grey matter, CSF and sometimes an oedema-like region.
-
-    Bundles that cross do so at 12 to 90 degrees, evenly spread with a ``narrowness`` of 1 and mostly narrow above. In a
-    ``straight_share`` of the cubes none of them bends, and in a ``sparse_share`` there are but one or two.
-    """
+def random_phantom(rng: np.random.Generator, size: int) -> Phantom:
+    """Draw a cube of ``size`` voxels with bundles, grey matter, CSF and sometimes an oedema-like region."""
     shape = (size, size, size)
-    # No number is drawn without a share, so that a seed gives the phantom it always gave.
-    bending = 0.0 if straight_share and rng.random() < straight_share else 1.0
-    sparse = bool(sparse_share) and rng.random() < sparse_share
     csf = _blob(rng, shape) if rng.random() < 0.5 else None
     oedema = _blob(rng, shape) * rng.uniform(0.2, 0.7) if rng.random() < 0.2 else None
     return build_phantom(
-        random_bundles(rng, size, narrowness=narrowness, bending=bending, sparse=sparse),
+        random_bundles(rng, size),
         shape,
         csf=csf,
         oedema=oedema,
@@ -264,12 +281,17 @@ def csf_side(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def _blob(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
     """Return a smooth-edged random ellipsoid, 1 inside and 0 outside."""
+    return 1 / (1 + np.exp(-depth_in_ellipsoid(rng, shape) / 0.35))
+
+
+def depth_in_ellipsoid(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw an ellipsoid and return about how deep in it each voxel lies, negative outside, voxels."""
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).astype(float)
     centre = rng.uniform(-0.1, 1.1, size=3) * np.array(shape)
     axes = rng.uniform(0.12, 0.4, size=3) * max(shape)
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     distance = np.linalg.norm(((grid - centre) @ turn) / axes, axis=-1)
-    return 1 / (1 + np.exp((distance - 1) * axes.mean() / 0.35))
+    return (1 - distance) * axes.mean()
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

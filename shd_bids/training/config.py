@@ -45,10 +45,6 @@ class TrainingConfig:
         Highest of a schedule with a short linear rise and a cosine fall to zero.
     frozen_share : float
         Last part of the training in which batch normalisation keeps its averages.
-    sharpness : float
-        Concentration kappa of the lobe ``exp(-kappa sin^2)`` that stands for a fibre in the truth.
-    narrowness, straight_share, sparse_share : float
-        Of the crossings that are drawn, see :func:`shd_bids.simulation.phantoms.random_phantom`.
     pool, reuse : int
         Crops held in memory at a time, and how often each is shown; ``batch`` must divide ``pool``.
     seed : int
@@ -69,10 +65,6 @@ class TrainingConfig:
     start_share: float = 0.0
     learning_rate: float = 4e-3
     frozen_share: float = 0.15
-    sharpness: float = 45.0
-    narrowness: float = 1.0
-    straight_share: float = 0.0
-    sparse_share: float = 0.0
     reuse: int = 2
     pool: int = 48
     seed: int = 1

@@ -14,31 +14,24 @@ from shd_bids import simulation
 from shd_bids.fod.inputs.estimates import condition
 from shd_bids.response.forward import ForwardModel, forward_model
 from shd_bids.response.response import Response, Responses
-from shd_bids.sphere.healpix import hemisphere
-from shd_bids.sphere.lobes import lobes
+from shd_bids.simulation.dispersion import true_density
+from shd_bids.simulation.microstructure import draw_subject, subject_responses
+from shd_bids.simulation.signal import correlated_noise, misaligned, tissue_signal
+from shd_bids.simulation.tissue import random_tissue
 from shd_bids.training.config import TrainingConfig
 from shd_bids.training.objective import Case, Truth
+
+_MOST_BUNDLES = 8  # of a crop
 
 
 def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     """Simulate one crop of a random subject and protocol; ``seed`` fixes it."""
     rng = np.random.default_rng(seed)
-    size = config.size
-    phantom = simulation.random_phantom(
-        rng,
-        size,
-        narrowness=config.narrowness,
-        straight_share=config.straight_share,
-        sparse_share=config.sparse_share,
-    )
-    micro = simulation.draw_microstructure(rng, len(phantom.bundles))
+    subject = draw_subject(rng, _MOST_BUNDLES)
+    tissue = random_tissue(rng, config.size, narrowest=subject.response_spread)
     gradients = config.gradients(rng)
-    clean = simulation.noiseless_signal(phantom, micro, gradients)
-    if rng.random() < 0.6:
-        clean *= simulation.bias_field(rng, phantom.gm.shape, rng.uniform(0.02, 0.3))[..., None].astype(np.float32)
-    sigma = float(np.exp(rng.uniform(np.log(1 / 60), np.log(1 / 8))))
-    signal = simulation.add_noise(clean, sigma, rng, n_coils=int(rng.choice([1, 1, 1, 4])))
-    responses = _estimated(rng, simulation.true_responses(micro, gradients))
+    signal, sigma = _acquired(rng, tissue_signal(tissue, subject, gradients))
+    responses = _estimated(rng, subject_responses(subject, gradients))
     conditioner = condition(
         gradients,
         responses,
@@ -47,15 +40,14 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
         nside=config.nside,
         channels=config.input_channels,
     )
-    mask = _crop_mask(rng, phantom)
-    inside = torch.as_tensor(mask)
-    channels = conditioner(torch.as_tensor(signal), inside)
+    mask = torch.as_tensor(_crop_mask(rng, tissue.gm.shape))
+    channels = conditioner(torch.as_tensor(signal), mask)
     model = forward_model(gradients, responses, l_max=config.l_max)
-    density = true_density(phantom, nside=config.nside, sharpness=config.sharpness)
-    fractions = np.stack([phantom.gm, phantom.csf], axis=-1)
+    density = true_density(tissue, subject.response_spread, nside=config.nside, l_max=config.l_max)
+    fractions = np.stack([tissue.gm, tissue.csf], axis=-1)
     return Case(
         channels=channels.half().contiguous(),
-        mask=inside,
+        mask=mask,
         signal=torch.as_tensor(signal / conditioner.scale).half(),
         forward=ForwardModel(model.matrix / conditioner.scale, l_max=config.l_max, tissues=model.tissues),
         b0=gradients.b0_indices,
@@ -64,19 +56,18 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     )
 
 
-def true_density(phantom: simulation.Phantom, *, nside: int, sharpness: float) -> np.ndarray:
-    r"""Return the true fODF on the hemisphere, each fibre a lobe :math:`e^{-\kappa\sin^2}` of unit integral.
+def _acquired(rng: np.random.Generator, clean: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return a signal as a scanner gives it, with its noise level.
 
-    Returns
-    -------
-    ndarray, shape (X, Y, Z, V), float32
+    At times with motion left between volumes, a bias field, or noise that neighbours share.
     """
-    density = np.zeros((*phantom.gm.shape, len(hemisphere(nside))), dtype=np.float32)
-    for slot in range(simulation.MAX_FIBRES):
-        there = phantom.fractions[..., slot] > 0
-        lobe = lobes(hemisphere(nside), phantom.directions[there, slot], sharpness)
-        density[there] += (phantom.fractions[there, slot, None] * lobe).astype(np.float32)
-    return density
+    if rng.random() < 0.3:
+        clean = misaligned(clean, rng, rng.uniform(0.03, 0.2))
+    if rng.random() < 0.6:
+        clean *= simulation.bias_field(rng, clean.shape[:3], rng.uniform(0.02, 0.3))[..., None].astype(np.float32)
+    sigma = float(np.exp(rng.uniform(np.log(1 / 60), np.log(1 / 8))))
+    width = float(rng.choice([0.0, 0.4, 0.6], p=[0.5, 0.3, 0.2]))
+    return correlated_noise(clean, sigma, rng, width=width, n_coils=int(rng.choice([1, 1, 1, 4]))), sigma
 
 
 def _estimated(rng: np.random.Generator, true: Responses) -> Responses:
@@ -95,9 +86,8 @@ def _estimated(rng: np.random.Generator, true: Responses) -> Responses:
     )
 
 
-def _crop_mask(rng: np.random.Generator, phantom: simulation.Phantom) -> np.ndarray:
+def _crop_mask(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Cut a side of the crop off now and then, as the brain mask does."""
-    shape = phantom.gm.shape
     mask = np.ones(shape, dtype=bool)
     if rng.random() < 0.3:
         normal = rng.normal(size=3)

@@ -19,7 +19,7 @@ from shd_bids.training import losses, train
 from shd_bids.training.config import TrainingConfig
 from shd_bids.training.objective import LossWeights
 
-CONFIG = TrainingConfig(nside=2, channels=(8, 8), l_max=4, size=6, batch=2, steps=6, pool=4, sharpness=4.0, seed=3)
+CONFIG = TrainingConfig(nside=2, channels=(8, 8), l_max=4, size=6, batch=2, steps=6, pool=4, seed=3)
 
 
 def log(folder):
@@ -95,7 +95,7 @@ def test_processes_that_cannot_share_are_refused(tmp_path, monkeypatch):
 def test_two_processes_reach_what_one_does(tmp_path):
     # Biases before a norm have no gradient but rounding, which Adam makes steps of; a frozen norm would show them.
     text = """
-        nside = 2\nchannels = [8, 8]\nl_max = 4\nsize = 6\nbatch = 2\nsteps = 8\npool = 4\nsharpness = 4.0\nseed = 3
+        nside = 2\nchannels = [8, 8]\nl_max = 4\nsize = 6\nbatch = 2\nsteps = 8\npool = 4\nseed = 3
         frozen_share = 0.0
         [loss]\nreconstruction = 1.0\nnegativity = 0.1\nsmoothness = 0.5
     """
