@@ -18,13 +18,11 @@ from shd_bids.fod.inputs.estimates import CHANNELS, shell_channels
 from shd_bids.fod.inputs.volumes import InputVolumes
 from shd_bids.gradients.table import GradientTable
 from shd_bids.nn.unet import UNetConfig
+from shd_bids.response import TISSUES
 from shd_bids.training.objective import LossWeights
 
 _MILESTONES = (0.6, 0.8, 0.9)  # epochs 30, 40 and 45 of the 50 published
 _NO_TRUTH = {"hellinger": 0.0, "fibre_density": 0.0, "fractions": 0.0}
-
-TISSUES = ("wm", "gm", "csf")
-"""Output channels of the network."""
 
 
 @dataclass(frozen=True)

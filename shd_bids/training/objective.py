@@ -13,7 +13,7 @@ from torch import Tensor
 from shd_bids.fod.network import read_output
 from shd_bids.nn import distributed
 from shd_bids.response.forward import ForwardModel
-from shd_bids.sphere.harmonics import sh_basis, sh_inverse
+from shd_bids.sphere.harmonics import SQRT_4PI, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 from shd_bids.training import losses
 
@@ -157,9 +157,7 @@ def predict_signal(amplitudes: Tensor, fractions: Tensor, case: Case) -> Tensor:
     """
     matrix, measured = case.forward.matrix.to(amplitudes), case.signal.to(amplitudes)
     to_sh = _operators(amplitudes.shape[-1], case.forward.l_max)[0].to(amplitudes)
-    isotropic = [
-        fractions[..., _ISOTROPIC.index(tissue), None] / (4 * np.pi) ** 0.5 for tissue in case.forward.tissues[1:]
-    ]
+    isotropic = [fractions[..., _ISOTROPIC.index(tissue), None] / SQRT_4PI for tissue in case.forward.tissues[1:]]
     predicted = torch.cat([amplitudes @ to_sh.T, *isotropic], dim=-1) @ matrix.T
     ratio = measured[..., case.b0].mean(-1) / predicted[..., case.b0].mean(-1).clamp_min(_LEAST_B0)
     return predicted * ratio[..., None]
