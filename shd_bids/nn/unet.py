@@ -1,4 +1,8 @@
-"""The U-Net over space and sphere: the published network and its whole-volume form, from one configuration."""
+"""The U-Net over space and sphere: the published network and its whole-volume form, from one configuration.
+
+Elaldi, Gerig and Dey 2024 (arXiv:2411.11819), figure 3B: two convolutions with batch normalisation and ReLU at each of four
+levels, features doubled as vertices are quartered, skips concatenated. The softplus after it belongs to whoever reads the output.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -8,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shd_bids.nn.backends.cpu import Course, Slabwise
+from shd_bids.nn.backends.cpu import SlabPlan, SlabwiseConv
 from shd_bids.nn.layers.cheb import SphereBasis
-from shd_bids.nn.layers.checkpoint import recipe_of, recomputed, remember
-from shd_bids.nn.layers.conv import SpatioSphericalConv
+from shd_bids.nn.layers.checkpoint import Activation, Recipe, restore, save
+from shd_bids.nn.layers.conv import Input, SpatioSphericalConv
 from shd_bids.nn.layers.norm import NormReLU
 from shd_bids.nn.layers.pool import Pooling, Unpooled
 
@@ -20,7 +24,7 @@ _ORDER = 5  # published kernel size on the sphere: Chebyshev terms T_0 .. T_4
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Say what network to build.
+    """What network to build.
 
     Attributes
     ----------
@@ -117,7 +121,7 @@ class UNetConfig:
         return radius + self.spatial_stride - 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON-safe values."""
+        """Return JSON-safe values."""
         return asdict(self) | {"channels": list(self.channels)}
 
     @classmethod
@@ -146,22 +150,21 @@ class ConvNormReLU(nn.Module):
         self.conv = SpatioSphericalConv(basis, in_channels, out_channels=out_channels, spatial=spatial)
         self.norm = NormReLU(out_channels) if norm == "batch" else None
 
-    def forward(self, *inputs: Tensor | Unpooled) -> Tensor:
+    def forward(self, *inputs: Input) -> Tensor:
         """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
-        return self.normalise(self.convolve(*inputs))
+        return self.normalise(self.convolve(*inputs)).values
 
-    def convolve(self, *inputs: Tensor | Unpooled, own: bool = False) -> Tensor:
-        """Take the first step of :meth:`forward`; ``own`` says that nothing else reads the first input."""
-        with recomputed(inputs):
-            return self.conv(*inputs, relu=self.norm is None, own=own)
+    def convolve(self, *inputs: Input, in_place: bool = False) -> Tensor:
+        """Take the first step of :meth:`forward`; ``in_place`` says that nothing else reads the first input."""
+        return self.conv(*inputs, relu=self.norm is None, in_place=in_place)
 
-    def normalise(self, y: Tensor) -> Tensor:
+    def normalise(self, y: Tensor) -> Activation:
         """Take the second step, after which ``y`` is of no use to others."""
-        return y if self.norm is None else self.norm(y, own=True)
+        return Activation(y) if self.norm is None else self.norm.normalise(y, in_place=True)
 
-    def slabwise(self, course: Course, *, pool: Pooling | None = None) -> Slabwise:
-        """Give what takes the first step a few planes at a time, see :meth:`SpatioSphericalConv.slabwise`."""
-        return self.conv.slabwise(course, pool=pool, relu=self.norm is None)
+    def slabwise(self, plan: SlabPlan, *, pool: Pooling | None = None) -> SlabwiseConv:
+        """Return what takes the first step a few planes at a time, see :meth:`SpatioSphericalConv.slabwise`."""
+        return self.conv.slabwise(plan, pool=pool, relu=self.norm is None)
 
 
 class UNet(nn.Module):
@@ -228,30 +231,25 @@ class UNet(nn.Module):
             x_end, y_end, z_end = lacking
             inputs = [functional.pad(inputs.pop() * mask[None, ..., None], (0, 0, 0, z_end, 0, y_end, 0, x_end))]
             mask = functional.pad(mask, (0, z_end, 0, y_end, 0, x_end)).to(x.dtype)
-        x = self.descend(0, inputs, mask)
+        x, recipe = self.descend(0, [Activation(inputs.pop())], mask)
         if any(lacking):
-            x = x[:, :, : size[0], : size[1], : size[2]]
-        return self.classify(x).permute(1, 5, 2, 3, 4, 0)  # (B, O, X, Y, Z, V)
+            x, recipe = x[:, :, : size[0], : size[1], : size[2]], None
+        return self.head(x, recipe).permute(1, 5, 2, 3, 4, 0)  # (B, O, X, Y, Z, V)
 
     # The steps of the network, on tensors (vertex, batch, x, y, z, channel), for running it in pieces.
 
-    def descend(self, level: int, inputs: list[Any], mask: Tensor | None = None) -> Tensor:
+    def descend(self, level: int, inputs: list[Activation], mask: Tensor | None = None) -> Activation:
         """Run a level and everything coarser; ``mask`` (B, X, Y, Z) is one or zero. The list, of the one input, is used up."""
         if level == len(self.encoder):
             return _run(self.bottom, inputs, mask)
         pool = self.pools[level]
-        inputs.append(_run(self.encoder[level], inputs, mask))
+        maps: list[Any] = [_run(self.encoder[level], inputs, mask)]
         coarse = mask if mask is None or pool.stride == 0 else functional.max_pool3d(mask, pool.stride)
-        inputs.append(_unpool(pool, self.descend(level + 1, [pool(inputs[0])], coarse)))
-        return _run(self.decoder[len(self.decoder) - 1 - level], inputs, mask)
-
-    def classify(self, x: Tensor) -> Tensor:
-        """Map features to tissues."""
-        with recomputed([x]):
-            return self.head(x)
+        maps.append(_unpool(pool, self.descend(level + 1, [Activation(pool(maps[0].values))], coarse)))
+        return _run(self.decoder[len(self.decoder) - 1 - level], maps, mask)
 
     def folded(self) -> "UNet":
-        """Give a copy for inference with batch normalisation folded into the convolutions (cast it as a whole if asked)."""
+        """Return a copy for inference with batch normalisation folded into the convolutions (cast it as a whole if asked)."""
         copy = UNet(replace(self.config, norm="none")).to(self.head.bias)
         state = {name: value.detach().clone() for name, value in self.state_dict().items() if ".norm." not in name}
         for name, unit in self.named_modules():
@@ -306,52 +304,39 @@ class Head(nn.Module):
         nn.init.normal_(self.weightSph, std=(2 / in_channels) ** 0.5)
         self.bias = nn.Parameter(torch.full((out_channels,), 0.01))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., I) to (..., O)."""
-        return _Pointwise.apply(x, self.weightSph[..., 0].to(x.dtype), self.bias.to(x.dtype))
+    def forward(self, x: Tensor, recipe: Recipe | None = None) -> Tensor:
+        """Map (..., I) to (..., O); ``recipe`` makes ``x`` again on the way back."""
+        return _Pointwise.apply(x, recipe, self.weightSph[..., 0].to(x.dtype), self.bias.to(x.dtype))
 
 
 class _Pointwise(torch.autograd.Function):
     """A linear map of channels whose weight gradient is summed vertex by vertex: one long thin product is slow."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx, x: Tensor, recipe: Recipe | None, weight: Tensor, bias: Tensor) -> Tensor:
+        save(ctx, [x], [recipe], weight)
         return functional.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        x, weight = ctx.saved_tensors
+        (x,), _, (weight,) = restore(ctx)
         gradient = gradient.contiguous()
         by_vertex = gradient.flatten(1, -2).transpose(1, 2) @ x.flatten(1, -2)  # (V, O, I)
         del x  # which may have been made for this and is as large as its gradient
-        return gradient @ weight, by_vertex.sum(0), gradient.flatten(0, -2).sum(0)
+        return gradient @ weight, None, by_vertex.sum(0), gradient.flatten(0, -2).sum(0)
 
 
-def _unpool(pool: Pooling, x: Tensor) -> Tensor | Unpooled:
-    if not torch.is_grad_enabled():
-        return Unpooled(pool, x)
-    result = pool.unpool(x)
-    recipe = recipe_of(x)
-    remember(result, lambda: pool.unpool(recipe()))
-    return result
+def _unpool(pool: Pooling, x: Activation) -> Activation | Unpooled:
+    return x.then(pool.unpool) if torch.is_grad_enabled() else Unpooled(pool, x.values)
 
 
-def _run(block: nn.ModuleList, inputs: list[Any], mask: Tensor | None) -> Tensor:
+def _run(block: nn.ModuleList, inputs: list[Any], mask: Tensor | None) -> Activation:
     """Run a block; the list is used up, so that what nothing else holds is freed as soon as it was read."""
     for index, unit in enumerate(block):
         # What an encoder is given may be the caller's; what it keeps for its decoder is read there for the last time.
-        inputs[:] = [unit.convolve(*inputs, own=index > 0 or len(inputs) > 1)]
+        inputs[:] = [unit.convolve(*inputs, in_place=index > 0 or len(inputs) > 1)]
         inputs[:] = [unit.normalise(*inputs)]
         if mask is not None:
-            inputs[:] = [_masked(inputs[0], mask)]
+            marks = mask[None, ..., None].to(inputs[0].values.dtype)
+            inputs[:] = [inputs[0].then(lambda x, marks=marks: x * marks)]
     return inputs.pop()
-
-
-def _masked(x: Tensor, mask: Tensor) -> Tensor:
-    marks = mask[None, ..., None].to(x.dtype)
-    result = x * marks
-    if torch.is_grad_enabled():
-        recipe = recipe_of(x)
-        remember(result, lambda: recipe() * marks)
-    return result

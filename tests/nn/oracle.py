@@ -31,7 +31,7 @@ def layer(x: Tensor, conv: SpatioSphericalConv) -> Tensor:
     """Map (B, I, V, X, Y, Z) to (B, O, V, X, Y, Z)."""
     batch, features, vertices, *size = x.shape
     order = conv.weightSph.shape[2]
-    matrix = projector(conv.basis.nside, conv.basis.hemisphere, order, x.dtype, x.device.type)
+    matrix = projector(*conv.basis.grid, order, x.dtype, x.device.type)
     terms = matrix @ x.permute(2, 1, 0, 3, 4, 5).reshape(vertices, -1)  # (K V, I B X Y Z)
     terms = terms.view(order, vertices, features, batch, *size).permute(3, 1, 2, 0, 4, 5, 6)  # (B, V, I, K, X, Y, Z)
     kernel = conv.weightSph[..., None, None, None]  # (O, I, K, 1, 1, 1)

@@ -7,8 +7,8 @@ import torch
 from shd_bids.nn import patches
 from shd_bids.nn.patches import apply_to_patches, on_hemisphere
 from shd_bids.sphere.healpix import hemisphere_lookup
+from tests.nn.networks import build, field
 from tests.nn.oracle import unet
-from tests.nn.test_unet import build, field
 
 SHAPE = (4, 3, 6)
 

@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
         tune(parameter, value)
 
 
-def hand_back_freed_memory(above: int) -> None:
+def trim_memory(above: int) -> None:
     """Hand back freed memory to the system, where the C library is glibc, if this process takes more than so many bytes.
 
     Blocks that are freed and taken in other sizes leave gaps between them, which :func:`keep_freed_memory` would keep.
@@ -38,7 +38,7 @@ def hand_back_freed_memory(above: int) -> None:
 
 
 def lasting_zeros(shape: Sequence[int]) -> Tensor:
-    """Give zeros, float32, in pages of their own that are all there from the start, where the system is Linux.
+    """Return zeros, float32, in pages of their own that are all there from the start, where the system is Linux.
 
     For large tensors that stay: among those that come and go they would leave gaps. A page that is read before it is written
     costs an interruption of all threads when it is, and pages that come one by one cost more than all at once.
@@ -51,7 +51,7 @@ def lasting_zeros(shape: Sequence[int]) -> Tensor:
 
 
 def resident_bytes() -> int:
-    """Give the memory that this process takes; 0 where the system does not tell."""
+    """Return the memory that this process takes; 0 where the system does not tell."""
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return 0

@@ -1,10 +1,16 @@
 r"""Chebyshev filters on the sphere, in the eigenbasis of the Laplacian.
 
-A filter :math:`\sum_k w_k T_k(\tilde L)` is diagonal in that basis: its value at the eigenvalue :math:`\lambda` is
-:math:`\sum_k w_k T_k(\lambda)`. The basis is fixed, so it is no part of a checkpoint.
+A filter of the graph (Defferrard, Bresson and Vandergheynst 2016, NIPS, section 2.1) on the hemisphere (Elaldi, Gerig and Dey
+2024, arXiv:2411.11819, figure 3A) is
+
+.. math:: y(v) = b + \sum_{k=0}^{K-1} w_k \, (T_k(\tilde L) x)(v), \quad T_k(\tilde L) = 2 \tilde L T_{k-1} - T_{k-2}
+
+with :math:`\tilde L` rescaled to [-1, 1] and K = 5. It is diagonal in the eigenbasis: its value at the eigenvalue
+:math:`\lambda` is :math:`\sum_k w_k T_k(\lambda)`. The basis is fixed, so it is no part of a checkpoint.
 """
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +19,20 @@ from torch import Tensor, nn
 from shd_bids.sphere import healpix, symmetry
 
 
+class Grid(NamedTuple):
+    """A HEALPix grid: its resolution, and whether it covers the hemisphere (V = 6 nside^2) or the sphere (12 nside^2)."""
+
+    nside: int
+    hemisphere: bool
+
+
 def chebyshev(values: np.ndarray, order: int) -> np.ndarray:
     """Evaluate T_0 .. T_{order-1} at ``values`` of shape (U,), all within [-1, 1]; return (U, order)."""
     return np.cos(np.arange(order) * np.arccos(np.clip(values, -1, 1))[:, None])
 
 
 def _sparse(matrix: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Give row starts, columns and values of the non-zeros of a matrix."""
+    """Return row starts, columns and values of the non-zeros of a matrix."""
     rows, columns = np.nonzero(np.abs(matrix) > 1e-12)
     start = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(matrix)))])
     return torch.tensor(start), torch.tensor(columns), matrix[rows, columns]
@@ -50,7 +63,7 @@ class SphereBasis(nn.Module):
         super().__init__()
         if order < 1:
             raise ValueError(f"order is {order}, expected at least 1 coefficient per filter")
-        self.nside, self.hemisphere, self.order = nside, hemisphere, order
+        self.grid, self.order = Grid(nside, hemisphere), order
         self.n_vertices = len(healpix.grid(nside, hemisphere_only=hemisphere))
         self.copies = [(len(rotation), copies) for rotation, copies in self._exact().blocks]
         adapted = self._exact().adapted
@@ -58,7 +71,7 @@ class SphereBasis(nn.Module):
         self._fill(torch.empty(0))
 
     def _exact(self) -> symmetry.Eigenbasis:
-        return symmetry.eigenbasis(self.nside, hemisphere_only=self.hemisphere)
+        return symmetry.eigenbasis(self.grid.nside, hemisphere_only=self.grid.hemisphere)
 
     def _fill(self, like: Tensor) -> None:
         exact = self._exact()
@@ -91,7 +104,7 @@ class SphereBasis(nn.Module):
         return full and flat.device.type == "cpu" and self.n_vertices > 96 and not torch.compiler.is_compiling()
 
     def _sparse(self, which: int) -> Tensor:
-        """Give S or its transpose as a sparse matrix."""
+        """Return S or its transpose as a sparse matrix."""
         start, column = self.tables[which]
         with warnings.catch_warnings():  # torch announces its sparse layout as beta
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -117,4 +130,4 @@ class SphereBasis(nn.Module):
 
     def extra_repr(self) -> str:
         """Name the grid."""
-        return f"nside={self.nside}, hemisphere={self.hemisphere}, order={self.order}"
+        return f"nside={self.grid.nside}, hemisphere={self.grid.hemisphere}, order={self.order}"

@@ -1,5 +1,8 @@
 r"""Convolution over space and sphere, equivariant to E(3) x SO(3), exactly as published but in spectral form.
 
+The layer of Elaldi, Gerig and Dey 2024 (arXiv:2411.11819, on the hemisphere as in figure 3A; ``model/graphconv.py`` of
+their code), which is that of RT-ESD (Elaldi, Gerig and Dey 2023, arXiv:2304.06103) on half the vertices:
+
 .. math:: y_o(v, x) = b_o + \sum_i \sum_k \sum_{d \in \{-1,0,1\}^3}
           w^{sph}_{oik} \, w^{spa}_{o i |d|} \, (T_k(\tilde L) x_i)(v, x + d)
 
@@ -13,20 +16,20 @@ Inside the network tensors are (vertex, batch, x, y, z, channel): a change of ba
 the channel product one batched product over modes, and channels stay contiguous.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from shd_bids.nn.backends import cpu, cuda
+from shd_bids.nn.backends import Backend, backend_for, cpu
+from shd_bids.nn.backends.arguments import Filters
+from shd_bids.nn.backends.eager import N_SHELLS
 from shd_bids.nn.layers.cheb import SphereBasis
+from shd_bids.nn.layers.checkpoint import Activation, Recipe, restore, save
 from shd_bids.nn.layers.pool import Pooling, Unpooled
 
-N_SHELLS = 4  # distances 0, 1, sqrt 2, sqrt 3 in the 3 x 3 x 3 kernel, with 1, 6, 12, 8 taps
-
-# Bytes of shell sums made at once. They are four times the input: made as a whole they would dominate memory, in pieces
-# they stay in cache. On a GPU a piece must be large enough to fill the device.
-_PIECE_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
+Input: TypeAlias = Tensor | Activation | Unpooled
 
 
 class SpatioSphericalConv(nn.Module):
@@ -57,179 +60,85 @@ class SpatioSphericalConv(nn.Module):
             self.register_parameter("weightSpa", None)
         self.bias = nn.Parameter(torch.full((out_channels,), 0.01))
 
-    def forward(self, *inputs: Tensor | Unpooled, relu: bool = False, own: bool = False) -> Tensor:
+    def forward(self, *inputs: Input, relu: bool = False, in_place: bool = False) -> Tensor:
         """Map inputs of shape (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O), rectified where asked.
 
         Without gradients the last input may be :class:`Unpooled`, and the result may take the memory of the first where
-        ``own`` says that nothing else reads that.
+        ``in_place`` says that nothing else reads that.
         """
-        last = inputs[-1]
-        cells = isinstance(last, Unpooled) and self._reads_cells(last)
-        values = [(x.source if cells else x.formed()) if isinstance(x, Unpooled) else x for x in inputs]
-        if cells or (own and self._in_place(values)):
-            return cpu.forward(
-                [x.contiguous() for x in values],
-                self.weightSph,
-                self.weightSpa,
-                self.bias,
-                nside=self.basis.nside,
-                hemisphere=self.basis.hemisphere,
-                relu=relu,
-                parents=last.pool.parent_index if cells else None,
-                own=own,
-            )
-        device = values[0].device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values[0].dtype
-        values = [x.to(dtype) for x in values]
-        if cpu.suits(*values, self.bias):
-            parameters = (self.weightSph, self.weightSpa, self.bias)
-            return cpu.spectral_conv(values, *parameters, self.basis.nside, self.basis.hemisphere, relu)
-        weight = mode_weights(self.weightSph, self.weightSpa, self.basis.terms)  # (U, D, I, O)
-        if cuda.suits(values):
-            return cuda.mode_conv(values, weight, self.bias, self.basis.nside, self.basis.hemisphere, relu)
-        pairs = zip(values, weight.to(dtype).split(self.in_channels, dim=2), strict=True)
-        arguments = [tensor for pair in pairs for tensor in pair]
-        y = _SpectralConv.apply(self.basis, self.bias.to(dtype), *arguments)
-        return y.relu() if relu else y
+        maps, recipes = _at_one_precision(inputs)
+        backend = backend_for(*(x.source if isinstance(x, Unpooled) else x for x in maps), self.bias)
+        if backend.in_slabs and not torch.is_grad_enabled():
+            return self._infer(maps, relu=relu, in_place=in_place)
+        values = [x.formed() if isinstance(x, Unpooled) else x for x in maps]
+        if backend.operator is not None:
+            return backend.operator(values, self._filters(), self.bias, self.basis, relu)
+        weights = backend.weights(self._filters(), self.basis)
+        call = _Call(backend, self.basis, relu, recipes)
+        return _Convolution.apply(call, self.bias, *values, *weights)
 
-    def slabwise(self, course: cpu.Course, *, relu: bool = False, pool: Pooling | None = None) -> cpu.Slabwise:
-        """Give what evaluates one sample a few planes at a time without gradients, by the compiled kernel.
+    def slabwise(self, plan: cpu.SlabPlan, *, relu: bool = False, pool: Pooling | None = None) -> cpu.SlabwiseConv:
+        """Return what evaluates one sample a few planes at a time without gradients, where the backend runs in slabs.
 
-        With ``pool`` the last input is given as what it was unpooled from; else see :class:`native.Slabwise`.
+        With ``pool`` the last input is given as what it was unpooled from.
         """
-        return cpu.Slabwise(
-            self.in_channels,
-            self.weightSph,
-            self.weightSpa,
-            self.bias,
-            nside=self.basis.nside,
-            hemisphere=self.basis.hemisphere,
-            relu=relu,
-            course=course,
-            parents=None if pool is None else pool.parent_index,
-        )
+        parents = None if pool is None else pool.parent_index
+        return cpu.SlabwiseConv(self.in_channels, self._filters(), self.bias, plan, relu=relu, parents=parents)
 
-    def _reads_cells(self, last: Unpooled) -> bool:
-        """Whether a map copied to the voxels of cells can be left unformed: by the compiled kernel alone, at its precision."""
-        return _as_is(last.source) and last.pool.stride == 2 and self.weightSpa is not None
+    def _infer(self, maps: Sequence[Tensor | Unpooled], *, relu: bool, in_place: bool) -> Tensor:
+        """Evaluate by the compiled kernel, which need not form a map that is copied to the voxels of cells."""
+        last, parents = maps[-1], None
+        if isinstance(last, Unpooled) and last.pool.stride == 2 and self.weightSpa is not None:
+            parents, maps = last.pool.parent_index, [*maps[:-1], last.source]
+        values = [(x.formed() if isinstance(x, Unpooled) else x).contiguous() for x in maps]
+        return cpu.forward(values, self._filters(), self.bias, relu=relu, parents=parents, in_place=in_place)
 
-    def _in_place(self, values: list[Tensor]) -> bool:
-        """Whether the result can take the memory of an input: without gradients, by the compiled kernel alone."""
-        return not torch.is_grad_enabled() and _as_is(*values, self.bias)
+    def _filters(self) -> Filters:
+        return Filters(self.weightSph, self.weightSpa, self.basis.grid)
 
 
-def _as_is(*values: Tensor) -> bool:
-    """Whether the compiled kernel can be called on values as they are: no other precision is asked for, nothing is traced."""
-    plain = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-    return plain and cpu.suits(*values)
+class _Call(NamedTuple):
+    """How to evaluate one convolution, and what makes its inputs again on the way back."""
+
+    backend: Backend
+    basis: SphereBasis
+    relu: bool
+    recipes: tuple[Recipe | None, ...]
 
 
-def mode_weights(weight_sph: Tensor, weight_spa: Tensor | None, terms: Tensor) -> Tensor:
-    """Collapse the Chebyshev and shell weights into one matrix per distinct mode and shell, shape (U, D, I, O)."""
-    with torch.autocast(weight_sph.device.type, enabled=False):
-        response = torch.einsum("oik,uk->uio", weight_sph, terms.to(weight_sph.dtype))  # (U, I, O)
-        if weight_spa is None:
-            return response[:, None]
-        return response[:, None] * weight_spa.permute(2, 1, 0)
+class _Convolution(torch.autograd.Function):
+    """Evaluate the layer by a backend from its inputs and weights, saving nothing but those for the way back.
 
-
-def shell_sums(x: Tensor) -> Tensor:
-    """Sum over the neighbours at each distance, zero outside: (M, B, X, Y, Z, F) to (M, B, X, Y, Z, 4, F).
-
-    The sums are the elementary symmetric polynomials of the three neighbour sums A_x, A_y, A_z, so six sums of two
-    neighbours and three additions make all 26 taps.
-    """
-    sums = x.new_empty(*x.shape[:-1], N_SHELLS, x.shape[-1])
-    along_z = _neighbours(x, 4)
-    plane_1 = along_z + _neighbours(x, 3)  # A_z + A_y
-    plane_2 = _neighbours(along_z, 3)  # A_z A_y
-    sums[..., 0, :] = x
-    torch.add(plane_1, _neighbours(x, 2), out=sums[..., 1, :])
-    torch.add(plane_2, _neighbours(plane_1, 2), out=sums[..., 2, :])
-    sums[..., 3, :] = _neighbours(plane_2, 2)
-    return sums
-
-
-class _SpectralConv(torch.autograd.Function):
-    """Evaluate the layer from its inputs and mode weights, saving nothing but those for the way back.
-
-    Saving the expansions instead would keep several times the input; they are recomputed.
+    Saving the expansions in eigenvectors instead would keep several times the input; they are made again.
     """
 
     @staticmethod
-    def forward(ctx, basis: SphereBasis, bias: Tensor, *inputs_and_weights: Tensor) -> Tensor:
-        ctx.basis = basis
-        ctx.save_for_backward(*inputs_and_weights)
-        inputs, weights = inputs_and_weights[::2], inputs_and_weights[1::2]
-        spectrum = inputs[0].new_empty(*inputs[0].shape[:-1], len(bias))
-        for index, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
-            _accumulate(spectrum, basis.to_modes(x), weight, basis=basis, first=index == 0)
-        return basis.to_vertices(spectrum).add_(bias)
+    def forward(ctx, call: _Call, bias: Tensor, *inputs_and_weights: Tensor) -> Tensor:
+        count = len(call.recipes)
+        inputs, weights = inputs_and_weights[:count], inputs_and_weights[count:]
+        y = call.backend.forward(inputs, weights, bias, call.basis)
+        if call.relu:
+            y = y.relu_()
+        ctx.backend, ctx.basis, ctx.relu = call.backend, call.basis, call.relu
+        save(ctx, inputs, call.recipes, *weights, *[y] * call.relu)
+        return y
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        saved = ctx.saved_tensors  # asked for once: each time makes again what was not kept
-        inputs, weights = saved[::2], saved[1::2]
-        spectrum = ctx.basis.to_modes(gradient.contiguous())
-        results: list[Tensor | None] = []
-        for index, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
-            need_x, need_weight = ctx.needs_input_grad[2 + 2 * index : 4 + 2 * index]
-            x_gradient = None
-            if need_x:
-                x_gradient = torch.empty_like(x)
-                _accumulate(x_gradient, spectrum, weight.transpose(2, 3), basis=ctx.basis, first=True)
-                x_gradient = ctx.basis.to_vertices(x_gradient)
-            results += [x_gradient, _weight_gradient(x, spectrum, weight, basis=ctx.basis) if need_weight else None]
-        return None, gradient.flatten(0, -2).sum(0), *results
+        inputs, again, weights = restore(ctx)
+        if ctx.relu:
+            gradient = gradient * (weights.pop() > 0)
+        of_inputs, of_weights, of_bias = ctx.backend.backward(
+            gradient, inputs, weights, ctx.basis, needed=ctx.needs_input_grad[2 : 2 + len(inputs)], reuse=again
+        )
+        return None, of_bias, *of_inputs, *of_weights
 
 
-def _accumulate(out: Tensor, spectrum: Tensor, weight: Tensor, *, basis: SphereBasis, first: bool) -> None:
-    """Add (or store, for the first) the shell sums of ``spectrum`` times the mode weights (U, D, I, O) to ``out``."""
-    for modes, shared, piece in _pieces(spectrum, weight, basis):
-        sums = _shells(piece, weight).flatten(1, 4).flatten(2)  # (p, copies B X Y Z, D I)
-        target = out[modes].view(len(piece), -1, weight.shape[3])
-        matrix = weight[shared].flatten(1, 2)  # (p, D I, O)
-        torch.baddbmm(target, sums, matrix, beta=0 if first else 1, out=target)
-
-
-def _weight_gradient(x: Tensor, spectrum: Tensor, weight: Tensor, *, basis: SphereBasis) -> Tensor:
-    """Correlate the input with the shell sums of the output gradient, shape (U, D, I, O)."""
-    result = torch.empty_like(weight)
-    expanded = basis.to_modes(x)
-    for modes, shared, piece in _pieces(expanded, weight, basis):
-        sums = _shells(piece, weight).flatten(1, 4).flatten(2)  # (p, copies B X Y Z, D I)
-        target = spectrum[modes].view(len(piece), -1, weight.shape[3])
-        result[shared] = (sums.transpose(1, 2) @ target).view_as(result[shared])
-    return result
-
-
-def _shells(piece: Tensor, weight: Tensor) -> Tensor:
-    return shell_sums(piece) if weight.shape[1] == N_SHELLS else piece[..., None, :]
-
-
-def _pieces(spectrum: Tensor, weight: Tensor, basis: SphereBasis) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield (rows of the spectrum, distinct modes, those rows as (p, copies B, X, Y, Z, F)).
-
-    Modes with one eigenvalue share their weights: their copies, neighbours in memory, join the batch.
-    """
-    limit = _PIECE_BYTES.get(spectrum.device.type, _PIECE_BYTES["cuda"])
-    row = distinct = 0
-    for size, copies in basis.copies:
-        bytes_per_mode = copies * weight.shape[1] * spectrum[0].numel() * spectrum.element_size()
-        step = max(1, limit // max(bytes_per_mode, 1))
-        for start in range(0, size, step):
-            count = min(step, size - start)
-            modes = slice(row + start * copies, row + (start + count) * copies)
-            shared = slice(distinct + start, distinct + start + count)
-            yield modes, shared, spectrum[modes].view(count, -1, *spectrum.shape[2:])
-        row, distinct = row + size * copies, distinct + size
-
-
-def _neighbours(x: Tensor, dim: int) -> Tensor:
-    """Add the two neighbours along one axis, zero outside."""
-    size = x.shape[dim]
-    result = torch.zeros_like(x)
-    if size > 1:
-        result.narrow(dim, 0, size - 1).copy_(x.narrow(dim, 1, size - 1))
-        result.narrow(dim, 1, size - 1).add_(x.narrow(dim, 0, size - 1))
-    return result
+def _at_one_precision(inputs: Sequence[Input]) -> tuple[list[Tensor | Unpooled], tuple[Recipe | None, ...]]:
+    """Return the maps at the precision of autocast or else of the first, and the recipes of those that were not cast."""
+    pairs = [x if isinstance(x, Activation) else Activation(x) for x in inputs]
+    first = pairs[0].values
+    device = first.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else first.dtype
+    recipes = tuple(recipe if recipe and values.dtype == dtype else None for values, recipe in pairs)
+    return [values.to(dtype) for values, _ in pairs], recipes

@@ -4,12 +4,14 @@ Only what a convolution puts out is kept for the backward pass. What goes into t
 cheap to make again from it: memory for training falls by half.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from shd_bids.nn import distributed
-from shd_bids.nn.backends import cpu
-from shd_bids.nn.layers.checkpoint import remember
+from shd_bids.nn.backends import backend_for
+from shd_bids.nn.layers.checkpoint import Activation
 
 
 class NormReLU(nn.Module):
@@ -39,20 +41,38 @@ class NormReLU(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
-    def forward(self, y: Tensor, *, own: bool = False) -> Tensor:
-        """Map (..., F) to the same shape; see :func:`normalise_and_rectify`."""
+    def forward(self, y: Tensor) -> Tensor:
+        r"""Compute :math:`\max(0, \gamma (y - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta)` for y (..., F).
+
+        While training, mean and variance are those of ``y``, and the gradient passes through them (Ioffe and Szegedy 2015,
+        algorithm 1); else they are the running ones.
+        """
+        return self.normalise(y).values
+
+    def normalise(self, y: Tensor, *, in_place: bool = False) -> Activation:
+        """Compute the same, with what makes it again from ``y``.
+
+        ``in_place`` says that nothing else reads ``y``: on the way back, which can then be gone once only, its gradient takes
+        its memory.
+        """
+        y = y.contiguous()
         if self.training:
             mean, variance = _moments(y)
             self._track(mean, variance, _count(y))
         else:
             mean, variance = self.running_mean, self.running_var
-        return normalise_and_rectify(
-            y, self.weight, self.bias, mean, variance, eps=self.eps, through=self.training, own=own
-        )
+        how = _How(self.eps, self.training, in_place)
+        result = _NormReLU.apply(y, self.weight, self.bias, mean, variance, how)
+        if not result.requires_grad:
+            return Activation(result)
+        with torch.no_grad():
+            scale, shift = _affine(self.weight, self.bias, mean, variance, self.eps)
+        kept = y.detach()
+        return Activation(result, lambda: _rectify(kept, scale, shift))
 
     @torch.no_grad()
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Give the scale and shift of each channel that inference applies."""
+        """Return the scale and shift of each channel that inference applies."""
         return _affine(self.weight, self.bias, self.running_mean, self.running_var, self.eps)
 
     @torch.no_grad()
@@ -63,53 +83,46 @@ class NormReLU(nn.Module):
         self.num_batches_tracked += 1
 
 
-def normalise_and_rectify(
-    y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, eps: float, through: bool, own: bool
-) -> Tensor:
-    r"""Compute :math:`\max(0, \gamma (y - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta)`.
+class _How(NamedTuple):
+    """How to normalise: what is added to the variance, whether moments are those of the input, and who else reads that."""
 
-    ``through`` says that mean and variance are those of ``y`` itself, so that the gradient passes through them
-    (Ioffe and Szegedy 2015, algorithm 1). ``own`` says that nothing else reads ``y``: on the way back, which can then be
-    gone once only, its gradient may take its memory. The result carries what :func:`recomputed` needs.
-    """
-    result = _NormReLU.apply(y, weight, bias, mean, variance, eps, through, own)
-    scale, shift = _affine(weight, bias, mean, variance, eps)
-    kept = y.detach()
-    remember(result, lambda: _rectify(kept, scale, shift))
-    return result
+    eps: float
+    own_moments: bool
+    in_place: bool
 
 
 class _NormReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y, weight, bias, mean, variance, eps, through, own):
-        ctx.through, ctx.eps, ctx.own, ctx.spent = through, eps, own, False
+    def forward(ctx, y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, how: _How) -> Tensor:
+        ctx.how, ctx.spent = how, False
         ctx.save_for_backward(y, weight, bias, mean, variance)
-        return _rectify(y, *_affine(weight, bias, mean, variance, eps))
+        return _rectify(y, *_affine(weight, bias, mean, variance, how.eps))
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, gradient: Tensor):
         if ctx.spent:
             raise RuntimeError("the gradient was taken before, and its memory was that of the activation")
-        ctx.spent = ctx.own
+        ctx.spent = ctx.how.in_place
         y, weight, bias, mean, variance = ctx.saved_tensors
-        scale, shift = _affine(weight, bias, mean, variance, ctx.eps)
-        gradient = gradient.contiguous()
-        plain, weighted = _gradient_sums(gradient, y, scale, shift, mean.to(scale.dtype))
-        precision = 1 / (variance.to(plain.dtype) + ctx.eps)
+        scale, shift = _affine(weight, bias, mean, variance, ctx.how.eps)
+        rows, of_rows = _rows(y), _rows(gradient.contiguous())
+        backend = backend_for(of_rows, rows, scale)
+        plain, weighted = backend.gradient_sums(of_rows, rows, scale, shift, mean.to(scale.dtype))
+        precision = 1 / (variance.to(plain.dtype) + ctx.how.eps)
         slope, offset = torch.zeros_like(plain), torch.zeros_like(plain)
-        if ctx.through:
-            own_count = y.numel() // y.shape[-1]
-            mean_plain, mean_weighted = distributed.mean(torch.stack([plain, weighted]) / own_count)
+        if ctx.how.own_moments:
+            mean_plain, mean_weighted = distributed.mean(torch.stack([plain, weighted]) / len(rows))
             slope = scale * precision * mean_weighted
             offset = scale * mean_plain - slope * mean
-        out = y.detach() if ctx.own else torch.empty_like(y)
-        _rectify_gradient(gradient, y, scale, shift, offset.to(scale.dtype), slope.to(scale.dtype), out=out)
+        out = y.detach() if ctx.how.in_place else torch.empty_like(y)
+        terms = offset.to(scale.dtype), slope.to(scale.dtype)
+        backend.rectify_gradient(of_rows, rows, scale, shift, *terms, out=_rows(out))
         of_weight = (weighted * precision.sqrt()).to(weight.dtype)
-        return out, of_weight, plain.to(bias.dtype), None, None, None, None, None
+        return out, of_weight, plain.to(bias.dtype), None, None, None
 
 
 def _affine(weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Give scale and shift of each channel, at least in float32."""
+    """Return scale and shift of each channel, at least in float32."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     scale = weight / (variance + eps).sqrt()
     return scale.to(dtype), (bias - scale * mean).to(dtype)
@@ -120,46 +133,19 @@ def _rows(y: Tensor) -> Tensor:
 
 
 def _count(y: Tensor) -> int:
-    """Count the rows over which channels are normalised; every process has as many."""
+    """Return the number of rows over which channels are normalised; every process has as many."""
     return y.numel() // y.shape[-1] * distributed.n_processes()
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Give mean and biased variance of each channel over the samples of all processes."""
-    mean, variance = _own_moments(y)
+    """Return mean and biased variance of each channel over the samples of all processes."""
+    rows = _rows(y.detach())
+    mean, variance = backend_for(rows).moments(rows)
     if distributed.n_processes() == 1:
         return mean, variance
     whole, square = distributed.mean(torch.stack([mean, variance + mean.double() ** 2]).double())
     return whole.to(mean.dtype), (square - whole**2).to(mean.dtype)
 
 
-def _own_moments(y: Tensor) -> tuple[Tensor, Tensor]:
-    if cpu.suits(y) and not torch.compiler.is_compiling():
-        return cpu.moments(_rows(y.detach().contiguous()))
-    dtype = torch.promote_types(y.dtype, torch.float32)
-    variance, mean = torch.var_mean(_rows(y.detach()).to(dtype), 0, correction=0)
-    return mean, variance
-
-
 def _rectify(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    if cpu.suits(y, scale) and not torch.compiler.is_compiling():
-        return cpu.rectify(_rows(y.contiguous()), scale.contiguous(), shift.contiguous()).view_as(y)
-    return torch.addcmul(shift, y, scale).relu_().to(y.dtype)
-
-
-def _gradient_sums(gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    if cpu.suits(gradient, y, scale) and not torch.compiler.is_compiling():
-        return cpu.gradient_sums(_rows(gradient), _rows(y.contiguous()), scale, shift, centre)
-    on = _rows(torch.where(torch.addcmul(shift, y, scale) > 0, gradient, 0))
-    dtype = scale.dtype
-    return on.sum(0, dtype=dtype), (on * (_rows(y) - centre)).sum(0, dtype=dtype)
-
-
-def _rectify_gradient(
-    gradient: Tensor, y: Tensor, scale: Tensor, shift: Tensor, offset: Tensor, slope: Tensor, *, out: Tensor
-) -> None:
-    if cpu.suits(gradient, y, scale) and not torch.compiler.is_compiling():
-        cpu.rectify_gradient(_rows(gradient), _rows(y), scale, shift, offset, slope, out=_rows(out))
-    else:
-        on = torch.where(torch.addcmul(shift, y, scale) > 0, gradient, 0)
-        out.copy_(scale * on - offset - slope * y)
+    return backend_for(y, scale).rectify(_rows(y), scale, shift).view_as(y)

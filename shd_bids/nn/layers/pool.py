@@ -1,7 +1,12 @@
 """Pooling and unpooling over space and sphere.
 
-Tensors are (vertex, batch, x, y, z, channel). Pooling averages space and sphere; unpooling copies. Both, and their adjoints,
-are sums over a few vertices and a box of voxels, so one operation does all four.
+As published (Elaldi, Gerig and Dey 2024, arXiv:2411.11819; ``utils/pooling.py`` of their code): with the children c of a coarse
+vertex p in the nested order of HEALPix, and the 2 x 2 x 2 voxels d of a coarse voxel x,
+
+    pooled(p, x) = 1/4 sum_c 1/8 sum_d  y(4 p + c, 2 x + d),    unpooled(4 p + c, 2 x + d) = y(p, x).
+
+Tensors are (vertex, batch, x, y, z, channel). Pooling, unpooling and their adjoints are sums over a few vertices and a box of
+voxels, so one operation does all four.
 """
 
 from dataclasses import dataclass
@@ -10,7 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from shd_bids.nn.backends import cpu
+from shd_bids.nn.backends import backend_for
+from shd_bids.nn.backends.arguments import Ranges
 from shd_bids.sphere import healpix
 
 
@@ -66,8 +72,12 @@ class Unpooled:
     pool: Pooling
     source: Tensor
 
+    def to(self, dtype: torch.dtype) -> "Unpooled":
+        """Return the map at another precision."""
+        return Unpooled(self.pool, self.source.to(dtype))
+
     def formed(self) -> Tensor:
-        """Give the map, (V, B, X, Y, Z, F)."""
+        """Return the map, (V, B, X, Y, Z, F)."""
         return self.pool.unpool(self.source)
 
 
@@ -84,65 +94,40 @@ class _BoxSum(torch.autograd.Function):
         return _box_sum(gradient, *ctx.tables), None, None, None, None, None
 
 
-class _Ranges:
-    """Source voxels of each result along one axis, as a table (2, X'): the first, and one past the last."""
-
-    def __init__(self, table: Tensor):
-        self.table = table
-        self.longest = int((table[1] - table[0]).max())  # one or two
-        self._copies = {table.device: table}
-
-    def on(self, device: torch.device) -> Tensor:
-        """Give the table on a device; it is sent there once, as each sending would wait for all work queued before."""
-        if device not in self._copies:
-            self._copies[device] = self.table.to(device)
-        return self._copies[device]
-
-
-def _box_sum(x: Tensor, index: Tensor, ranges: list[_Ranges], factor: float) -> Tensor:
-    if cpu.suits(x) and not torch.compiler.is_compiling():
-        return cpu.box_sum(x.contiguous(), index, [axis.table for axis in ranges], factor)
-    for dim, axis in zip((2, 3, 4), ranges, strict=True):
-        start, end = axis.on(x.device)
-        total = x.index_select(dim, start)
-        if axis.longest == 2:
-            second = x.index_select(dim, (start + 1).clamp(max=x.shape[dim] - 1))
-            there = (end - start == 2).to(x.dtype).view(-1, *[1] * (5 - dim))
-            total = total + second * there
-        x = total
-    return x[index.flatten()].unflatten(0, (-1, index.shape[1])).sum(1) * factor
+def _box_sum(x: Tensor, index: Tensor, ranges: list[Ranges], factor: float) -> Tensor:
+    return backend_for(x).box_sum(x, index, ranges, factor)
 
 
 @lru_cache
-def _pairs(size: int, stride: int) -> _Ranges:
+def _pairs(size: int, stride: int) -> Ranges:
     """Voxels averaged into each coarse voxel."""
     start = torch.arange(0, size - 1, stride) if stride else torch.arange(size)
-    return _Ranges(torch.stack([start, start + (2 if stride else 1)]))
+    return Ranges(torch.stack([start, start + (2 if stride else 1)]))
 
 
 @lru_cache
-def _pair_owners(size: int, stride: int) -> _Ranges:
+def _pair_owners(size: int, stride: int) -> Ranges:
     """Coarse voxels that each voxel goes into."""
     return _transposed(_pairs(size, stride).table, size)
 
 
 @lru_cache
-def _sources(size: int, stride: int) -> _Ranges:
+def _sources(size: int, stride: int) -> Ranges:
     """Coarse voxel that each voxel copies: nearest by size, as published."""
     full = (size - 1) * stride + 2 if stride else size
     source = torch.arange(full) * size // full
-    return _Ranges(torch.stack([source, source + 1]))
+    return Ranges(torch.stack([source, source + 1]))
 
 
 @lru_cache
-def _source_owners(size: int, stride: int) -> _Ranges:
+def _source_owners(size: int, stride: int) -> Ranges:
     """Voxels that copy each coarse voxel."""
     return _transposed(_sources(size, stride).table, size)
 
 
-def _transposed(table: Tensor, size: int) -> _Ranges:
-    """Give for each of ``size`` sources the range of results that use it (ranges are monotonic)."""
+def _transposed(table: Tensor, size: int) -> Ranges:
+    """Return for each of ``size`` sources the range of results that use it (ranges are monotonic)."""
     source = torch.arange(size)[:, None]
     used = (table[0] <= source) & (source < table[1])  # (size, results)
     start = used.int().argmax(1)
-    return _Ranges(torch.stack([start, start + used.sum(1)]))
+    return Ranges(torch.stack([start, start + used.sum(1)]))

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 
 from shd_bids.boxes import box_of, cells_of
-from shd_bids.nn.backends import cpu
+from shd_bids.nn.backends import backend_for
 from shd_bids.nn.unet import UNet
 
 _THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
@@ -24,7 +24,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Strategy:
     """A way to run: work for each voxel, bytes held throughout, and which levels run together with what halo."""
 
     staged: bool
@@ -45,23 +45,24 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
     """
     config, (_, *sides) = net.config, box_of(mask)
     depth, reach = len(config.channels), 2 * config.convs_per_block
-    ways = [_Way(False, 1.0, 0.0, ((range(depth), config.receptive_radius),))]
+    strategies = [_Strategy(False, 1.0, 0.0, ((range(depth), config.receptive_radius),))]
     if config.pool_strides[:1] == (2,):
         stored = 2 * int(cells_of(mask).sum())
         held = float(stored) * net.bases[1].n_vertices * config.channels[0] * net.head.bias.element_size()
-        ways.append(_Way(True, _ENCODED_AGAIN, held, ((range(1), reach), (range(1, depth), 2 * reach))))
+        strategies.append(_Strategy(True, _ENCODED_AGAIN, held, ((range(1), reach), (range(1, depth), 2 * reach))))
+    # In plain PyTorch a slab expands two planes again in each layer, which is about half of the work on them.
+    once = backend_for(net.head.bias).in_slabs
     best: tuple[tuple[float, float], Plan] | None = None
     least = np.inf
     for edges in product(*(_edges(side, config.spatial_stride) for side in sides)):
-        for way, thickness in product(ways, _THICKNESS):
-            areas = [_areas(sides, edges, halo) for _, halo in way.chains]
-            columns = (column_bytes(net, thickness, levels=levels) for levels, _ in way.chains)
-            needed = way.held + max(largest * each for (_, largest), each in zip(areas, columns, strict=True))
-            # In plain PyTorch a slab expands two planes again in each layer, which is about half of the work on them.
-            work = way.cost * areas[0][0] * (1 if cpu.suits(net.head.bias) else 1 + 1 / thickness)
+        for strategy, thickness in product(strategies, _THICKNESS):
+            areas = [_areas(sides, edges, halo) for _, halo in strategy.chains]
+            columns = (column_bytes(net, thickness, levels=levels) for levels, _ in strategy.chains)
+            needed = strategy.held + max(largest * each for (_, largest), each in zip(areas, columns, strict=True))
+            work = strategy.cost * areas[0][0] * (1 if once else 1 + 1 / thickness)
             least = min(least, needed)
             if needed <= memory_bytes and (best is None or (work, needed) < best[0]):
-                best = (work, needed), Plan((edges[0], edges[1]), thickness, way.staged)
+                best = (work, needed), Plan((edges[0], edges[1]), thickness, strategy.staged)
     if best is None:
         raise ValueError(
             f"{memory_bytes / 2**20:.0f} MB are not enough for the smallest tile, which needs {least / 2**20:.0f} MB; "
@@ -89,19 +90,19 @@ def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
 
 
 def _areas(sides: list[slice], edges: tuple[int, ...], halo: int) -> tuple[int, int]:
-    """Give the voxels of all tiles with their halos, and those of the largest; nothing is computed beyond the sides."""
+    """Return the voxels of all tiles with their halos, and those of the largest; nothing is computed beyond the sides."""
     y, z = (_widths(*along, halo) for along in zip(sides, edges, strict=True))
     return sum(y) * sum(z), max(y) * max(z)
 
 
 def _edges(side: slice, stride: int) -> list[int]:
-    """Give the edges that cut a side into equal parts of multiples of ``stride``."""
+    """Return the edges that cut a side into equal parts of multiples of ``stride``."""
     length = side.stop - side.start // stride * stride
     return sorted({_up(-(-length // parts), stride) for parts in range(1, _MOST_CUTS + 1)}, reverse=True)
 
 
 def _widths(side: slice, edge: int, halo: int) -> list[int]:
-    """Give the widths of the tiles of a side with their halos."""
+    """Return the widths of the tiles of a side with their halos."""
     starts = range(side.start, side.stop, edge)
     return [min(first + edge + halo, side.stop) - max(first - halo, side.start) for first in starts]
 

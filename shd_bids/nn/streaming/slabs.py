@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from shd_bids.boxes import Box, box_of, halved, index_in, n_voxels, overlap, rectangle
-from shd_bids.nn.backends import cpu, memory
+from shd_bids.nn.backends.cpu import SlabPlan, SlabwiseConv
+from shd_bids.nn.backends.memory import trim_memory
 from shd_bids.nn.layers.pool import Pooling, Unpooled
 from shd_bids.nn.unet import ConvNormReLU
 
@@ -26,7 +27,7 @@ class Slab:
     values: Tensor
 
 
-Make = Callable[[Box, Tensor | None], Slab]
+MakeSlab = Callable[[Box, Tensor | None], Slab]  # of a box, in the memory of an earlier slab where that fits
 
 
 class Feature:
@@ -38,17 +39,17 @@ class Feature:
         Voxels whose values matter; elsewhere they are whatever is at hand.
     thickness : int
         Planes of a slab.
-    make : callable
-        Makes the slab of a box, which may be larger in y and z; is given the values of one that was forgotten, to reuse.
+    make : MakeSlab
+        The slab may be larger than its box in y and z. It is given the values of one that was forgotten, to reuse.
     unit : int, optional
         Make all slabs in one rectangle whose ends are multiples of it. Without it, each as small as what is needed.
     """
 
-    def __init__(self, needed: np.ndarray, thickness: int, make: Make, *, unit: int | None):
+    def __init__(self, needed: np.ndarray, thickness: int, make: MakeSlab, *, unit: int | None):
         self.needed, self.thickness, self._make = needed, thickness, make
         self._sides = rectangle(needed, unit) if unit and needed.any() else None
         self._slabs: list[Slab] = []
-        self._spare: Tensor | None = None
+        self._reusable: Tensor | None = None
         self._end = int(needed.any(axis=(1, 2)).argmax()) // 2 * 2  # so that a slab of cells needs one of voxels
 
     def prepare(self, last: int) -> None:
@@ -57,11 +58,11 @@ class Feature:
             first, self._end = self._end, min(self._end + self.thickness, last)
             part = self.needed[first : self._end]
             if part.any():
-                spare, self._spare = self._spare, None
-                self._slabs.append(self._make((slice(first, self._end), *(self._sides or box_of(part)[1:])), spare))
+                reuse, self._reusable = self._reusable, None
+                self._slabs.append(self._make((slice(first, self._end), *(self._sides or box_of(part)[1:])), reuse))
 
     def read(self, box: Box) -> Tensor:
-        """Give the values in a box, none of whose planes was forgotten; zero where nothing was needed."""
+        """Return the values in a box, none of whose planes was forgotten; zero where nothing was needed."""
         self.prepare(box[0].stop)
         parts = [(slab, common) for slab in self._slabs if (common := overlap(slab.box, box))]
         if len(parts) == 1 and parts[0][1] == box:
@@ -85,7 +86,7 @@ class Feature:
                 self.forget(box[0].stop)
 
     def planes(self, begin: int, end: int) -> tuple[int, int]:
-        """Say which of its planes are needed of those from ``begin`` to ``end`` of its reader."""
+        """Return which of its planes are needed of those from ``begin`` to ``end`` of its reader."""
         return begin, end
 
     def between(self, begin: int, end: int) -> Iterator[tuple[Slab, slice]]:
@@ -98,7 +99,7 @@ class Feature:
     def forget(self, before: int) -> None:
         """Let go of the slabs that end before ``before``."""
         while self._slabs and self._slabs[0].box[0].stop <= before:
-            self._spare = self._slabs.pop(0).values
+            self._reusable = self._slabs.pop(0).values
 
 
 class UnpooledFeature:
@@ -118,11 +119,11 @@ class UnpooledFeature:
         self._coarse.prepare(-(-last // 2))
 
     def read(self, box: Box) -> Unpooled:
-        """Give the map in a box of whole cells."""
+        """Return the map in a box of whole cells."""
         return Unpooled(self.pool, self._coarse.read(halved(box)))
 
     def planes(self, begin: int, end: int) -> tuple[int, int]:
-        """Say which planes of cells are needed for those from ``begin`` to ``end`` of its reader."""
+        """Return which planes of cells are needed for those from ``begin`` to ``end`` of its reader."""
         return begin // 2, -(-end // 2)
 
     def between(self, begin: int, end: int) -> Iterator[tuple[Slab, slice]]:
@@ -143,7 +144,7 @@ class Convolution:
     inputs : sequence of Feature or UnpooledFeature
     reach : int
         Planes on each side that a result depends on.
-    course : native.Course
+    plan : SlabPlan
     most : int
         Bytes of the process beyond which it hands back freed memory.
     """
@@ -154,19 +155,19 @@ class Convolution:
         inputs: Sequence[Feature | UnpooledFeature],
         *,
         reach: int,
-        course: cpu.Course,
+        plan: SlabPlan,
         most: int,
     ):
         self._unit, self._inputs, self._reach, self._most = unit, inputs, reach, most
-        self._planes, self._done = len(course.wanted), [0] * len(inputs)
+        self._planes, self._done = len(plan.wanted), [0] * len(inputs)
         pool = inputs[-1].pool if isinstance(inputs[-1], UnpooledFeature) else None
-        self._start = partial(unit.slabwise, course, pool=pool)
+        self._start = partial(unit.slabwise, plan, pool=pool)
 
     @cached_property
-    def _layer(self) -> cpu.Slabwise:
+    def _layer(self) -> SlabwiseConv:
         return self._start()
 
-    def __call__(self, box: Box, spare: Tensor | None) -> Slab:
+    def __call__(self, box: Box, reuse: Tensor | None) -> Slab:
         """Make a slab, at the wanted voxels of its planes."""
         begin, end = max(box[0].start - self._reach, 0), min(box[0].stop + self._reach, self._planes)
         for feature in self._inputs:
@@ -174,9 +175,9 @@ class Convolution:
         for index, feature in enumerate(self._inputs):
             self._analyse(index, feature, begin, end)
             feature.forget(end)
-        memory.hand_back_freed_memory(self._most)
-        y = self._layer.combine(box[0], spare)
-        return Slab((box[0], *self._layer.sides), self._unit.normalise(y))
+        trim_memory(self._most)
+        y = self._layer.combine(box[0], reuse)
+        return Slab((box[0], *self._layer.sides), self._unit.normalise(y).values)
 
     def _analyse(self, index: int, feature: Feature | UnpooledFeature, begin: int, end: int) -> None:
         begin, end = feature.planes(begin, end)
@@ -207,6 +208,6 @@ class Store:
         self._values[:, rows[there]] = values[:, 0, there]
 
     def read(self, box: Box) -> Tensor:
-        """Give the values in a box, zero off the mask."""
+        """Return the values in a box, zero off the mask."""
         assert self._values is not None
         return self._values[:, None, torch.from_numpy(self._row[box]).to(self._values.device)]

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from shd_bids.boxes import Box, box_of, cells_of, dilated, doubled, grown, halved, index_in, overlap, padded, twice
-from shd_bids.nn.backends import cpu, memory
+from shd_bids.nn.backends import backend_for, memory
+from shd_bids.nn.backends.cpu import SlabPlan
+from shd_bids.nn.layers.checkpoint import Activation
 from shd_bids.nn.layers.pool import Unpooled
 from shd_bids.nn.streaming.plan import plan
-from shd_bids.nn.streaming.slabs import Convolution, Feature, Make, Slab, Store, UnpooledFeature
+from shd_bids.nn.streaming.slabs import Convolution, Feature, MakeSlab, Slab, Store, UnpooledFeature
 from shd_bids.nn.unet import ConvNormReLU, UNet
 
 _VERTICES_AT_ONCE = 48  # that the last step takes
@@ -100,7 +102,7 @@ class _Stream:
     def __init__(self, net: UNet, source: Callable[[Box], Tensor], mask: np.ndarray, thickness: int, most: int):
         self._net, self._source, self._thickness, self._most = net, source, thickness, most
         # The kernel computes what is marked, and slabs of one size fit where others were. PyTorch computes all.
-        self._tight = not cpu.suits(net.head.bias)
+        self._tight = not backend_for(net.head.bias).in_slabs
         self._masks = [mask]  # of each level
         for stride in net.config.pool_strides:
             self._masks.append(cells_of(self._masks[-1]) if stride else self._masks[-1])
@@ -136,7 +138,7 @@ class _Stream:
 
     def _finish(self, box: Box, values: Tensor, write: Callable[[Box, Tensor], None]) -> None:
         parts = values.split(_VERTICES_AT_ONCE)  # else copies of all that is in the box come and go in ever other sizes
-        write(box, torch.cat([self._net.classify(part) for part in parts]).permute(1, 5, 2, 3, 4, 0))
+        write(box, torch.cat([self._net.head(part) for part in parts]).permute(1, 5, 2, 3, 4, 0))
 
     def _level(self, level: int, needed: np.ndarray, source: Callable[[np.ndarray], Feature]) -> Feature:
         """Chain a level and everything coarser; ``source`` gives the level's input at the voxels it is told."""
@@ -200,12 +202,12 @@ class _Stream:
             around = around | self._voxels(level, self._reads(level + 1, self._cells(level, needed)))
         return self._around(level, around)
 
-    def _feature(self, level: int, needed: np.ndarray, make: Make) -> Feature:
+    def _feature(self, level: int, needed: np.ndarray, make: MakeSlab) -> Feature:
         unit = None if self._tight else self._side_unit(level)
         return Feature(needed, max(1, self._thickness >> level), make, unit=unit)
 
     def _side_unit(self, level: int) -> int:
-        """Give what the ends of the rectangles of a level are multiples of: whole cells where it is pooled."""
+        """Return what the ends of the rectangles of a level are multiples of: whole cells where it is pooled."""
         return 2 if self._net.config.pool_strides[level : level + 1] == (2,) else 1
 
     def _block(
@@ -226,11 +228,11 @@ class _Stream:
         inputs: Sequence[Feature | UnpooledFeature],
         reach: int,
         wanted: np.ndarray,
-    ) -> Make:
+    ) -> MakeSlab:
         if self._tight:
             return partial(self._convolved, level, unit, inputs, reach)
-        course = cpu.Course(wanted, self._masks[level], max(1, self._thickness >> level), self._side_unit(level))
-        return Convolution(unit, inputs, reach=reach, course=course, most=self._most)
+        plan = SlabPlan(wanted, self._masks[level], max(1, self._thickness >> level), self._side_unit(level))
+        return Convolution(unit, inputs, reach=reach, plan=plan, most=self._most)
 
     def _convolved(
         self,
@@ -278,13 +280,14 @@ class _Stream:
     def _below(self, level: int, skip: Feature, box: Box, _: Tensor | None) -> Slab:
         """Run the levels below, which treat each voxel alone."""
         pool = self._net.pools[level]
-        return Slab(box, pool.unpool(self._net.descend(level + 1, [pool(skip.read(box))])))
+        pooled = Activation(pool(skip.read(box)))
+        return Slab(box, pool.unpool(self._net.descend(level + 1, [pooled]).values))
 
 
 def _turned(
     read: Callable[[Box], Tensor], write: Callable[[Box, Tensor], None], axes: np.ndarray
 ) -> tuple[Callable[[Box], Tensor], Callable[[Box, Tensor], None]]:
-    """Give ``read`` and ``write`` for the volume with its axes in another order."""
+    """Return ``read`` and ``write`` for the volume with its axes in another order."""
     back = np.argsort(axes)
 
     def original(box: Box) -> Box:
@@ -301,7 +304,7 @@ def _turned(
 
 
 def _source(net: UNet, read: Callable[[Box], Tensor], size: tuple[int, ...]) -> Callable[[Box], Tensor]:
-    """Give the input with vertices first, and zeros beyond the volume's end."""
+    """Return the input with vertices first, and zeros beyond the volume's end."""
 
     def source(box: Box) -> Tensor:
         there = overlap(box, (slice(0, size[0]), slice(0, size[1]), slice(0, size[2])))

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from shd_bids.nn.backends import cpu, cuda
+from shd_bids.nn.backends import cpu, cuda, eager
+from shd_bids.nn.backends.arguments import Filters
 from shd_bids.nn.layers.cheb import SphereBasis
-from shd_bids.nn.layers.conv import SpatioSphericalConv, mode_weights
+from shd_bids.nn.layers.conv import SpatioSphericalConv
 from shd_bids.nn.streaming.tiles import apply_in_tiles
 from shd_bids.nn.unet import UNet, UNetConfig
 from tests.nn.oracle import layer
@@ -44,7 +45,7 @@ def with_gradients(evaluate, inputs, parameters, target):
 def exact(conv, inputs, target, *, relu=False):
     """The same in float64 on the CPU, where everything runs in plain PyTorch."""
     double = SpatioSphericalConv(
-        SphereBasis(conv.basis.nside, hemisphere=conv.basis.hemisphere, order=5),
+        SphereBasis(conv.basis.grid.nside, hemisphere=conv.basis.grid.hemisphere, order=5),
         conv.in_channels,
         out_channels=len(conv.bias),
         spatial=conv.weightSpa is not None,
@@ -74,7 +75,7 @@ def interpreter():
 def chosen(interpreter, monkeypatch):
     """Let every layer take the kernels, as on a CUDA device, but for the expected values in float64."""
     monkeypatch.setattr(cpu, "suits", lambda *tensors: False)
-    monkeypatch.setattr(cuda, "suits", lambda inputs: inputs[0].dtype != torch.float64 and cuda._runs_on(0))
+    monkeypatch.setattr(cuda, "suits", lambda *tensors: tensors[0].dtype != torch.float64 and cuda._runs_on(0))
     monkeypatch.setattr(cuda, "_tried", lambda device: True)
 
 
@@ -84,6 +85,7 @@ def chosen(interpreter, monkeypatch):
         ((3, 2), 4, (1, 3, 2, 2), True),  # two inputs, all borders
         ((5,), 20, (5, 1, 4, 4), True),  # more columns than a tile has; more outputs than a block
         ((20,), 3, (2, 2, 1, 2), True),  # more inputs than a block; a flat volume
+        ((2, 1, 3), 2, (1, 2, 2, 1), True),  # more inputs than a kernel takes
         ((3, 2), 4, (2, 1, 1, 3), False),
         ((1,), 1, (1, 1, 1, 1), True),
     ],
@@ -126,7 +128,8 @@ def test_operator_keeps_the_rules_of_torch(generator, interpreter, spatial):
     conv = make((2, 1), 2, spatial=spatial)
     inputs = draw(generator, conv, (1, 1, 1, 1))
     inputs[1].requires_grad_(False)
-    weight = mode_weights(conv.weightSph, conv.weightSpa, conv.basis.terms).detach().requires_grad_()
+    (weight,) = eager.mode_weights(Filters(conv.weightSph, conv.weightSpa, conv.basis.grid), conv.basis)
+    weight = weight.detach().requires_grad_()
     torch.library.opcheck(cuda.mode_conv, (inputs, weight, conv.bias, 1, True, True))
 
 
@@ -181,11 +184,10 @@ def test_only_what_the_kernels_can_do_is_given_to_them(monkeypatch):
     def tensor(device="cuda:1", dtype=torch.bfloat16):
         return SimpleNamespace(device=torch.device(device), dtype=dtype)
 
-    assert cuda.suits([tensor(), tensor()])
-    assert not cuda.suits([tensor()] * 3)
-    assert not cuda.suits([tensor(dtype=torch.float64)])
-    assert not cuda.suits([tensor("cuda:0")])
-    assert not cuda.suits([tensor("cpu")])
+    assert cuda.suits(tensor(), tensor(dtype=torch.float32))
+    assert not cuda.suits(tensor(), tensor(dtype=torch.float64))
+    assert not cuda.suits(tensor("cuda:0"))
+    assert not cuda.suits(tensor("cpu"))
 
 
 def test_without_triton_or_a_device_that_runs_it_there_is_plain_pytorch(monkeypatch, caplog):
@@ -196,7 +198,7 @@ def test_without_triton_or_a_device_that_runs_it_there_is_plain_pytorch(monkeypa
     assert "no Triton" in caplog.text
     monkeypatch.setattr(cuda, "find_spec", lambda name: name)
     monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(size))
-    monkeypatch.setattr(cuda, "forward", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(cuda, "_forward", lambda *args: 1 / 0)
     assert not cuda._tried.__wrapped__(0)
     assert "division by zero" in caplog.text
 
@@ -216,7 +218,7 @@ def test_device_equals_the_spectral_form(generator, ins, out, shape, dtype, tole
     target = torch.randn(96, *shape, out, generator=generator).to(dtype)
     expected = exact(conv, inputs, target)
     conv.cuda()
-    assert cuda.suits(inputs)
+    assert cuda.suits(*inputs)
     found = with_gradients(conv, inputs, conv.parameters(), target)
     again = with_gradients(conv, inputs, conv.parameters(), target)
     assert_all_near(found, expected, tolerance)

@@ -17,22 +17,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shd_bids.nn.backends import eager
+from shd_bids.nn.backends.arguments import Filters
+from shd_bids.nn.layers.cheb import Grid, SphereBasis
 from shd_bids.sphere import symmetry
 
 _log = logging.getLogger(__name__)
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_N_SHELLS = 4
 _BLOCK = 64  # most output channels of a program
 # Bytes of an input's channels (in the weight gradient: of columns) that a program takes at a time: registers hold no more.
 _BLOCK_BYTES = 64
 _PROGRAMS = 2048  # enough for every multiprocessor of a large GPU to hold several
 
 
-def suits(inputs: Sequence[Tensor]) -> bool:
-    """Say whether the kernels can take these inputs: one or two on a CUDA device where Triton runs, in at most 32 bits."""
-    x = inputs[0]
-    return x.device.type == "cuda" and len(inputs) <= 2 and x.dtype in _TYPES and _runs_on(x.device.index or 0)
+def suits(*tensors: Tensor) -> bool:
+    """Whether the kernels can take these tensors: on a CUDA device where Triton runs, in at most 32 bits."""
+    there = all(t.device.type == "cuda" and t.dtype in _TYPES for t in tensors)
+    return there and _runs_on(tensors[0].device.index or 0)
 
 
 @torch.compiler.assume_constant_result
@@ -42,13 +44,13 @@ def _runs_on(device: int) -> bool:
 
 @lru_cache
 def _tried(device: int) -> bool:
-    """Run a small layer once and say whether that went well: a compiler or the driver may be missing."""
+    """Whether a small layer runs: a compiler or the driver may be missing."""
     if find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
         _log.info("no Triton or a device too old for it: convolutions run in plain PyTorch")
         return False
     x = torch.ones(6, 1, 2, 2, 2, 16, device=torch.device("cuda", device))
     try:
-        forward([x], x.new_ones(6, _N_SHELLS, 16, 16), x.new_ones(16), nside=1, hemisphere=True, relu=False)
+        _forward([x], x.new_ones(6, eager.N_SHELLS, 16, 16), x.new_ones(16), Grid(1, True))
         torch.cuda.synchronize(device)
     except Exception as error:  # whatever it is, there is another way
         _log.warning("Triton does not run here (%s): convolutions run in plain PyTorch, several times slower", error)
@@ -64,8 +66,8 @@ class _Tables(NamedTuple):
 
 
 @lru_cache
-def _tables(nside: int, hemisphere: bool, dtype: torch.dtype, device: torch.device) -> _Tables:
-    exact = symmetry.eigenbasis(nside, hemisphere_only=hemisphere)
+def _tables(grid: Grid, dtype: torch.dtype, device: torch.device) -> _Tables:
+    exact = symmetry.eigenbasis(grid.nside, hemisphere_only=grid.hemisphere)
     vectors, mode = torch.tensor(exact.vectors.T), torch.tensor(exact.mode, dtype=torch.int32)
     rows = torch.searchsorted(mode, torch.arange(len(exact.eigenvalues) + 1, dtype=torch.int32)).int()
     return _Tables(
@@ -76,38 +78,44 @@ def _tables(nside: int, hemisphere: bool, dtype: torch.dtype, device: torch.devi
     )
 
 
-def forward(
-    inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, nside: int, hemisphere: bool, relu: bool
-) -> Tensor:
-    """Evaluate one layer.
-
-    Parameters
-    ----------
-    inputs : sequence of tensor, shape (V, B, X, Y, Z, I_j)
-        One or two, contiguous.
-    weight : tensor, shape (U, D, sum of I_j, O)
-        Weights of each distinct mode and shell; D is 4, or 1 for a layer without neighbours.
-    bias : tensor, shape (O,)
-    nside, hemisphere : int, bool
-        The grid.
-    relu : bool
-        Rectify the result.
-
-    Returns
-    -------
-    tensor, shape (V, B, X, Y, Z, O)
-    """
-    tables = _tables(nside, hemisphere, inputs[0].dtype, inputs[0].device)
-    spectrum = _product([_changed(tables.vectors, x) for x in inputs], _packed(weight, inputs[0]), tables, bias)
-    y = _changed(tables.vectors.T, spectrum)
-    return y.relu_() if relu else y
+def forward(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor, basis: SphereBasis) -> Tensor:
+    """Evaluate one layer, as :func:`shd_bids.nn.backends.eager.forward` does."""
+    return _forward([x.contiguous() for x in inputs], weights[0], bias, basis.grid)
 
 
 def backward(
-    gradient: Tensor, inputs: Sequence[Tensor], weight: Tensor, *, nside: int, hemisphere: bool, needed: Sequence[bool]
+    gradient: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    basis: SphereBasis,
+    *,
+    needed: Sequence[bool],
+    reuse: Sequence[bool],
+) -> tuple[list[Tensor | None], list[Tensor], Tensor]:
+    """Return all gradients, as :func:`shd_bids.nn.backends.eager.backward` does; those of weights and bias in float32."""
+    contiguous = [x.contiguous() for x in inputs]
+    found, of_weight = _backward(gradient.contiguous(), contiguous, weights[0], basis.grid, needed=needed)
+    results = iter(found)
+    return [next(results) if need else None for need in needed], [of_weight], _bias_gradient(gradient)
+
+
+def operator(inputs: Sequence[Tensor], filters: Filters, bias: Tensor, basis: SphereBasis, relu: bool) -> Tensor:
+    """Evaluate one layer as an operator of torch."""
+    return mode_conv(inputs, *eager.mode_weights(filters, basis), bias, *basis.grid, relu)
+
+
+def _forward(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
+    """Map contiguous inputs (V, B, X, Y, Z, I_j), by mode weights (U, D, sum of I_j, O), to (V, B, X, Y, Z, O)."""
+    tables = _tables(grid, inputs[0].dtype, inputs[0].device)
+    spectra = [_changed(tables.vectors, x) for x in (inputs if len(inputs) <= 2 else [torch.cat(inputs, dim=-1)])]
+    return _changed(tables.vectors.T, _product(spectra, _packed(weight, inputs[0]), tables, bias))
+
+
+def _backward(
+    gradient: Tensor, inputs: Sequence[Tensor], weight: Tensor, grid: Grid, *, needed: Sequence[bool]
 ) -> tuple[list[Tensor], Tensor]:
-    """Give the gradients of the needed inputs and that of the weights, (U, D, I, O) float32, from that of the output."""
-    tables = _tables(nside, hemisphere, gradient.dtype, gradient.device)
+    """Return the gradients of the needed inputs and that of the weights, (U, D, I, O) float32, from that of the output."""
+    tables = _tables(grid, gradient.dtype, gradient.device)
     spectrum = _changed(tables.vectors, gradient)
     of_inputs, of_weight = [], []
     parts = weight.split([x.shape[-1] for x in inputs], dim=2)
@@ -119,19 +127,23 @@ def backward(
     return of_inputs, torch.cat(of_weight, dim=2)
 
 
+def _bias_gradient(gradient: Tensor) -> Tensor:
+    return gradient.flatten(0, -2).sum(0, dtype=torch.float32)
+
+
 def _changed(basis: Tensor, x: Tensor) -> Tensor:
     """Change the basis of the first axis."""
     return (basis @ x.view(len(basis), -1)).view(x.shape)
 
 
 def _packed(weight: Tensor, like: Tensor) -> Tensor:
-    """Give the weights in another precision and with output channels next to each other, as programs read them."""
+    """Return the weights in another precision and with output channels next to each other, as programs read them."""
     return like.new_empty(weight.shape).copy_(weight)
 
 
 def _product(spectra: Sequence[Tensor], weight: Tensor, tables: _Tables, bias: Tensor | None) -> Tensor:
     """Multiply shell sums by the weights of each mode: spectra (V, B, X, Y, Z, I_j) to (V, B, X, Y, Z, O)."""
-    if weight.shape[1] != _N_SHELLS:
+    if weight.shape[1] != eager.N_SHELLS:
         return _pointwise_product(spectra, weight[:, 0], tables, bias)
     from shd_bids.nn.backends.cuda import kernels
 
@@ -162,7 +174,7 @@ def _pointwise_product(spectra: Sequence[Tensor], weight: Tensor, tables: _Table
 def _correlation(x: Tensor, gradient: Tensor, shape: Sequence[int], tables: _Tables) -> Tensor:
     """Correlate shell sums of an input's spectrum with the output's gradient: (U, D, I, O) float32; ``shape`` is U, D."""
     in_channels, out_channels = x.shape[-1], gradient.shape[-1]
-    if shape[1] != _N_SHELLS:
+    if shape[1] != eager.N_SHELLS:
         by_mode = torch.bmm(x.flatten(1, 4).transpose(1, 2), gradient.flatten(1, 4)).float()
         total = by_mode.new_zeros(shape[0], in_channels, out_channels)
         return total.index_add_(0, tables.distinct, by_mode)[:, None]
@@ -186,7 +198,7 @@ def _correlation(x: Tensor, gradient: Tensor, shape: Sequence[int], tables: _Tab
 
 
 def _block(channels: int, largest: int) -> int:
-    """Give the power of two, at least the 16 that a matrix unit takes, that holds the channels or a good part of them."""
+    """Return the power of two, at least the 16 that a matrix unit takes, that holds the channels or a good part of them."""
     return min(largest, max(16, 1 << (channels - 1).bit_length()))
 
 
@@ -195,7 +207,7 @@ def _up(n: int, unit: int) -> int:
 
 
 def _precision() -> str:
-    """Say how to multiply float32: as torch's own matrix products do."""
+    """Return how to multiply float32: as torch's own matrix products do."""
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
@@ -203,17 +215,18 @@ def _precision() -> str:
 def mode_conv(
     inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, nside: int, hemisphere: bool, relu: bool
 ) -> Tensor:
-    """Evaluate one layer; see :func:`forward`."""
-    return forward([x.contiguous() for x in inputs], weight, bias, nside=nside, hemisphere=hemisphere, relu=relu)
+    """Evaluate one layer from its mode weights; see :func:`shd_bids.nn.backends.eager.forward`."""
+    y = _forward([x.contiguous() for x in inputs], weight, bias, Grid(nside, hemisphere))
+    return y.relu_() if relu else y
 
 
 @torch.library.custom_op("shd_bids::mode_conv_backward", mutates_args=())
 def mode_conv_backward(
     gradient: Tensor, inputs: Sequence[Tensor], weight: Tensor, nside: int, hemisphere: bool, needed: Sequence[bool]
 ) -> list[Tensor]:
-    """Give the gradients of the needed inputs, then that of the weights."""
+    """Return the gradients of the needed inputs, then that of the weights."""
     x = [x.contiguous() for x in inputs]
-    of_inputs, of_weight = backward(gradient.contiguous(), x, weight, nside=nside, hemisphere=hemisphere, needed=needed)
+    of_inputs, of_weight = _backward(gradient.contiguous(), x, weight, Grid(nside, hemisphere), needed=needed)
     return [*of_inputs, of_weight]
 
 
@@ -237,16 +250,14 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, gradient: Tensor):
-    saved = ctx.saved_tensors  # asked for once: each time makes again what was not kept
-    inputs, (weight, *output) = saved[: ctx.n_inputs], saved[ctx.n_inputs :]
+    inputs, (weight, *output) = ctx.saved_tensors[: ctx.n_inputs], ctx.saved_tensors[ctx.n_inputs :]
     if ctx.relu:
         gradient = gradient * (output[0] > 0)
     needed = ctx.needs_input_grad[0]
     results = mode_conv_backward(gradient, inputs, weight, ctx.nside, ctx.hemisphere, needed)
     found = iter(results)
     of_inputs = [next(found) if need else None for need in needed]
-    of_bias = gradient.flatten(0, -2).sum(0, dtype=torch.float32)
-    return of_inputs, next(found), of_bias, None, None, None
+    return of_inputs, next(found), _bias_gradient(gradient), None, None, None
 
 
 mode_conv.register_autograd(_differentiate, setup_context=_save)

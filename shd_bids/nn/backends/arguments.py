@@ -1,0 +1,46 @@
+"""What the layers hand to a backend."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shd_bids.nn.layers.cheb import Grid
+
+
+class Filters(NamedTuple):
+    """The filters of one convolution, as published, and the grid that they are for.
+
+    Attributes
+    ----------
+    sph : Tensor, shape (O, I, K)
+        Weights of the Chebyshev terms.
+    spa : Tensor, shape (O, I, 4), or None
+        Weights of the distances within the 3 x 3 x 3 kernel; None filters each voxel alone.
+    grid : Grid
+    """
+
+    sph: Tensor
+    spa: Tensor | None
+    grid: Grid
+
+
+class Ranges:
+    """Source voxels of each result along one axis, one or two of them.
+
+    Parameters
+    ----------
+    table : Tensor, shape (2, X')
+        The first, and one past the last.
+    """
+
+    def __init__(self, table: Tensor):
+        self.table = table
+        self.longest = int((table[1] - table[0]).max())
+        self._copies = {table.device: table}
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the table on a device; it is sent there once, as each sending would wait for all work queued before."""
+        if device not in self._copies:
+            self._copies[device] = self.table.to(device)
+        return self._copies[device]
