@@ -82,7 +82,7 @@ def methods(
 
 
 def uses_weights(name: str) -> bool:
-    """Say whether the result of a method changes with the network's weights."""
+    """Whether the result of a method changes with the network's weights."""
     return name in ("amortised", "network", "subject")
 
 
