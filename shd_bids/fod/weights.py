@@ -61,8 +61,8 @@ class Weights:
 
     @property
     def trained_kappa(self) -> float:
-        """Concentration of the lobe that stands for a fibre in the truth of the training."""
-        return float(self.training.get("sharpness", OUTPUT_KAPPA))
+        """Concentration of the narrowest lobe in the truth of the training."""
+        return float(self.training.get("kappa", self.training.get("sharpness", OUTPUT_KAPPA)))
 
     @property
     def method(self) -> str:

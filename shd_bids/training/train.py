@@ -25,6 +25,7 @@ from shd_bids.fod.weights import Weights, load_weights, save_weights
 from shd_bids.nn import distributed
 from shd_bids.nn.backends.memory import keep_freed_memory
 from shd_bids.nn.unet import UNet
+from shd_bids.simulation.dispersion import least_spread
 from shd_bids.training.config import TrainingConfig, learning_rate
 from shd_bids.training.loop import Schedule, run
 from shd_bids.training.objective import Objective
@@ -101,7 +102,8 @@ def train(
         _blend(net, start.network(), config.start_share)
     target = output_dir / "weights.safetensors"
     if writes:
-        save_weights(target, net, l_max=config.l_max, training=asdict(config), channels=config.input_channels)
+        record = asdict(config) | {"kappa": 0.5 / least_spread(config.l_max) ** 2}  # of the narrowest lobe of the truth
+        save_weights(target, net, l_max=config.l_max, training=record, channels=config.input_channels)
     return target
 
 
