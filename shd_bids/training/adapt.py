@@ -70,11 +70,10 @@ def adapt(
     progress: Callable[[str, float], None],
     recipe: NetworkRecipe | None = None,
 ) -> Adapted:
-    """Minimise the loss of the paper on crops of one scan, or of several in turn.
+    """Minimise the loss of the paper on crops of one scan, or of several in turn; processes can share those of a step.
 
-    Unless a recipe says otherwise, some directions of each shell are never shown and never asked for: their prediction error,
-    before, during and after, decides when to stop and whether to keep the result. Several processes that :mod:`torch.distributed`
-    joins share the crops of each step.
+    Unless a recipe says otherwise, some directions of each shell are never shown and never asked for: their prediction error
+    decides when to stop and whether to keep the result.
 
     Parameters
     ----------
@@ -87,7 +86,6 @@ def adapt(
     checkpoint : Path or None
         Where the state is kept; an interrupted training goes on from there.
     progress : callable
-        Called with ``"fit"`` and the share done.
     recipe : NetworkRecipe, optional
         Of the network without given weights; None takes the one of any protocol.
 
@@ -95,24 +93,20 @@ def adapt(
     ------
     TrainingError
         When training from nothing does not stay finite, or processes cannot share the crops of a step.
-    WeightsError
-        When the scans do not have the shells of the network.
     """
     torch.manual_seed(options.seed)
     if weights is None:
         recipe = recipe or load_network_recipe("conditioned")
         start, training, loss = untrained(recipe, scans[0]), recipe.training, recipe.loss
     else:
-        batch = _PATCHES if weights.config.form == "patch" else 1
-        start, training, loss = weights, replace(_FROM_WEIGHTS, batch=batch), _LOSS
-    if training.batch % distributed.n_processes():
-        raise TrainingError(f"{distributed.n_processes()} processes cannot share batches of {training.batch} evenly")
+        start, training, loss = weights, _training_from(weights), _LOSS
+    _check_shares(training)
     if options.lambda_tv is not None:
         loss = replace(loss, smoothness=options.lambda_tv)
     net = start.network().to(device)
+    seeds = [(options.seed, number) for number in range(len(scans))]
     crops = [
-        ScanCrops(scan, start, training, seed=(options.seed, number), device=device)
-        for number, scan in enumerate(scans)
+        ScanCrops(scan, start, training, seed=seed, device=device) for scan, seed in zip(scans, seeds, strict=True)
     ]
     schedule = _schedule(training, scans, options.max_steps, frozen=weights is not None)
     state = run(
@@ -131,6 +125,17 @@ def adapt(
     facts = _facts(state, start, loss, options.tv_penalty, is_new=weights is None)
     found = {name: value.cpu() for name, value in state.best_net.items()}
     return Adapted(replace(start, state=found), facts["kept"], facts)
+
+
+def _training_from(weights: Weights) -> ScanTraining:
+    """Return how given weights are adapted: in fewer and smaller steps than from nothing."""
+    return replace(_FROM_WEIGHTS, batch=_PATCHES if weights.config.form == "patch" else 1)
+
+
+def _check_shares(training: ScanTraining) -> None:
+    n = distributed.n_processes()
+    if training.batch % n:
+        raise TrainingError(f"{n} processes cannot share batches of {training.batch} evenly; change either")
 
 
 def untrained(recipe: NetworkRecipe, scan: Scan) -> Weights:

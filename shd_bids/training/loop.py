@@ -121,7 +121,6 @@ def run(
     Returns
     -------
     State
-        At the last step, after patience or time have ended, or :attr:`State.diverged`.
     """
     optimiser = torch.optim.Adam(net.parameters(), lr=schedule.rate(0))
     state = _restore(checkpoint, net, optimiser)

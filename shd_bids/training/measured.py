@@ -64,7 +64,7 @@ class ScanCrops:
         rng = np.random.default_rng(seed)
         gradients = scan.gradients
         self._row = row_numbers(scan.mask, margin=self._patch // 2)
-        self._places = np.argwhere(scan.mask) if scan.places is None else scan.places
+        self._places = _places_in(scan, self._patch)
         held = _draw(rng, gradients, np.arange(gradients.n_volumes), training.held_out)
         seen = np.setdiff1d(np.arange(gradients.n_volumes), held)
         self._watch = self._view(seen, held if len(held) else seen)
@@ -141,6 +141,16 @@ def cases_of(scans: Sequence[ScanCrops], start: int) -> Iterator[list[Case]]:
     for step in count(start):
         turn, number = divmod(step, len(scans))
         yield scans[number].cases(turn)
+
+
+def _places_in(scan: Scan, patch: int) -> np.ndarray:
+    """Return the voxels of a scan around which crops, or patches of so many voxels, are whole, (k, 3)."""
+    if scan.places is None or not patch:
+        return np.argwhere(scan.mask) if scan.places is None else scan.places
+    whole = np.zeros_like(scan.mask)
+    for place in scan.places:
+        whole[box_around(place, CROP - 2 * (patch // 2), scan.mask.shape)] = True
+    return np.argwhere(scan.mask & whole)
 
 
 def _draw(rng: np.random.Generator, gradients: GradientTable, volumes: np.ndarray, share: float) -> np.ndarray:

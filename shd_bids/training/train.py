@@ -50,8 +50,7 @@ def train(
 ) -> Path | None:
     """Train, writing ``checkpoint.pt``, ``log.jsonl`` and at the end ``weights.safetensors`` to ``output_dir``.
 
-    Within a process group of :mod:`torch.distributed` the processes share the crops of each step; the first one writes, into a
-    folder that all can read.
+    Processes of a group of :mod:`torch.distributed` share the crops of each step; the first writes, where all can read.
 
     Parameters
     ----------
@@ -69,7 +68,7 @@ def train(
     Returns
     -------
     Path or None
-        The weights, or None when the time ended first.
+        None when the time ended first.
 
     Raises
     ------
@@ -86,14 +85,8 @@ def train(
     schedule = schedule_of(config, minutes=minutes)
     cases = partial(batches, config, n_workers=n_workers, rank=distributed.rank(), n_processes=n_processes)
     with (output_dir / "log.jsonl" if writes else Path(os.devnull)).open("a") as log:
-        state = run(
-            net,
-            cases,
-            Objective(config.loss),
-            schedule,
-            checkpoint=output_dir / "checkpoint.pt",
-            report=_logger(log, schedule),
-        )
+        report, checkpoint = _logger(log, schedule), output_dir / "checkpoint.pt"
+        state = run(net, cases, Objective(config.loss), schedule, checkpoint=checkpoint, report=report)
     if state.diverged:
         raise TrainingError(f"the loss was not finite in three steps up to {state.step}; lower learning_rate")
     if state.step < config.steps:

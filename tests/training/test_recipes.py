@@ -16,6 +16,7 @@ from shd_bids.response.response import Responses
 from shd_bids.scan import Scan
 from shd_bids.training.adapt import AdaptationOptions, adapt
 from shd_bids.training.config import NetworkRecipe, load_network_recipe
+from shd_bids.training.measured import CROP, _places_in
 from tests.nn.oracle import unet
 
 CPU = Runtime(device="cpu")
@@ -125,6 +126,18 @@ def test_a_cohort_trains_one_published_network(scan):
     first, second = (after for _, after in adapted.facts["held_out_by_scan"])
     assert first == pytest.approx(second, rel=0.3), "errors are relative to the signal of each scan"
     assert adapted.facts["method"] == "SHD-TV"
+
+
+def test_patches_of_a_thinned_scan_have_all_their_neighbours():
+    rng = np.random.default_rng(0)
+    gradients = simulation.make_gradients(rng, {1000.0: 12}, n_b0=1)
+    responses = simulation.true_responses(simulation.draw_microstructure(rng, 1), gradients)
+    scan = Scan.of_volume(np.ones((30, 14, 14, 13)), np.ones((30, 14, 14), bool), gradients, responses, np.eye(4))
+    thin = scan.thinned(2, side=CROP, seed=1)
+    places = _places_in(thin, 3)
+    near = np.pad(thin.mask, 1, constant_values=True)  # beyond the volume is zero in any scan
+    assert len(places) > 500 and all(near[x : x + 3, y : y + 3, z : z + 3].all() for x, y, z in places)
+    assert len(_places_in(thin, 0)) == 2 and len(_places_in(scan, 3)) == scan.mask.sum()
 
 
 def test_a_file_is_a_recipe_too(tmp_path):
