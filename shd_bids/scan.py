@@ -106,7 +106,7 @@ class Scan:
             self,
             voxels=np.ascontiguousarray(self.voxels[:, rows]),
             gradients=self.gradients.select(rows),
-            responses=self.responses.of_shells(np.flatnonzero(shells)),
+            responses=self.responses.of_shells(np.flatnonzero(shells).tolist()),
         )
 
     def within(self, mask: np.ndarray) -> Scan:

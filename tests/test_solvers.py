@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import nnls
 
 from shd_bids import solvers
-from shd_bids.solvers import Sharpener, Updater, factors
+from shd_bids.solvers import ADMM, ISRA, low_rank
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def problem():
 def test_it_is_textbook_alternating_directions(problem):
     kernel, signal = problem
     penalty, relaxation = 0.3, 1.6
-    found = Sharpener.build(factors(kernel), penalty, dtype=torch.float64)(torch.as_tensor(signal))
+    found = ADMM.build(low_rank(kernel), penalty, dtype=torch.float64)(torch.as_tensor(signal))
     inverse = np.linalg.inv(kernel.T @ kernel + penalty * np.eye(30))
     copy = multipliers = np.zeros((7, 30))
     for _ in range(solvers.ROUNDS):
@@ -34,16 +34,16 @@ def test_it_is_textbook_alternating_directions(problem):
 def test_its_limit_is_the_non_negative_least_squares_solution(problem, monkeypatch):
     kernel, signal = problem
     monkeypatch.setattr(solvers, "ROUNDS", 3000)
-    found = Sharpener.build(factors(kernel), 0.3, dtype=torch.float64)(torch.as_tensor(signal)).numpy()
+    found = ADMM.build(low_rank(kernel), 0.3, dtype=torch.float64)(torch.as_tensor(signal)).numpy()
     assert found.min() >= 0
-    for masses, y in zip(found, signal, strict=True):
+    for weights, y in zip(found, signal, strict=True):
         best = nnls(kernel, y)[1]
-        assert np.linalg.norm(kernel @ masses - y) == pytest.approx(best, rel=1e-6, abs=1e-9)
+        assert np.linalg.norm(kernel @ weights - y) == pytest.approx(best, rel=1e-6, abs=1e-9)
 
 
-def test_pieces_do_not_matter(problem, monkeypatch):
+def test_chunks_do_not_matter(problem, monkeypatch):
     kernel, signal = problem
-    sharpen = Sharpener.build(factors(kernel), 0.3, dtype=torch.float64)
+    sharpen = ADMM.build(low_rank(kernel), 0.3, dtype=torch.float64)
     whole = sharpen(torch.as_tensor(signal))
     monkeypatch.setattr(solvers, "VOXELS_IN_CACHE", 3)
     torch.testing.assert_close(sharpen(torch.as_tensor(signal)), whole)
@@ -54,11 +54,11 @@ def test_updates_are_multiplicative_ones_and_never_fit_worse(problem):
     kernel, signal = np.abs(problem[0]), np.abs(problem[1])  # responses and magnitudes are positive
     start = np.random.default_rng(1).uniform(0.1, 1, size=(7, 30))
     start[:, 4] = 0
-    update = Updater.build(factors(kernel), dtype=torch.float64)
+    update = ISRA.build(low_rank(kernel), dtype=torch.float64)
     expected, costs = start.copy(), []
     for times in range(1, 6):
         expected *= (signal @ kernel) / (expected @ kernel.T @ kernel).clip(1e-6)
-        found = update(torch.as_tensor(start.copy()), torch.as_tensor(signal), times=times).numpy()
+        found = update(torch.as_tensor(start.copy()), torch.as_tensor(signal), n_updates=times).numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-12)
         costs.append(((found @ kernel.T - signal) ** 2).sum(axis=1))
     assert np.all(np.diff(costs, axis=0) <= 0) and np.all(found[:, 4] == 0)
@@ -66,12 +66,14 @@ def test_updates_are_multiplicative_ones_and_never_fit_worse(problem):
 
 def test_momentum_reaches_the_same_limit_sooner(problem):
     kernel, signal = np.abs(problem[0]), np.abs(problem[1])
-    update = Updater.build(factors(kernel), dtype=torch.float64)
+    update = ISRA.build(low_rank(kernel), dtype=torch.float64)
     best = np.array([nnls(kernel, y)[1] for y in signal])
 
     def excess(times, **options):
-        masses = update(torch.full((7, 30), 0.1, dtype=torch.float64), torch.as_tensor(signal), times=times, **options)
-        return np.linalg.norm(masses.numpy() @ kernel.T - signal, axis=1) - best
+        weights = update(
+            torch.full((7, 30), 0.1, dtype=torch.float64), torch.as_tensor(signal), n_updates=times, **options
+        )
+        return np.linalg.norm(weights.numpy() @ kernel.T - signal, axis=1) - best
 
     assert np.all(excess(200, momentum=True) < excess(200)) and np.all(excess(200, momentum=True) >= -1e-12)
     assert np.all(excess(5000, momentum=True) < 0.005)

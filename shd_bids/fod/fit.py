@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from shd_bids.fod.fod import FOD, FitFacts
-from shd_bids.fod.inputs.estimates import condition
+from shd_bids.fod.inputs.inputs import make_inputs
 from shd_bids.fod.network import apply_network
 from shd_bids.fod.quality import domain_warnings, fit_warnings, measure_quality
 from shd_bids.fod.refinement.refine import refine_fod
@@ -50,23 +51,17 @@ def fit_fod(
         When the weights are of another protocol.
     """
     shown = scan if weights.input_volumes is None else scan.select(weights.input_volumes.choose(scan.gradients))
-    inputs = condition(
-        shown.gradients,
-        shown.responses,
-        affine=scan.affine,
-        sigma=scan.sigma,
-        nside=weights.config.nside,
-        channels=weights.channels,
-    )
+    inputs = make_inputs(shown, weights.inputs, nside=weights.config.nside)
     report = (lambda share: progress("fod", share)) if progress else None
     fod = apply_network(weights, inputs, shown, runtime=runtime, progress=report)
     if refine:
-        fod, n_updates = refine_fod(fod, scan, trained_kappa=weights.trained_kappa)
+        fod, n_updates = refine_fod(fod, scan, weights.refinement, trained_kappa=weights.trained_kappa)
     else:
         fod, n_updates = match_b0(fod, scan), 0
     quality = measure_quality(fod, scan)
-    warnings = domain_warnings(scan.gradients, snr=scan.snr) if weights.is_general else []
-    warnings += fit_warnings(quality, sigma=scan.sigma, scale=scan.scale)
+    warnings = domain_warnings(scan.gradients, weights.domain, snr=scan.snr) if weights.is_general else []
+    explained = float(np.hypot(scan.sigma, weights.refinement.model_error * scan.scale))
+    warnings += fit_warnings(quality, error=explained)
     where = choose_device(runtime.device)
     facts = FitFacts(
         method=weights.method,

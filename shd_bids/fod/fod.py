@@ -10,6 +10,9 @@ import numpy as np
 from shd_bids.response.forward import ForwardModel
 from shd_bids.sphere.harmonics import l_max_of
 
+VOXELS_PER_CHUNK = 16384
+"""Bounds what is held of voxels beside their fODFs: 16 384 voxels x (768 lobe weights + 300 volumes) x 4 bytes = 70 MB."""
+
 
 @dataclass(frozen=True, eq=False)
 class Quality:
@@ -107,6 +110,10 @@ class FOD:
     def __getitem__(self, part: slice | np.ndarray) -> FOD:
         """Return the FOD of some voxels."""
         return FOD(self.wm[part], self.gm[part], self.csf[part])
+
+    def __setitem__(self, part: slice | np.ndarray, other: FOD) -> None:
+        """Overwrite some voxels."""
+        self.wm[part], self.gm[part], self.csf[part] = other.wm, other.gm, other.csf
 
     @property
     def l_max(self) -> int:

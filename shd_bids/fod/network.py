@@ -12,7 +12,8 @@ from torch.nn.functional import softplus
 
 from shd_bids.boxes import Box, grown, within
 from shd_bids.fod.fod import FOD
-from shd_bids.fod.inputs.estimates import REACH, Conditioner, Recent, ShellInput, signal_block
+from shd_bids.fod.inputs.blocks import SlabCache, to_block
+from shd_bids.fod.inputs.inputs import Inputs
 from shd_bids.fod.weights import Weights
 from shd_bids.nn.device import choose_device, set_precision, usable_bytes
 from shd_bids.nn.patches import apply_to_patches
@@ -51,7 +52,7 @@ def read_output(output: Tensor, *, isotropic: str = "mean") -> tuple[Tensor, Ten
 
 def apply_network(
     weights: Weights,
-    inputs: Conditioner | ShellInput,
+    inputs: Inputs,
     scan: Scan,
     *,
     runtime: Runtime,
@@ -103,17 +104,15 @@ def apply_network(
             logger.warning("out of memory on the device: going on with tiles of %d MB", memory // 2**20)
 
 
-def _reader(
-    inputs: Conditioner | ShellInput, scan: Scan, device: torch.device, dtype: torch.dtype
-) -> Callable[[Box], Tensor]:
+def _reader(inputs: Inputs, scan: Scan, device: torch.device, dtype: torch.dtype) -> Callable[[Box], Tensor]:
     """Return what gives the input of the network in a box, (1, C, x, y, z, V)."""
-    maps, recent = inputs.to(device), Recent()
+    maps, cache = inputs.to(device), SlabCache()
 
     def read(box: Box) -> Tensor:
-        near = grown(box, REACH, scan.mask.shape)
-        recent.corner = near[0].start, near[1].start, near[2].start
-        signal, inside = signal_block(scan.voxels, scan.rows[near], device)
-        return maps(signal, inside, within(box, near), recent)[None].to(dtype)
+        near = grown(box, inputs.reach, scan.mask.shape)
+        cache.corner = near[0].start, near[1].start, near[2].start
+        signal, inside = to_block(scan.voxels, scan.rows[near], device)
+        return maps(signal, inside, within(box, near), cache)[None].to(dtype)
 
     return read
 

@@ -5,19 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from shd_bids.boxes import chunks
-from shd_bids.fod.fod import FOD, Quality
-from shd_bids.fod.refinement.refine import MODEL_ERROR, VOXELS_PER_CHUNK
+from shd_bids.fod.config import TrainedDomain
+from shd_bids.fod.fod import FOD, VOXELS_PER_CHUNK, Quality
 from shd_bids.gradients.table import GradientTable
 from shd_bids.scan import Scan
-
-TRAINED_BVALUES = (500.0, 13000.0)
-"""Smallest and largest b-value of the simulated protocols, s/mm2."""
-
-TRAINED_SNR = (8.0, 60.0)
-"""Range of the simulated signal-to-noise ratio of white matter at b=0."""
-
-TRAINED_DIRECTIONS = 12
-"""Fewest directions that every simulated protocol had in one of its shells."""
 
 POOR_FIT = 2.5
 """Residual of a shell, in units of noise and model error, above which something is wrong; four real scans showed 1.3 to 2."""
@@ -48,42 +39,44 @@ def measure_quality(fod: FOD, scan: Scan) -> Quality:
     )
 
 
-def domain_warnings(gradients: GradientTable, *, snr: float) -> list[str]:
-    """Return in which ways an acquisition lies outside what the shipped weights were trained on."""
+def domain_warnings(gradients: GradientTable, domain: TrainedDomain, *, snr: float) -> list[str]:
+    """Return in which ways an acquisition lies outside what weights were trained on."""
     weighted = gradients.shells[1:]
-    warnings = []
-    outside = [round(s.bvalue) for s in weighted if not TRAINED_BVALUES[0] <= s.bvalue + 25 <= TRAINED_BVALUES[1] + 50]
-    low, high = (f"{b:.0f}" for b in TRAINED_BVALUES)
+    (low, high), warnings = domain.bvalues, []
+    outside = [round(s.bvalue) for s in weighted if not low <= s.bvalue + 25 <= high + 50]
     if outside:
-        warnings.append(f"b-values {outside} lie outside the trained range {low} to {high} s/mm2; try --fit subject")
-    if len(weighted) > 5:
-        warnings.append(f"{len(weighted)} shells, trained with up to 5 (a grid scheme?); try --fit subject")
-    most = max(len(s.indices) for s in weighted)
-    if most < TRAINED_DIRECTIONS:
         warnings.append(
-            f"at most {most} directions in a shell, trained with {TRAINED_DIRECTIONS} or more; crossings will be missed"
+            f"b-values {outside} lie outside the trained range {low:.0f} to {high:.0f} s/mm2; try --fit subject"
         )
-    if not TRAINED_SNR[0] <= snr <= 2 * TRAINED_SNR[1]:
+    if len(weighted) > domain.max_shells:
         warnings.append(
-            f"signal-to-noise ratio {snr:.0f} in white matter at b=0, trained from {TRAINED_SNR[0]:.0f} to "
-            f"{TRAINED_SNR[1]:.0f}; check the noise of the images, or denoise them first"
+            f"{len(weighted)} shells, trained with up to {domain.max_shells} (a grid scheme?); try --fit subject"
+        )
+    most = max(len(s.indices) for s in weighted)
+    if most < domain.min_directions:
+        warnings.append(
+            f"at most {most} directions in a shell, trained with {domain.min_directions} or more; crossings will be missed"
+        )
+    if not domain.snr[0] <= snr <= 2 * domain.snr[1]:
+        warnings.append(
+            f"signal-to-noise ratio {snr:.0f} in white matter at b=0, trained from {domain.snr[0]:.0f} to "
+            f"{domain.snr[1]:.0f}; check the noise of the images, or denoise them first"
         )
     return warnings
 
 
-def fit_warnings(quality: Quality, *, sigma: float, scale: float) -> list[str]:
+def fit_warnings(quality: Quality, *, error: float) -> list[str]:
     """Return in which shells the predicted signal misses the measured one by more than noise and responses explain.
 
     Parameters
     ----------
     quality : Quality
-    sigma, scale : float
-        Noise level and white-matter signal at b=0, in the same unit.
+    error : float
+        That noise and responses explain, in the unit of the signal.
     """
-    expected = float(np.hypot(sigma, MODEL_ERROR * scale))
     return [
-        f"b={b:.0f}: the predicted signal misses the measured one by {residual / expected:.1f} times what noise and responses "
+        f"b={b:.0f}: the predicted signal misses the measured one by {residual / error:.1f} times what noise and responses "
         "explain; look at the residual map for motion, drop-out or scaling between volumes, or try --fit subject"
         for b, residual in quality.shell_residuals.items()
-        if residual > POOR_FIT * expected
+        if residual > POOR_FIT * error
     ]

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from shd_bids.errors import WeightsError
 from shd_bids.files import atomic_path
-from shd_bids.fod.inputs.estimates import CHANNELS, is_shell_channel
+from shd_bids.fod.config import CHANNELS, InputConfig, RefinementConfig, TrainedDomain
+from shd_bids.fod.inputs.shells import is_shell_channel
 from shd_bids.fod.inputs.volumes import InputVolumes
 from shd_bids.fod.methods import CONDITIONED, SHELLS
 from shd_bids.nn.unet import UNet, UNetConfig
@@ -24,10 +25,9 @@ from shd_bids.nn.unet import UNet, UNetConfig
 FORMAT = "shd_bids-3"
 """Meaning of input channels, output channels and parameter names; a change of any of them is a new format."""
 
-OUTPUT_KAPPA = 90.0
-"""Concentration of the lobes that stand for fibres in a result; degree 18 holds narrower ones with ripples."""
-
 SHIPPED = "shd_bids.safetensors"
+
+_INPUTS, _REFINEMENT, _DOMAIN = InputConfig(), RefinementConfig(), TrainedDomain()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,7 @@ class Weights:
         Of that file, without its ending; ``none`` where there is none.
     training : dict
         Configuration of the training.
-    channels : tuple of str
-        Input channels.
+    inputs, refinement, domain : InputConfig, RefinementConfig and TrainedDomain
     """
 
     config: UNetConfig
@@ -57,12 +56,25 @@ class Weights:
     sha256: str | None
     name: str
     training: dict[str, Any]
-    channels: tuple[str, ...] = CHANNELS
+    inputs: InputConfig = _INPUTS
+    refinement: RefinementConfig = _REFINEMENT
+    domain: TrainedDomain = _DOMAIN
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Input channels."""
+        return self.inputs.channels
 
     @property
     def trained_kappa(self) -> float:
         """Concentration of the narrowest lobe in the truth of the training."""
-        return float(self.training.get("kappa", self.training.get("sharpness", OUTPUT_KAPPA)))
+        return float(self.training.get("kappa", self.training.get("sharpness", self.refinement.output_kappa)))
+
+    @classmethod
+    def of(cls, net: UNet, *, l_max: int, training: dict[str, Any], inputs: InputConfig = _INPUTS) -> Weights:
+        """Return the weights of a network that comes from no file."""
+        state = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
+        return cls(net.config, state, l_max, sha256=None, name="none", training=training, inputs=inputs)
 
     @property
     def method(self) -> str:
@@ -80,7 +92,7 @@ class Weights:
         return "method" not in self.training
 
     @property
-    def refinement(self) -> bool:
+    def is_refined(self) -> bool:
         """Whether results are refined by the data, unless the user decides."""
         return self.training.get("refinement", True)
 
@@ -102,18 +114,19 @@ class Weights:
         return net.eval()
 
 
-def save_weights(
-    path: Path, net: UNet, *, l_max: int, training: dict[str, Any], channels: tuple[str, ...] = CHANNELS
-) -> Path:
-    """Write the parameters of a network; the file appears under its name only when complete."""
+def save_weights(path: Path, weights: Weights) -> Path:
+    """Write weights, but for their name and hash, which are of the file; it appears under its name only when complete."""
     metadata = {
         "format": FORMAT,
-        "channels": json.dumps(channels),
-        "config": json.dumps(net.config.to_dict()),
-        "l_max": str(l_max),
-        "training": json.dumps(training),
+        "channels": json.dumps(weights.channels),
+        "config": json.dumps(weights.config.to_dict()),
+        "l_max": str(weights.l_max),
+        "training": json.dumps(weights.training),
+        "inputs": json.dumps(weights.inputs.to_dict()),
+        "refinement": json.dumps(weights.refinement.to_dict()),
+        "domain": json.dumps(weights.domain.to_dict()),
     }
-    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in weights.state.items()}
     with atomic_path(path) as scratch:
         save_file(state, scratch, metadata=metadata)
         scratch.chmod(0o644)  # safetensors makes it readable to its owner alone; a container runs as any user
@@ -145,30 +158,40 @@ def load_weights(path: Path | None = None) -> Weights:
             f"{file} is of format {metadata.get('format', 'unknown')!r}, expected {FORMAT!r} with inputs {CHANNELS} or shells; "
             "use weights trained with this version"
         )
-    return _checked(file, metadata, state, channels)
+    return _checked(file, metadata, state)
 
 
-def _checked(file: Path, metadata: dict[str, str], state: dict[str, Tensor], channels: tuple[str, ...]) -> Weights:
+def _checked(file: Path, metadata: dict[str, str], state: dict[str, Tensor]) -> Weights:
     """Build the weights, refusing parameters that do not fit the configuration or are not finite."""
     try:
         config = UNetConfig.from_dict(json.loads(metadata["config"]))
         expected = UNet(config).state_dict()
+        inputs = InputConfig.from_dict(_stored(metadata, "inputs") | {"channels": _stored(metadata, "channels")})
+        refinement = RefinementConfig.from_dict(_stored(metadata, "refinement"))
+        domain = TrainedDomain.from_dict(_stored(metadata, "domain"))
     except (KeyError, ValueError) as error:
-        raise WeightsError(f"{file} holds no usable network configuration ({error})") from error
+        raise WeightsError(f"{file} holds no usable configuration ({error})") from error
     wrong = sorted(
         set(expected) ^ set(state) | {k for k in set(expected) & set(state) if expected[k].shape != state[k].shape}
     )
-    if len(channels) != config.in_channels:
+    if len(inputs.channels) != config.in_channels:
         wrong.append("in_channels")
     wrong += [k for k, v in state.items() if not torch.isfinite(v.float()).all()]
     if wrong:
         raise WeightsError(f"{file} does not fit its network in {len(wrong)} parameters, first: {wrong[0]}")
     return Weights(
         config=config,
-        channels=channels,
         state=state,
         l_max=int(metadata["l_max"]),
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         name=file.stem,
-        training=json.loads(metadata.get("training", "{}")),
+        training=_stored(metadata, "training"),
+        inputs=inputs,
+        refinement=refinement,
+        domain=domain,
     )
+
+
+def _stored(metadata: dict[str, str], name: str) -> Any:
+    """Return what the metadata hold as JSON under a name; nothing where there is none."""
+    return json.loads(metadata.get(name, "{}"))

@@ -1,6 +1,7 @@
 """Weights adapted to a cohort: many series in, one file of weights out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +72,8 @@ def adapt_to_images(
         "start_sha256": start.sha256 if start else None,
     }
     told = {name: facts[name] for name in ("series", "start", "start_sha256", "steps", "kept")}
-    found = adapted.weights
-    path = save_weights(
-        out_dir / "weights.safetensors",
-        found.network(),
-        l_max=found.l_max,
-        training=found.training | {"cohort": told},
-        channels=found.channels,
-    )
+    found = replace(adapted.weights, training=adapted.weights.training | {"cohort": told})
+    path = save_weights(out_dir / "weights.safetensors", found)
     return {"weights_file": str(path), "facts": facts}
 
 

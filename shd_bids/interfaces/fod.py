@@ -120,7 +120,7 @@ def _fit(
         )
         weights = adapted.weights
         info = {"fit": "subject" if adapted.improved else "amortised", "adaptation": adapted.facts}
-    refine = weights.refinement if options.refinement == "auto" else options.refinement == "on"
+    refine = weights.is_refined if options.refinement == "auto" else options.refinement == "on"
     fod = fit_fod(scan, weights, runtime=runtime, refine=refine, progress=progress)
     info |= {"is_supervised": weights.is_supervised, "is_refined": refine}
     return fod, info | fod.facts.to_dict()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from shd_bids.errors import TrainingError
+from shd_bids.fod.config import InputConfig
 from shd_bids.fod.weights import Weights
 from shd_bids.nn import distributed
 from shd_bids.nn.unet import UNet
@@ -142,8 +143,8 @@ def untrained(recipe: NetworkRecipe, scan: Scan) -> Weights:
     """Return random weights of a recipe for the protocol of a scan, of no file and no training."""
     channels = recipe.channels(scan.gradients)
     config = recipe.unet(len(channels))
-    state = UNet(config).state_dict()
-    return Weights(config, state, recipe.l_max, None, "none", training=recipe.to_dict(), channels=channels)
+    inputs = InputConfig(channels=channels)
+    return Weights.of(UNet(config), l_max=recipe.l_max, training=recipe.to_dict(), inputs=inputs)
 
 
 def _schedule(training: ScanTraining, scans: Sequence[Scan], max_steps: int | None, *, frozen: bool) -> Schedule:

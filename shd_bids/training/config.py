@@ -14,7 +14,8 @@ import numpy as np
 
 from shd_bids import simulation
 from shd_bids.errors import TrainingError
-from shd_bids.fod.inputs.estimates import CHANNELS, shell_channels
+from shd_bids.fod.config import CHANNELS, InputConfig
+from shd_bids.fod.inputs.shells import shell_channels
 from shd_bids.fod.inputs.volumes import InputVolumes
 from shd_bids.gradients.table import GradientTable
 from shd_bids.nn.unet import UNetConfig
@@ -94,9 +95,11 @@ class TrainingConfig:
             )
 
     @property
-    def input_channels(self) -> tuple[str, ...]:
-        """Name the input channels of the network."""
-        return CHANNELS if self.input == "estimates" else shell_channels([0.0, *sorted(map(float, self.protocol))])
+    def inputs(self) -> InputConfig:
+        """Input of the network."""
+        if self.input == "estimates":
+            return InputConfig()
+        return InputConfig(channels=shell_channels([0.0, *sorted(map(float, self.protocol))]))
 
     def gradients(self, rng: np.random.Generator) -> GradientTable:
         """Draw the gradient table of a case."""
@@ -108,7 +111,7 @@ class TrainingConfig:
     def network(self) -> UNetConfig:
         """Return the configuration of the network."""
         return UNetConfig(
-            in_channels=len(self.input_channels), out_channels=len(TISSUES), nside=self.nside, channels=self.channels
+            in_channels=len(self.inputs.channels), out_channels=len(TISSUES), nside=self.nside, channels=self.channels
         )
 
 

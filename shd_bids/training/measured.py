@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from shd_bids.boxes import box_around, chunks, row_numbers
-from shd_bids.fod.inputs.estimates import Conditioner, ShellInput, condition, signal_block
+from shd_bids.fod.inputs.blocks import to_block
+from shd_bids.fod.inputs.inputs import Inputs, make_inputs
 from shd_bids.fod.weights import Weights
 from shd_bids.gradients.table import GradientTable
 from shd_bids.nn import distributed
@@ -32,7 +33,7 @@ _WATCHED_CROPS, _WATCHED_PATCHES = 4, 64
 class _View:
     """What one choice of visible directions shows, and the volumes it must predict."""
 
-    conditioner: Conditioner | ShellInput
+    inputs: Inputs
     visible: np.ndarray
     volumes: np.ndarray
 
@@ -59,6 +60,7 @@ class ScanCrops:
         self, scan: Scan, weights: Weights, training: ScanTraining, *, seed: tuple[int, ...], device: torch.device
     ):
         self._scan, self._weights, self._seed, self._device = scan, weights, seed, device
+        self._bare = scan.within(np.zeros_like(scan.mask))  # maps need no voxels
         self._batch = training.batch
         self._patch = weights.config.patch_size if weights.config.form == "patch" else 0
         rng = np.random.default_rng(seed)
@@ -71,7 +73,7 @@ class ScanCrops:
         n_views = _VIEWS if training.hidden else 1
         hidden = [_draw(rng, gradients.select(seen), seen, training.hidden) for _ in range(n_views)]
         self._views = [self._view(np.setdiff1d(seen, h), seen) for h in hidden]
-        self._scale = self._watch.conditioner.scale
+        self._scale = scan.scale
         model = scan.forward(weights.l_max)
         self._forward = ForwardModel(model.matrix / self._scale, l_max=model.l_max, tissues=model.tissues).to(device)
         n_watched = _WATCHED_PATCHES if self._patch else _WATCHED_CROPS
@@ -109,21 +111,14 @@ class ScanCrops:
         scan, weights = self._scan, self._weights
         if weights.input_volumes is not None:
             visible = visible[weights.input_volumes.choose(scan.gradients.select(visible))]
-        conditioner = condition(
-            scan.gradients.select(visible),
-            scan.responses,
-            affine=scan.affine,
-            sigma=scan.sigma,
-            nside=weights.config.nside,
-            channels=weights.channels,
-        )
-        return _View(conditioner, visible, volumes)
+        inputs = make_inputs(self._bare.select(visible), weights.inputs, nside=weights.config.nside)
+        return _View(inputs, visible, volumes)
 
     def _cases(self, view: _View, places: np.ndarray) -> list[Case]:
         """Return the crops around some places, (k, 3)."""
-        maps, cases = view.conditioner.to(self._device), []
+        maps, cases = view.inputs.to(self._device), []
         for place in places:
-            measured, mask = signal_block(self._scan.voxels, self._row[self._box(place)], self._device)
+            measured, mask = to_block(self._scan.voxels, self._row[self._box(place)], self._device)
             channels, signal = maps(measured[..., view.visible], mask), measured / self._scale
             b0 = self._scan.gradients.b0_indices
             cases.append(Case(channels, mask, signal, self._forward, b0, view.volumes))

@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from shd_bids import simulation
-from shd_bids.fod.inputs.estimates import condition
-from shd_bids.response.forward import ForwardModel, forward_model
+from shd_bids.fod.inputs.inputs import make_inputs
+from shd_bids.response.forward import ForwardModel
 from shd_bids.response.response import Response, Responses
+from shd_bids.scan import Scan
 from shd_bids.simulation.dispersion import true_density
 from shd_bids.simulation.microstructure import draw_subject, subject_responses
 from shd_bids.simulation.signal import correlated_noise, misaligned, tissue_signal
@@ -32,24 +33,19 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     gradients = config.gradients(rng)
     signal, sigma = _acquired(rng, tissue_signal(tissue, subject, gradients))
     responses = _estimated(rng, subject_responses(subject, gradients))
-    conditioner = condition(
-        gradients,
-        responses,
-        affine=np.eye(4),
-        sigma=sigma * np.exp(rng.normal() * 0.15),
-        nside=config.nside,
-        channels=config.input_channels,
-    )
-    mask = torch.as_tensor(_crop_mask(rng, tissue.gm.shape))
-    channels = conditioner(torch.as_tensor(signal), mask)
-    model = forward_model(gradients, responses, l_max=config.l_max)
+    assumed_sigma = sigma * np.exp(rng.normal() * 0.15)
+    inside = _crop_mask(rng, tissue.gm.shape)
+    mask = torch.as_tensor(inside)
+    scan = Scan(signal[inside], inside, np.eye(4), gradients, responses, assumed_sigma)
+    channels = make_inputs(scan, config.inputs, nside=config.nside)(torch.as_tensor(signal), mask)
+    model = scan.forward(config.l_max)
     density = true_density(tissue, subject.response_spread, nside=config.nside, l_max=config.l_max)
     fractions = np.stack([tissue.gm, tissue.csf], axis=-1)
     return Case(
         channels=channels.half().contiguous(),
         mask=mask,
-        signal=torch.as_tensor(signal / conditioner.scale).half(),
-        forward=ForwardModel(model.matrix / conditioner.scale, l_max=config.l_max, tissues=model.tissues),
+        signal=torch.as_tensor(signal / scan.scale).half(),
+        forward=ForwardModel(model.matrix / scan.scale, l_max=config.l_max, tissues=model.tissues),
         b0=gradients.b0_indices,
         volumes=np.arange(gradients.n_volumes),
         truth=Truth(torch.as_tensor(density).half(), torch.as_tensor(fractions, dtype=torch.float32)),

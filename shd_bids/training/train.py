@@ -96,7 +96,7 @@ def train(
     target = output_dir / "weights.safetensors"
     if writes:
         record = asdict(config) | {"kappa": 0.5 / least_spread(config.l_max) ** 2}  # of the narrowest lobe of the truth
-        save_weights(target, net, l_max=config.l_max, training=record, channels=config.input_channels)
+        save_weights(target, Weights.of(net, l_max=config.l_max, training=record, inputs=config.inputs))
     return target
 
 
@@ -130,7 +130,7 @@ def _network(config: TrainingConfig, start: Weights | None) -> UNet:
                 f"start_share is {config.start_share:g}, but no weights were given to start from; give --start or leave it out"
             )
         return UNet(config.network())
-    if start.config != config.network() or start.channels != config.input_channels:
+    if start.config != config.network() or start.channels != config.inputs.channels:
         raise TrainingError(
             f"the weights to start from are of {start.config}, expected {config.network()}; change either"
         )

@@ -8,8 +8,8 @@ import torch
 
 from shd_bids import simulation
 from shd_bids.fod import network
+from shd_bids.fod.config import CHANNELS, TrainedDomain
 from shd_bids.fod.fit import fit_fod
-from shd_bids.fod.inputs.estimates import CHANNELS
 from shd_bids.fod.quality import domain_warnings
 from shd_bids.fod.weights import Weights
 from shd_bids.nn.unet import UNet, UNetConfig
@@ -144,12 +144,14 @@ def test_the_answer_of_the_network_can_be_left_as_it_is(scene, weights):
 def test_acquisitions_outside_the_training_are_named():
     rng = np.random.default_rng(0)
     inside = simulation.make_gradients(rng, {1000.0: 30, 3000.0: 60}, n_b0=2)
-    assert domain_warnings(inside, snr=30) == []
+    assert domain_warnings(inside, TrainedDomain(), snr=30) == []
     few = simulation.make_gradients(rng, {1000.0: 8}, n_b0=1)
-    assert any("at most 8 directions" in w for w in domain_warnings(few, snr=30))
+    assert any("at most 8 directions" in w for w in domain_warnings(few, TrainedDomain(), snr=30))
     low = simulation.make_gradients(rng, {200.0: 30}, n_b0=1)
-    assert any("[200] lie outside the trained range 500 to 13000" in w for w in domain_warnings(low, snr=30))
-    assert any("signal-to-noise ratio 3" in w for w in domain_warnings(inside, snr=3))
+    assert any(
+        "[200] lie outside the trained range 500 to 13000" in w for w in domain_warnings(low, TrainedDomain(), snr=30)
+    )
+    assert any("signal-to-noise ratio 3" in w for w in domain_warnings(inside, TrainedDomain(), snr=3))
 
 
 def test_a_signal_that_the_fit_cannot_explain_is_named(scene, weights):

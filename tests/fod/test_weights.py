@@ -2,14 +2,15 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from shd_bids.errors import WeightsError
-from shd_bids.fod.inputs.estimates import CHANNELS
-from shd_bids.fod.weights import FORMAT, load_weights, save_weights
+from shd_bids.fod.config import CHANNELS, InputConfig, RefinementConfig, TrainedDomain
+from shd_bids.fod.weights import FORMAT, Weights, load_weights, save_weights
 from shd_bids.nn.unet import UNet, UNetConfig
 
 
@@ -21,15 +22,15 @@ def net():
 
 @pytest.fixture
 def file(net, tmp_path):
-    return save_weights(tmp_path / "own.safetensors", net, l_max=4, training={"seed": 1})
+    return save_weights(tmp_path / "own.safetensors", Weights.of(net, l_max=4, training={"seed": 1}))
 
 
-def rewrite(file, *, metadata=None, state=None):
+def rewrite(file, *, metadata=None, state=None, drop=()):
     """Write the file again with other metadata or parameters."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as handle:
-        old = handle.metadata()
+        old = {name: value for name, value in handle.metadata().items() if name not in drop}
     save_file(load_file(file) if state is None else state, file, metadata=old | (metadata or {}))
 
 
@@ -40,6 +41,30 @@ def test_saved_weights_compute_the_same(net, file, rng):
         torch.testing.assert_close(weights.network()(x), net.eval()(x), rtol=0, atol=0)
     assert (weights.l_max, weights.name, weights.training) == (4, "own", {"seed": 1})
     assert weights.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_tuned_numbers_and_the_domain_are_kept_with_the_weights(net, tmp_path):
+    weights = replace(
+        Weights.of(net, l_max=4, training={"sharpness": 30.0}, inputs=InputConfig(admm_penalty=(200.0, 20.0, 5.0))),
+        refinement=RefinementConfig(updates=(0, 2)),
+        domain=TrainedDomain(snr=(10.0, 20.0)),
+    )
+    found = load_weights(save_weights(tmp_path / "tuned.safetensors", weights))
+    assert (found.inputs, found.refinement, found.domain) == (weights.inputs, weights.refinement, weights.domain)
+    assert found.trained_kappa == 30.0
+
+
+def test_a_file_without_tuned_numbers_has_the_defaults(file):
+    rewrite(file, drop=("inputs", "refinement", "domain"))
+    found = load_weights(file)
+    assert (found.inputs, found.refinement, found.domain) == (InputConfig(), RefinementConfig(), TrainedDomain())
+    assert found.trained_kappa == RefinementConfig().output_kappa
+
+
+def test_a_number_that_is_not_known_is_refused(file):
+    rewrite(file, metadata={"refinement": json.dumps({"n_axis": 3})})
+    with pytest.raises(WeightsError, match=r"no usable configuration \(RefinementConfig has no n_axis"):
+        load_weights(file)
 
 
 def test_nothing_but_the_file_is_left(file):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from shd_bids.errors import GradientError, InputError, WeightsError
-from shd_bids.fod.inputs.estimates import CHANNELS
-from shd_bids.fod.weights import save_weights
+from shd_bids.fod.config import CHANNELS
+from shd_bids.fod.weights import Weights, save_weights
 from shd_bids.gradients.table import GradientTable
 from shd_bids.images import load_mask, load_volume, scatter
 from shd_bids.interfaces import report
@@ -270,7 +270,7 @@ def weights_file(tmp_path_factory):
     """A network small enough to run in no time; what it says means nothing."""
     torch.manual_seed(0)
     net = UNet(UNetConfig(len(CHANNELS), 3, nside=2, channels=(4, 4)))
-    return save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors", net, l_max=4, training={})
+    return save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors", Weights.of(net, l_max=4, training={}))
 
 
 def test_amortised_without_weights_is_refused(dwi_file, prepared, tmp_path):

@@ -18,4 +18,6 @@ def test_value_depends_on_the_angle_to_the_axis_alone(frame):
     directions, axis = frame, np.array([0.6, 0.0, 0.8])
     value = lobes(directions, axis[None], 8.0)[0]
     np.testing.assert_allclose(lobes(-directions, axis[None], 8.0)[0], value)
-    np.testing.assert_allclose(value / lobes(axis[None], axis[None], 8.0)[0], np.exp(8 * ((directions @ axis) ** 2 - 1)))
+    np.testing.assert_allclose(
+        value / lobes(axis[None], axis[None], 8.0)[0], np.exp(8 * ((directions @ axis) ** 2 - 1))
+    )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shd_bids import simulation
-from shd_bids.fod.inputs.estimates import CHANNELS
+from shd_bids.fod.config import CHANNELS
 from shd_bids.fod.weights import Weights
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.response.response import Response, Responses
@@ -118,7 +118,7 @@ def test_adaptation_from_nothing_learns_the_fibre_directions(scene):
     adapted = run_adaptation(scene, None, max_steps=30, recipe=recipe)
     held = [r["held_out"] for r in adapted.facts["history"] if "held_out" in r]
     assert adapted.improved and min(held) < 0.5 * held[0]
-    assert (adapted.weights.method, adapted.weights.refinement) == ("conditioned", True)
+    assert (adapted.weights.method, adapted.weights.is_refined) == ("conditioned", True)
 
 
 def test_the_loss_weight_of_the_user_counts_before_that_of_the_recipe(scene, weights):

@@ -97,14 +97,12 @@ def test_a_network_of_a_recipe_runs_from_the_signal_to_the_fodf(name, scan, tmp_
     losses = [record["loss"] for record in adapted.facts["history"] if "loss" in record]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
     weights = adapted.weights
-    path = save_weights(
-        tmp_path / "w.safetensors", weights.network(), l_max=4, training=weights.training, channels=weights.channels
-    )
+    path = save_weights(tmp_path / "w.safetensors", weights)
     loaded = load_weights(path)
     expected = ("b0", "b1000") if name == "super_resolved" else ("b0", "b1000", "b2500")
-    assert loaded.channels == expected and not loaded.refinement
+    assert loaded.channels == expected and not loaded.is_refined
     assert loaded.method == load_network_recipe(name).method and loaded.config.form == "patch"
-    fod = fit_fod(scan, loaded, runtime=CPU, refine=loaded.refinement)
+    fod = fit_fod(scan, loaded, runtime=CPU, refine=loaded.is_refined)
     predicted = fod.predict(scan.forward(4))
     b0 = scan.gradients.b0_indices
     np.testing.assert_allclose(predicted[:, b0].mean(1), scan.voxels[:, b0].mean(1), rtol=1e-4)

@@ -22,7 +22,7 @@ def test_a_crop_has_the_truth_and_the_signal_of_one_voxel_each():
     case = draw_case((2, 0), CONFIG)
     n_channels, *shape, n_vertices = case.channels.shape
     assert shape == [CONFIG.size] * 3 and case.truth.density.shape == (*shape, n_vertices)
-    assert n_channels == len(CONFIG.input_channels) and case.signal.shape[-1] == len(case.volumes)
+    assert n_channels == len(CONFIG.inputs.channels) and case.signal.shape[-1] == len(case.volumes)
     fractions = case.truth.fractions.sum(-1) + 4 * torch.pi * case.truth.density.float().mean(-1)
     assert fractions.min() > 0.8 and fractions.max() < 1.2  # coarse vertices miss some of a narrow lobe
     b0 = case.signal.float()[..., case.b0].mean(-1)[case.mask]

@@ -16,7 +16,7 @@ _LEAST_MASS = 1e-6
 _VOXELS_PER_CHUNK = 4096
 
 
-def separate(masses: np.ndarray, axes: np.ndarray, measured: np.ndarray | None = None) -> np.ndarray:
+def split_crossings(masses: np.ndarray, axes: np.ndarray, measured: np.ndarray | None = None) -> np.ndarray:
     r"""Put the masses of a lobe that is long and thin on the two directions that have the same moments.
 
     A network that cannot tell how two fibres share a narrow crossing answers with what they are on average: a lobe that is

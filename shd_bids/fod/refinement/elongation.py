@@ -16,7 +16,8 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from shd_bids.boxes import chunks, row_numbers
-from shd_bids.fod.inputs.estimates import voxel_steps
+from shd_bids.fod.fod import FOD
+from shd_bids.fod.inputs.averages import voxel_steps
 from shd_bids.gradients.table import GradientTable
 from shd_bids.response.forward import ForwardModel
 from shd_bids.scan import Scan
@@ -43,7 +44,7 @@ _RIDGE = 1e-6  # of the normal equations: fewer volumes than unknowns leave a la
 _VOXELS_PER_CHUNK = 4096
 
 
-def measured_spread(wm: np.ndarray, scan: Scan, *, model: ForwardModel, scale: float, noise: float) -> np.ndarray:
+def measure_elongation(fod: FOD, scan: Scan, *, scale: float, noise: float) -> np.ndarray:
     r"""Give the direction and standard deviation by which one lobe is longer than wide, where the data are sure of it.
 
     Around the main axis u of a voxel, with :math:`s_e` the signal of two equal fibres 10 degrees to either side of it towards
@@ -59,10 +60,8 @@ def measured_spread(wm: np.ndarray, scan: Scan, *, model: ForwardModel, scale: f
 
     Parameters
     ----------
-    wm : ndarray, shape (n, C)
-        SH coefficients of the fODF, in the order of the true entries of the mask.
+    fod : FOD
     scan : Scan
-    model : ForwardModel
     scale : float
         White-matter signal at b=0.
     noise : float
@@ -73,6 +72,7 @@ def measured_spread(wm: np.ndarray, scan: Scan, *, model: ForwardModel, scale: f
     ndarray, shape (n, 3)
         World axes; its length is the standard deviation in radians, zero where nothing counts.
     """
+    wm = fod.wm
     spread = np.zeros((len(wm), 3))
     moments = _second_moments(wm)
     amount = np.trace(moments, axis1=1, axis2=2)
@@ -81,7 +81,7 @@ def measured_spread(wm: np.ndarray, scan: Scan, *, model: ForwardModel, scale: f
     lone = np.flatnonzero((values[:, 2] > _ONE_LOBE * amount) & (amount > _LEAST_MASS))
     if not len(lone):
         return spread
-    fit = _Fit(scan.gradients, model, scale)
+    fit = _Fit(scan.gradients, scan.forward(fod.l_max), scale)
 
     def elongated(here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return fit(scan.voxels[here] / scale, main[here], amount[here])

@@ -5,7 +5,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from shd_bids import simulation
-from shd_bids.fod.refinement.elongation import measured_spread
+from shd_bids.fod.fod import FOD
+from shd_bids.fod.refinement.elongation import measure_elongation
 from shd_bids.gradients.table import gradient_table
 from shd_bids.response.forward import forward_model
 from shd_bids.scan import Scan
@@ -53,6 +54,11 @@ def unresolved(axis):
     return lobe / (np.sqrt(4 * np.pi) * lobe[0])
 
 
+def fod_of(seen, n):
+    """The same white matter in n voxels."""
+    return FOD(np.tile(seen, (n, 1)), np.zeros(n), np.zeros(n))
+
+
 def pair(frame, half):
     """Two directions in the plane of the first two vectors of a frame, at an angle (degrees) to either side of the first."""
     angle = np.radians([-half, half])[:, None]
@@ -68,7 +74,7 @@ def spread_of(truth, seen, subject, *, noise=0.0, shape=SHAPE, rng=None):
     if noise:
         signal += scale * noise * rng.normal(size=signal.shape)
     scan = Scan(signal, np.ones(shape, dtype=bool), np.eye(4), *subject, scale * noise)
-    return measured_spread(np.tile(seen, (n, 1)), scan, model=model, scale=scale, noise=noise or TOLD)
+    return measure_elongation(fod_of(seen, n), scan, scale=scale, noise=noise or TOLD)
 
 
 @pytest.mark.parametrize("half", [8.0, 10.0, 13.0])
@@ -149,10 +155,9 @@ def test_averages_follow_the_fibre_however_the_image_is_stored(poor, frame, rng)
     mask = rng.random((9, 8, 7)) < 0.9
 
     def measured(signal, mask, affine):
-        wm = np.tile(seen, (int(mask.sum()), 1))
         scan = Scan(signal[mask], mask, affine, *poor, scale / 12)
         found = np.zeros((*mask.shape, 3))
-        found[mask] = measured_spread(wm, scan, model=model, scale=scale, noise=1 / 12)
+        found[mask] = measure_elongation(fod_of(seen, int(mask.sum())), scan, scale=scale, noise=1 / 12)
         return found
 
     one = measured(signal, mask, np.eye(4))

@@ -1,0 +1,210 @@
+"""A dictionary of lobes along many axes, in which fODFs are taken apart and what they predict is linear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shd_bids.fod.config import RefinementConfig
+from shd_bids.fod.fod import FOD
+from shd_bids.scan import Scan
+from shd_bids.solvers import ISRA, low_rank
+from shd_bids.sphere.harmonics import SQRT_4PI, degrees, l_max_of, sh_basis, sh_inverse, zonal_means
+from shd_bids.sphere.healpix import hemisphere
+from shd_bids.sphere.lobes import lobes
+from shd_bids.sphere.spiral import spiral
+
+_NSIDE = 8  # of the grid on which lobes are expanded in harmonics: two vertices for each coefficient of degree 18
+_KAPPAS = np.arange(4.0, 91.0)  # that are told apart
+_RIPPLE_MARGIN = 2.0  # times what keeps lobes from predicting less than nothing of one another
+_LEAST_AMPLITUDE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class LobeField:
+    """fODFs as lobes along the axes of a dictionary, and the isotropic tissues, in n voxels.
+
+    Attributes
+    ----------
+    weights : ndarray, shape (n, A), float32
+        Of the lobe along each axis; their sum is the integral of the fODF.
+    gm, csf : ndarray, shape (n,), float32
+        SH coefficients of degree 0.
+    """
+
+    weights: np.ndarray
+    gm: np.ndarray
+    csf: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LobeDictionary:
+    r"""Lobes :math:`e^{-\kappa\sin^2}` of unit integral along fixed axes, and the signal that a scan would show of each.
+
+    Signals are relative to that of white matter at b=0.
+
+    Attributes
+    ----------
+    axes : ndarray, shape (A, 3)
+        Unit vectors.
+    lobes : ndarray, shape (A, C), float32
+        SH coefficients of a unit lobe along each axis, of the width that results have.
+    kernel : ndarray, shape (N, A + T - 1)
+        Signal of unit lobes; of the fitted isotropic tissues, of unit coefficients.
+    even : ndarray, shape (N,)
+        Signal of an fODF that is the same everywhere, of unit coefficient.
+    b0 : ndarray of int
+        Volumes without weighting.
+    tissues : tuple of str
+        The fitted isotropic ones.
+    scale : float
+        White-matter signal at b=0, by which signals are divided.
+    noise : float
+        Noise and model error, relative to the scale.
+    config : RefinementConfig
+    """
+
+    axes: np.ndarray
+    lobes: np.ndarray
+    kernel: np.ndarray
+    even: np.ndarray
+    b0: np.ndarray
+    tissues: tuple[str, ...]
+    scale: float
+    noise: float
+    config: RefinementConfig
+
+    @classmethod
+    def of(cls, scan: Scan, config: RefinementConfig, *, l_max: int) -> LobeDictionary:
+        """Build the dictionary of a scan for fODFs of degree ``l_max``."""
+        lobe = _lobes(config.n_axes, config.output_kappa, l_max)
+        model = scan.forward(l_max)
+        matrix = model.matrix.double().numpy()  # rounded to single precision, and so is its scale
+        scale = float(matrix[scan.gradients.b0_indices[0], 0]) / SQRT_4PI
+        wm, isotropic = np.split(matrix / scale, [lobe.shape[1]], axis=1)
+        return cls(
+            axes=spiral(config.n_axes),
+            lobes=lobe.astype(np.float32),
+            kernel=np.concatenate([wm @ lobe.T, isotropic], axis=1),
+            even=wm[:, 0],
+            b0=scan.gradients.b0_indices,
+            tissues=model.tissues[1:],
+            scale=scale,
+            noise=max(scan.sigma / scale, config.model_error),
+            config=config,
+        )
+
+    def width_in(self, fod: FOD, *, trained_kappa: float) -> float:
+        r"""Return the concentration of the lobes that the fODFs of a network are to be taken apart into.
+
+        The network learned a lobe in place of each axis and gives a wider one where it is not certain, so the scan itself tells
+        how wide: :math:`\hat\kappa` is that of voxels with one fibre, from the power of degree l,
+
+        .. math:: \sqrt{\frac{\sum_m c_{lm}^2}{2l + 1}} \Big/ c_{00} =
+                  \frac{\int_0^1 P_l(z)\, e^{\kappa z^2} dz}{\int_0^1 e^{\kappa z^2} dz}.
+
+        What crosses is less certain than what does not, by as much again: :math:`\hat\kappa^2 / \kappa`. Lobes too narrow would
+        make two fibres of one that is uncertain, lobes too wide one of two that cross narrowly.
+
+        Parameters
+        ----------
+        fod : FOD
+        trained_kappa : float
+            Concentration of the lobes in the training.
+
+        Returns
+        -------
+        float
+            A whole number; ``trained_kappa`` where there is no white matter.
+        """
+        config, amount = self.config, fod.wm[:, 0]
+        if not amount.any():
+            return trained_kappa
+        there = amount > config.single_amount * np.quantile(amount, 0.99)
+        probed = fod.wm[np.ix_(there, degrees(fod.l_max) == config.probed_degree)]
+        power = (probed**2).sum(axis=1) / (2 * config.probed_degree + 1)
+        found = np.quantile(np.sqrt(power) / amount[there], config.single_quantile)
+        single = float(np.interp(found, zonal_means(_KAPPAS, config.probed_degree)[:, -1], _KAPPAS))
+        return round(max(single**2 / trained_kappa, config.least_kappa))
+
+    def decompose(self, fod: FOD, kappa: float) -> LobeField:
+        r"""Return the weights of lobes of concentration ``kappa`` that add up to fODFs.
+
+        Lobes that overlap show a narrow crossing as one lobe that is long. The weights f come from ISRA updates
+
+        .. math:: f \leftarrow f\,\frac{B^T W c}{B^T W B f},
+
+        with the coefficients c of the fODF, those of the lobes, B, and weights W of the degrees, see :func:`_matching`.
+        """
+        coefficients = torch.as_tensor(fod.wm, dtype=torch.float32)
+        n_axes, l_max = len(self.axes), l_max_of(fod.wm.shape[1])
+        amplitudes = (coefficients @ _amplitude_basis(n_axes, l_max)).clamp_min_(_LEAST_AMPLITUDE)
+        largest = amplitudes.amax(dim=1, keepdim=True)
+        start = (amplitudes - self.config.small_lobe * largest).clamp_min_(_LEAST_AMPLITUDE)
+        of_degrees, isra = _matching(n_axes, kappa, l_max)
+        n_updates = self.config.decomposition_updates
+        weights = isra(start, of_degrees * coefficients, n_updates=n_updates, momentum=True).numpy()
+        total = np.maximum(weights.sum(axis=1, keepdims=True), _LEAST_AMPLITUDE)
+        return LobeField(weights * (SQRT_4PI * fod.wm[:, :1].clip(0) / total), fod.gm, fod.csf)
+
+    def expand(self, field: LobeField) -> FOD:
+        """Return the fODFs of lobes of the width of results; tissues that are not fitted are zero."""
+        gm, csf = (
+            getattr(field, tissue) if tissue in self.tissues else np.zeros(len(field.weights), np.float32)
+            for tissue in ("gm", "csf")
+        )
+        return FOD(field.weights @ self.lobes, gm, csf)
+
+    def predict(self, field: LobeField) -> np.ndarray:
+        """Return the signal (n, N) of lobes of the width of results, relative to the scale."""
+        return self.stacked(field).numpy() @ self.kernel.T.astype(np.float32)
+
+    def stacked(self, field: LobeField) -> Tensor:
+        """Return what the kernel maps to the signal: the weights, then the fitted isotropic tissues, (n, A + T - 1)."""
+        columns = [field.weights, *(getattr(field, tissue)[:, None] for tissue in self.tissues)]
+        return torch.as_tensor(np.concatenate(columns, axis=1), dtype=torch.float32)
+
+    def unstacked(self, values: Tensor, field: LobeField) -> LobeField:
+        """Return a field with other values, as :meth:`stacked` orders them."""
+        weights, *isotropic = np.split(values.numpy(), range(len(self.axes), values.shape[1]), axis=1)
+        amplitudes = {"gm": field.gm, "csf": field.csf} | {
+            tissue: values[:, 0] for tissue, values in zip(self.tissues, isotropic, strict=True)
+        }
+        return LobeField(weights, **amplitudes)
+
+    def signal_of(self, scan: Scan, part: slice) -> np.ndarray:
+        """Return the signal of some voxels relative to the scale, (n, N), float32."""
+        return (scan.voxels[part] / self.scale).astype(np.float32)
+
+
+@lru_cache
+def _amplitude_basis(n_axes: int, l_max: int) -> Tensor:
+    """Return what maps coefficients to amplitudes along the axes, (C, A)."""
+    return torch.as_tensor(sh_basis(spiral(n_axes), l_max).T, dtype=torch.float32).contiguous()
+
+
+@lru_cache
+def _lobes(n_axes: int, kappa: float, l_max: int) -> np.ndarray:
+    """Return the coefficients of a unit lobe along each axis, (A, C)."""
+    grid = hemisphere(_NSIDE)
+    lobe = lobes(grid, spiral(n_axes), kappa) @ sh_inverse(grid, l_max).T
+    return lobe / (SQRT_4PI * lobe[:, :1])
+
+
+@lru_cache
+def _matching(n_axes: int, kappa: float, l_max: int) -> tuple[Tensor, ISRA]:
+    """Return the weights (C,) of coefficients, and what finds lobe weights that match coefficients so weighted.
+
+    Multiplicative updates need lobes that do not predict less than nothing of one another. Cut at a degree they do, by their
+    ripples, and weights would grow without bound where they do. So the coefficient of degree 0, the same for all lobes, weighs
+    more.
+    """
+    kernel = _lobes(n_axes, kappa, l_max)
+    lack = max(0.0, -float((kernel @ kernel.T).min()))
+    weights = np.ones(kernel.shape[1])
+    weights[0] = np.sqrt(1 + _RIPPLE_MARGIN * lack / kernel[0, 0] ** 2)
+    return torch.as_tensor(weights, dtype=torch.float32), ISRA.build(low_rank((weights * kernel).T))
