@@ -300,6 +300,9 @@ class PeakOptions(Options):
         None, "least amplitude; auto: from the amplitudes in cerebrospinal fluid", bounds=(0, 1e3)
     )
     peak_separation: float = option(15.0, "least angle between peaks", bounds=(1, 90), metavar="DEG")
+    peak_prominence: float = option(
+        0.15, "least depth of the saddle between peaks, as a share of the lower one", bounds=(0, 0.99)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

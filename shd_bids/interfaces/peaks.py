@@ -72,6 +72,7 @@ def find_image_peaks(
         relative_threshold=options.peak_relative_threshold,
         absolute_threshold=threshold,
         min_separation=options.peak_separation,
+        prominence=options.peak_prominence,
         device=where,
         progress=log_progress(label),
     )
@@ -105,6 +106,7 @@ def _thresholds(options: PeakOptions, absolute: float) -> dict[str, Any]:
         "PeakRelativeThreshold": options.peak_relative_threshold,
         "PeakAbsoluteThreshold": float(absolute),
         "PeakMinimumSeparation": options.peak_separation,
+        "PeakMinimumProminence": options.peak_prominence,
         "PeakMaximumNumber": options.peak_max,
     }
 

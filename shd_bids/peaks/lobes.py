@@ -14,19 +14,16 @@ import torch
 from scipy.interpolate import RegularGridInterpolator
 
 from shd_bids.boxes import chunks
-from shd_bids.peaks.search import Peaks, tangent_axes
+from shd_bids.peaks.search import Peaks
+from shd_bids.peaks.widths import NARROWEST, WIDEST, lobe_widths
 from shd_bids.sphere.derivatives import SHDerivatives
 from shd_bids.sphere.harmonics import l_max_of, zonal_means
 from shd_bids.sphere.healpix import hemisphere
 
-WIDEST = 40.0
-"""Largest dispersion that is told, degrees; a flat maximum has no width of its own."""
-
 CONTAINED = float(np.sqrt(2 * np.log(10)))
 """Radius, in standard deviations along each axis, of the disc that holds 90 % of a Gaussian in a plane."""
 
-_NARROWEST = 2.0  # degrees; degree 18 holds nothing below 4
-_NODES = np.linspace(_NARROWEST, WIDEST, 39)
+_NODES = np.linspace(NARROWEST, WIDEST, 39)
 _PEAKS_PER_CHUNK = 65536
 
 
@@ -80,23 +77,12 @@ def measure_lobes(coefficients: np.ndarray, peaks: Peaks) -> Lobes:
     for part in chunks(len(voxel), _PEAKS_PER_CHUNK):
         rows, places = voxel[part], slot[part]
         columns = torch.as_tensor(coefficients[rows], dtype=torch.float32).T.contiguous()
-        shown = _widths(derivatives, columns, torch.as_tensor(peaks.directions[rows, places]))
+        shown = lobe_widths(derivatives, columns, torch.as_tensor(peaks.directions[rows, places])).numpy()
         widths = np.interp(shown, wide, _NODES)
         dispersion[rows, places] = widths
         whole = peaks.amplitudes[rows, places] / np.sqrt(np.interp(widths, _NODES, low).prod(axis=1))
         density[rows, places] = whole * integral(widths)
     return Lobes(dispersion, density)
-
-
-def _widths(derivatives: SHDerivatives, columns: torch.Tensor, points: torch.Tensor) -> np.ndarray:
-    """Return the standard deviations of lobes at their peaks, degrees, the larger one first, (m, 2)."""
-    value, gradient, hessian = derivatives(columns, points)
-    frame = torch.stack(tangent_axes(points), dim=1)  # (m, 2, 3)
-    radial = (gradient * points).sum(1)  # curvature of the sphere: H = P D2f P - (n . Df) P
-    tangent = frame @ hessian @ frame.transpose(1, 2) - radial[:, None, None] * torch.eye(2)
-    curvature = -torch.linalg.eigvalsh(tangent).flip(1)  # ascending: the flattest direction first
-    variance = value[:, None] / curvature.clamp_min(1e-12)
-    return np.rad2deg(variance.sqrt().numpy()).clip(_NARROWEST, WIDEST)
 
 
 @lru_cache

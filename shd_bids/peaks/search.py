@@ -17,12 +17,16 @@ import torch
 from scipy.spatial import ConvexHull
 
 from shd_bids.boxes import chunks
+from shd_bids.peaks.widths import BROAD, lobe_widths, mean_directions, tangent_axes
 from shd_bids.sphere.derivatives import SHDerivatives
 from shd_bids.sphere.harmonics import l_max_of, sh_basis
 from shd_bids.sphere.healpix import hemisphere
 
 GRID_NSIDE = 16
 """HEALPix resolution of the search grid: 1536 axes 3.7 degrees apart, six times finer than a degree-18 lobe is wide."""
+
+COARSE_NSIDE = 8
+"""HEALPix resolution of the grid over which broad lobes are averaged."""
 
 MERGE_ANGLE = 1.0
 """Degrees within which two converged ascents are the same maximum."""
@@ -33,6 +37,8 @@ _CELL_REACH = math.radians(6.0)  # covering radius of the grid, 2.7 degrees, and
 _STEP_LIMIT = math.radians(2.5)  # keeps an ascent within the cell that started it until it is convex
 _VOXELS_PER_CHUNK = 2048  # the sampled chunk (12 MB) stays near the cache while its neighbours are compared
 _VOXELS_PER_DEVICE_CHUNK = 65536  # 400 MB sampled
+_WITHIN_LOBE = math.cos(math.radians(50.0))  # maxima of one lobe lie closer than that
+_BETWEEN = (0.35, 0.5, 0.65)  # of the way from one maximum to the next: where the function is looked at
 _GRID_SLACK = 0.75  # a sample may lie this far below the maximum beside it: degree 18, 2.3 degrees away, measured 0.84
 
 
@@ -79,13 +85,16 @@ def find_peaks(
     relative_threshold: float = 0.1,
     absolute_threshold: float = 0.0,
     min_separation: float = 15.0,
+    prominence: float = 0.0,
     device: str | torch.device = "cpu",
     progress: Callable[[str, float], None] | None = None,
 ) -> Peaks:
     """Return the local maxima of even spherical functions given by their SH coefficients.
 
-    A peak is kept when its amplitude exceeds ``relative_threshold`` times the largest of its voxel and
-    ``absolute_threshold``, and when no larger kept peak lies within ``min_separation``.
+    Two maxima are those of one broad lobe unless the function between them falls by ``prominence``, as a share of the lower
+    one: noise and the limit of the degree roughen a lobe that is flat on top. They count as one peak, and the direction of a broad
+    lobe is its mean within its own width (`mean_directions`). A peak is kept when its amplitude exceeds ``relative_threshold`` times the
+    largest of its voxel and ``absolute_threshold``, and when no larger kept peak lies within ``min_separation``.
 
     Parameters
     ----------
@@ -99,6 +108,8 @@ def find_peaks(
         Smallest amplitude in the units of the function; see `noise_threshold`.
     min_separation : float
         Smallest angle between two kept peaks, degrees.
+    prominence : float
+        Least relative depth of the saddle between two peaks, in [0, 1); 0 keeps every maximum where it is.
     device : str or torch.device
         Where to compute.
     progress : callable, optional
@@ -113,7 +124,7 @@ def find_peaks(
     ValueError
         If an option is out of range or the number of coefficients belongs to no even degree.
     """
-    rule = _Rule(max_peaks, relative_threshold, max(absolute_threshold, 0.0), min_separation)
+    rule = _Rule(max_peaks, relative_threshold, max(absolute_threshold, 0.0), min_separation, prominence)
     n, l_max = len(coefficients), l_max_of(coefficients.shape[1])
     found = Peaks(np.zeros((n, max_peaks, 3), dtype=np.float32), np.zeros((n, max_peaks), dtype=np.float32))
     if l_max == 0:  # a constant has no maximum
@@ -142,12 +153,15 @@ class _Rule:
     relative_threshold: float
     absolute_threshold: float
     min_separation: float
+    prominence: float
 
     def __post_init__(self) -> None:
-        if self.max_peaks < 1 or not 0 <= self.relative_threshold < 1 or not 0 <= self.min_separation <= 90:
+        shares = (self.relative_threshold, self.prominence)
+        if self.max_peaks < 1 or not all(0 <= share < 1 for share in shares) or not 0 <= self.min_separation <= 90:
             raise ValueError(
                 f"found max_peaks {self.max_peaks}, relative_threshold {self.relative_threshold}, min_separation "
-                f"{self.min_separation}; expected at least 1, a share in [0, 1) and degrees in [0, 90]"
+                f"{self.min_separation}, prominence {self.prominence}; expected at least 1, shares in [0, 1) and degrees in "
+                "[0, 90]"
             )
 
     @property
@@ -179,6 +193,8 @@ class _PeakSearch:
         self.axes = torch.tensor(axes, dtype=torch.float32, device=device)  # (V, 3)
         self.neighbours = torch.tensor(neighbours, device=device)  # (V, k)
         self.basis = torch.tensor(sh_basis(axes, l_max), dtype=torch.float32, device=device)  # (V, C)
+        self.coarse_axes = torch.tensor(hemisphere(COARSE_NSIDE), dtype=torch.float32, device=device)
+        self.coarse_basis = torch.tensor(sh_basis(hemisphere(COARSE_NSIDE), l_max), dtype=torch.float32, device=device)
         self.derivatives = SHDerivatives(l_max, device)
 
     @property
@@ -195,7 +211,61 @@ class _PeakSearch:
         directions, amplitudes, is_maximum = self._ascend(columns, voxel, self.axes[vertex], is_top)
         keep = is_maximum & (amplitudes > self.rule.absolute_threshold)
         table = _pad_by_voxel(voxel[keep], directions[keep], amplitudes[keep], len(coefficients))
-        return _select(*table, self.rule)
+        if not self.rule.prominence:
+            return _select(*table, self.rule)
+        return self._centred(columns, *_select(*self._joined(columns, *table), self.rule))
+
+    def _joined(
+        self, columns: torch.Tensor, directions: torch.Tensor, amplitudes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Join the maxima (n, K, 3), (n, K) that no saddle of the rule's prominence parts, each with the largest it can."""
+        cosine = torch.einsum("nic,njc->nij", directions, directions)
+        counts = (amplitudes > 0) & (amplitudes >= self.rule.relative_threshold * amplitudes[:, :1])
+        near = (cosine.abs() > _WITHIN_LOBE) & counts[:, :, None] & counts[:, None, :]
+        voxel, high, low = near.triu(1).nonzero(as_tuple=True)
+        if not len(voxel):
+            return directions, amplitudes
+        first, second = directions[voxel, high], directions[voxel, low]
+        second = second * cosine[voxel, high, low].sign()[:, None]
+        saddle = torch.stack([self._values(columns[:, voxel], torch.lerp(first, second, t)) for t in _BETWEEN]).amin(0)
+        is_one = torch.zeros_like(near)
+        is_one[voxel, high, low] = saddle > (1 - self.rule.prominence) * amplitudes[voxel, low]
+        total = directions * amplitudes[..., None]
+        kept = amplitudes > 0
+        rank = torch.arange(amplitudes.shape[1], 0, -1, device=self.device)
+        for k in range(1, amplitudes.shape[1]):
+            owners = is_one[:, :, k] & kept
+            rows = owners.any(1).nonzero()[:, 0]
+            owner = (owners[rows] * rank).argmax(1)  # the first, which is the largest
+            total[rows, owner] += total[rows, k] * cosine[rows, owner, k].sign()[:, None]
+            kept[rows, k] = False
+            total[rows, k] = 0.0
+        changed, slot = (is_one.any(2) & kept).nonzero(as_tuple=True)
+        mean = torch.nn.functional.normalize(total[changed, slot], dim=1)
+        directions, amplitudes = directions.clone(), torch.where(kept, amplitudes, 0.0)
+        directions[changed, slot] = mean
+        amplitudes[changed, slot] = self._values(columns[:, changed], mean)
+        order = torch.argsort(amplitudes, dim=1, descending=True, stable=True)
+        return directions.gather(1, order[..., None].expand(-1, -1, 3)), amplitudes.gather(1, order)
+
+    def _centred(
+        self, columns: torch.Tensor, directions: torch.Tensor, amplitudes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Move peaks (n, K, 3) of broad lobes to the mean direction of their lobe; amplitudes (n, K) stay those of the peaks."""
+        voxel, slot = (amplitudes > 0).nonzero(as_tuple=True)
+        widths = lobe_widths(self.derivatives, columns[:, voxel], directions[voxel, slot])[:, 0]
+        broad = (widths > BROAD).nonzero()[:, 0]
+        voxel, slot, widths = voxel[broad], slot[broad], widths[broad]
+        nearness = torch.einsum("vc,mkc->kvm", self.coarse_axes, directions[voxel]).abs()
+        own = nearness.gather(0, slot.expand(1, nearness.shape[1], -1))[0]
+        samples = (self.coarse_basis @ columns[:, voxel]) * (own >= nearness.amax(0))
+        mean = mean_directions(samples, self.coarse_axes, directions[voxel, slot], widths)
+        directions[voxel, slot] = torch.where(mean[:, 2:] < 0, -mean, mean)
+        return directions, amplitudes
+
+    def _values(self, columns: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Return function k (C, m) at point k (m, 3) of any length."""
+        return self.derivatives(columns, torch.nn.functional.normalize(points, dim=1))[0]
 
     def _candidates(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return voxel and grid index of every possible start, and whether the sample is above all its neighbours.
@@ -249,7 +319,7 @@ class _PeakSearch:
         Where it is not, its eigenvalues are lowered by a common shift until the step climbs (Levenberg).
         """
         value, gradient, hessian = self.derivatives(columns, points)
-        first, second = _tangent_axes(points)
+        first, second = tangent_axes(points)
         slope_1, slope_2 = (gradient * first).sum(1), (gradient * second).sum(1)
         radial = (gradient * points).sum(1)  # curvature of the sphere: H = P D2f P - (n . Df) P
         curved_1 = torch.einsum("mij,mj->mi", hessian, first)
@@ -284,17 +354,6 @@ def _search_grid(nside: int) -> tuple[np.ndarray, np.ndarray]:
     neighbours = np.repeat(np.arange(n)[:, None], counts.max(), axis=1)
     neighbours[edges[:, 0], np.arange(len(edges)) - np.repeat(np.cumsum(counts) - counts, counts)] = edges[:, 1]
     return axes, neighbours
-
-
-def _tangent_axes(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two unit vectors (m, 3) that complete each unit vector to a right-handed frame (Duff et al. 2017)."""
-    x, y, z = points.unbind(1)
-    sign = torch.where(z >= 0, 1.0, -1.0)
-    a = -1 / (sign + z)
-    b = x * y * a
-    first = torch.stack([1 + sign * x * x * a, sign * b, -sign * x], dim=1)
-    second = torch.stack([b, sign + y * y * a, -y], dim=1)
-    return first, second
 
 
 def _pad_by_voxel(
