@@ -160,7 +160,7 @@ def _add_peaks(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts:
     )
     workflow.connect([
         (gradients, peaks_wf, _same("mask_file")),
-        (fod_wf, peaks_wf, _through("fod_file", "vfwm_file", "vfcsf_file")),
+        (fod_wf, peaks_wf, _through("fod_file", "precision_file", "vfwm_file", "vfcsf_file")),
         (gradients, peaks_figures_wf, _same("mask_file", "b0_file")),
         (peaks_wf, peaks_figures_wf, _through("peaks_file")),
         (peaks_wf, peaks_derivatives_wf, _maps(PEAK_MAPS)),

@@ -12,7 +12,9 @@ from shd_bids.workflows.resources import Resources
 __all__ = ["FOD_MAPS", "PEAK_MAPS", "init_fod_wf", "init_peaks_wf"]
 
 FOD_MAPS = ("wm", "gm", "csf", "vfwm", "vfgm", "vfcsf", "rsquared", "residualstd")
-PEAK_MAPS = ("peaks", "peakamp", "nufo", "afdtotal", "afdmax", "afdsum", "dec")
+PEAK_MAPS = (
+    "peaks", "peakamp", "peakafd", "peakdispersion", "peakinterval", "nufo", "afdtotal", "afdmax", "afdsum", "dec",
+)  # fmt: skip
 
 
 def init_fod_wf(*, options: FodOptions, runtime: Runtime, resources: Resources, name: str = "fod_wf") -> pe.Workflow:
@@ -36,13 +38,15 @@ def init_fod_wf(*, options: FodOptions, runtime: Runtime, resources: Resources, 
     -------
     fod_file
         All coefficients, (n, C) in the order of the mask.
+    precision_file
+        How precisely directions are known, see `shd_bids.fod.precision`.
     wm_file, gm_file, csf_file, vfwm_file, vfgm_file, vfcsf_file, rsquared_file, residualstd_file
         Maps; GM and CSF amplitudes may be absent.
     facts_file
     """
     workflow = pe.Workflow(name=name)
     inputs = ["dwi_file", "mask_file", "gradients_file", "response_files"]
-    outputs = ["fod_file", *(f"{key}_file" for key in FOD_MAPS), "facts_file"]
+    outputs = ["fod_file", "precision_file", *(f"{key}_file" for key in FOD_MAPS), "facts_file"]
     inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=outputs), name="outputnode")
     interface = FitFOD(**options_input(options), **runtime_inputs(runtime), use_gpu=resources.use_gpu)
@@ -71,14 +75,15 @@ def init_peaks_wf(
 
     Inputs
     ------
-    fod_file, mask_file, vfwm_file, vfcsf_file
+    fod_file, precision_file, mask_file, vfwm_file, vfcsf_file
 
     Outputs
     -------
-    peaks_file, peakamp_file, nufo_file, afdtotal_file, afdmax_file, afdsum_file, dec_file, facts_file
+    peaks_file, peakamp_file, peakafd_file, peakdispersion_file, peakinterval_file, nufo_file, afdtotal_file, afdmax_file,
+    afdsum_file, dec_file, facts_file
     """
     workflow = pe.Workflow(name=name)
-    inputs = ["fod_file", "mask_file", "vfwm_file", "vfcsf_file"]
+    inputs = ["fod_file", "precision_file", "mask_file", "vfwm_file", "vfcsf_file"]
     outputs = [*(f"{key}_file" for key in PEAK_MAPS), "facts_file"]
     inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=outputs), name="outputnode")

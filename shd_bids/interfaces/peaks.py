@@ -26,6 +26,7 @@ __all__ = ["FindPeaks"]
 def find_image_peaks(
     *,
     fod_file: Path,
+    precision_file: Path,
     mask_file: Path,
     vfwm_file: Path,
     vfcsf_file: Path,
@@ -40,6 +41,8 @@ def find_image_peaks(
     ----------
     fod_file : Path
         ``fod.npy`` of `fit_image`, (n, C) in the order of the mask.
+    precision_file : Path
+        Table of `shd_bids.fod.precision`.
     mask_file, vfwm_file, vfcsf_file : Path
         Mask and signal fractions.
     options : PeakOptions
@@ -76,7 +79,7 @@ def find_image_peaks(
         device=where,
         progress=log_progress(label),
     )
-    maps = _maps(peaks, coefficients)
+    maps = _maps(peaks, coefficients, np.load(precision_file))
     facts = {
         "sidecar": {"peaks": _thresholds(options, threshold)},
         "is_threshold_automatic": options.peak_absolute_threshold is None,
@@ -85,13 +88,18 @@ def find_image_peaks(
     return save_maps(maps, mask, reference, out_dir) | {"facts": facts}
 
 
-def _maps(peaks: "Peaks", coefficients: "np.ndarray") -> dict[str, "np.ndarray"]:
+def _maps(peaks: "Peaks", coefficients: "np.ndarray", precision: "np.ndarray") -> dict[str, "np.ndarray"]:
     """Return what is stored as images, by name."""
+    from shd_bids.peaks.lobes import direction_intervals, measure_lobes
     from shd_bids.peaks.measures import afd_total, dec
 
+    lobes = measure_lobes(coefficients, peaks)
     return {
         "peaks": peaks.vectors,
         "peakamp": peaks.amplitudes,
+        "peakafd": lobes.density,
+        "peakdispersion": lobes.dispersion.reshape(len(coefficients), -1),
+        "peakinterval": direction_intervals(lobes, precision),
         "nufo": peaks.n_fibres,
         "afdtotal": afd_total(coefficients),
         "afdmax": peaks.afd_max,
@@ -133,6 +141,7 @@ def _qc(n_fibres: Any, total: Any, *, wm: Any, csf: Any) -> dict[str, Any]:
 
 class _FindPeaksInputSpec(RuntimeInputSpec):
     fod_file = File(exists=True, mandatory=True, desc="coefficients in the order of the mask")
+    precision_file = File(exists=True, mandatory=True, desc="how precisely directions are known")
     mask_file = File(exists=True, mandatory=True)
     vfwm_file = File(exists=True, mandatory=True, desc="WM signal fraction")
     vfcsf_file = File(exists=True, mandatory=True, desc="CSF signal fraction")
@@ -141,6 +150,9 @@ class _FindPeaksInputSpec(RuntimeInputSpec):
 class _FindPeaksOutputSpec(StageOutputSpec):
     peaks_file = File(exists=True)
     peakamp_file = File(exists=True)
+    peakafd_file = File(exists=True)
+    peakdispersion_file = File(exists=True)
+    peakinterval_file = File(exists=True)
     nufo_file = File(exists=True)
     afdtotal_file = File(exists=True)
     afdmax_file = File(exists=True)

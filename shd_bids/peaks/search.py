@@ -91,10 +91,11 @@ def find_peaks(
 ) -> Peaks:
     """Return the local maxima of even spherical functions given by their SH coefficients.
 
-    Two maxima are those of one broad lobe unless the function between them falls by ``prominence``, as a share of the lower
-    one: noise and the limit of the degree roughen a lobe that is flat on top. They count as one peak, and the direction of a broad
-    lobe is its mean within its own width (`mean_directions`). A peak is kept when its amplitude exceeds ``relative_threshold`` times the
-    largest of its voxel and ``absolute_threshold``, and when no larger kept peak lies within ``min_separation``.
+    Two maxima are those of one broad lobe unless the function between them falls by ``prominence``, as a share of the
+    lower one: noise and the limit of the degree roughen a lobe that is flat on top. They count as one peak, and the
+    direction of a broad lobe is its mean within its own width (`mean_directions`). A peak is kept when its amplitude
+    exceeds ``relative_threshold`` times the largest of its voxel and ``absolute_threshold``, and when no larger kept peak
+    lies within ``min_separation``.
 
     Parameters
     ----------

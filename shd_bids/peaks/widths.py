@@ -47,7 +47,9 @@ def lobe_widths(derivatives: SHDerivatives, columns: torch.Tensor, points: torch
     return torch.rad2deg(variance.sqrt()).clamp(NARROWEST, WIDEST)
 
 
-def mean_directions(samples: torch.Tensor, axes: torch.Tensor, points: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
+def mean_directions(
+    samples: torch.Tensor, axes: torch.Tensor, points: torch.Tensor, widths: torch.Tensor
+) -> torch.Tensor:
     r"""Move points from the maximum of lobes to the mean direction of what lies within one width.
 
     .. math:: u \leftarrow \sum_v w_v f_v v \Big/ \Big\|\dots\Big\|, \qquad w_v = e^{-(1 - (u \cdot v)^2)/2\sigma^2}

@@ -9,9 +9,7 @@ from shd_bids.response.response import Response
 from shd_bids.sphere.harmonics import zonal_means
 
 
-def direction_error(
-    response: Response, gradients: GradientTable, sigma: float, dispersion: np.ndarray
-) -> np.ndarray:
+def direction_error(response: Response, gradients: GradientTable, sigma: float, dispersion: np.ndarray) -> np.ndarray:
     r"""Return the least standard deviation of the direction of a fibre of density one, in each plane through it.
 
     The Cramer-Rao bound of a lobe of Watson form, whose Legendre means are :math:`w_l`, seen by :math:`N_s` evenly spread

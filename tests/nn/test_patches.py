@@ -84,4 +84,6 @@ def test_a_network_on_the_sphere_takes_and_gives_the_hemisphere(generator):
 
 def test_a_network_for_volumes_is_refused():
     with pytest.raises(ValueError, match="in volume form"):
-        apply_to_patches(build(nside=2, channels=(4, 6)), np.ones((2, 2, 2), bool), read=None, write=None, memory_bytes=1)
+        apply_to_patches(
+            build(nside=2, channels=(4, 6)), np.ones((2, 2, 2), bool), read=None, write=None, memory_bytes=1
+        )
