@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from shd_bids.simulation.microstructure import Subject
 from shd_bids.simulation.phantoms import MAX_FIBRES
 from shd_bids.simulation.tissue import Tissue
 from shd_bids.sphere.harmonics import SQRT_4PI, sh_inverse
@@ -58,18 +59,18 @@ def relative_covariance(
     return np.einsum("nk,nik,njk->nij", values, axes[..., :2], axes[..., :2])
 
 
-def true_density(tissue: Tissue, response_spread: float, *, nside: int, l_max: int) -> np.ndarray:
+def true_density(tissue: Tissue, subject: Subject, *, nside: int, l_max: int) -> np.ndarray:
     """Return the fODF on the hemisphere that, convolved with the response, gives the signal; (X, Y, Z, V), float32.
 
     Parameters
     ----------
     tissue : Tissue
-    response_spread : float
-        Standard deviation of the directions in the voxels that the response comes from, radians.
+    subject : Subject
+        Says what signal and dispersion the response holds.
     nside : int
         Resolution of the hemisphere.
     l_max : int
-        Degree that is to hold the fODF, and in which each population integrates to its fraction.
+        Degree that is to hold the fODF, and in which each population integrates to its fraction times its intensity.
     """
     points = hemisphere(nside)
     integral = SQRT_4PI * sh_inverse(points, l_max)[0].astype(np.float32)
@@ -78,7 +79,10 @@ def true_density(tissue: Tissue, response_spread: float, *, nside: int, l_max: i
         there = tissue.fractions[..., slot] > 0
         if there.any():
             direction = tissue.directions[there, slot]
-            spread = relative_covariance(direction, tissue.covariance[there, slot], response_spread, l_max=l_max)
+            spread = relative_covariance(
+                direction, tissue.covariance[there, slot], subject.response_spread, l_max=l_max
+            )
             lobe = bingham(direction, spread, points)
-            density[there] += (tissue.fractions[there, slot] / (lobe @ integral))[:, None].astype(np.float32) * lobe
+            amount = subject.intensity[tissue.bundle[there, slot]] * tissue.fractions[there, slot]
+            density[there] += (amount / (lobe @ integral))[:, None].astype(np.float32) * lobe
     return density

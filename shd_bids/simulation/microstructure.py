@@ -139,6 +139,8 @@ class Subject:
     ----------
     axonal, axial, radial : ndarray, shape (n_bundles,)
         As in :class:`Microstructure`.
+    intensity : ndarray, shape (n_bundles,)
+        Signal of each bundle at b=0, relative to that of the voxels that the white-matter response comes from.
     response_spread : float
         Standard deviation of the directions in the voxels that the white-matter response comes from, radians.
     gm_neurite, gm_diffusivity, csf_diffusivity, s0
@@ -148,6 +150,7 @@ class Subject:
     axonal: np.ndarray
     axial: np.ndarray
     radial: np.ndarray
+    intensity: np.ndarray
     response_spread: float
     gm_neurite: float = 0.3
     gm_diffusivity: float = 0.9e-3
@@ -158,12 +161,13 @@ class Subject:
 def draw_subject(rng: np.random.Generator, n_bundles: int) -> Subject:
     """Draw the properties of a subject: common values with a spread between bundles, at the contrast of real scans."""
     common = rng.uniform([0.45, 1.5e-3, 0.25], [0.75, 2.3e-3, 0.5])
-    spread = rng.normal(0.0, 0.07, size=(3, n_bundles))
+    spread = rng.normal(0.0, 0.1, size=(3, n_bundles))
     axial = np.clip(common[1] * (1 + spread[1]), 1.2e-3, 2.6e-3)
     return Subject(
         axonal=np.clip(common[0] * (1 + spread[0]), 0.3, 0.85),
         axial=axial,
         radial=axial * np.clip(common[2] * (1 + spread[2]), 0.15, 0.6),
+        intensity=np.exp(rng.uniform(np.log(0.9), np.log(1.5), size=n_bundles)),
         response_spread=np.deg2rad(rng.uniform(4.0, 12.0)),
         gm_neurite=rng.uniform(0.1, 0.45),
         gm_diffusivity=rng.uniform(0.7e-3, 1.1e-3),

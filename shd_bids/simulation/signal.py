@@ -81,8 +81,8 @@ def tissue_signal(tissue: Tissue, subject: Subject, gradients: GradientTable) ->
         tissue.gm[..., None] * (subject.s0[1] * gm)[volume_b] + tissue.csf[..., None] * (subject.s0[2] * csf)[volume_b]
     )
     signal = iso.reshape(-1, gradients.n_volumes).astype(np.float32)
-    rows, coefficients = _densities(tissue)
-    owner, degree = tissue.bundle.reshape(-1)[rows], degrees(L_MAX_SIGNAL) // 2
+    rows, owner, coefficients = _densities(tissue, subject)
+    degree = degrees(L_MAX_SIGNAL) // 2
     for b, bvalue in enumerate(bvalues):
         columns = np.flatnonzero(volume_b == b)
         if bvalue <= 0:
@@ -95,13 +95,14 @@ def tissue_signal(tissue: Tissue, subject: Subject, gradients: GradientTable) ->
     return signal.reshape(*tissue.gm.shape, -1)
 
 
-def _densities(tissue: Tissue) -> tuple[np.ndarray, np.ndarray]:
-    """Return the populations that are there, as flat numbers, and their densities as SH coefficients, (n, C)."""
-    rows = np.flatnonzero(tissue.bundle.reshape(-1) >= 0)
+def _densities(tissue: Tissue, subject: Subject) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the populations that are there, as flat numbers, their bundles, and their densities as SH coefficients, (n, C)."""
+    owner = tissue.bundle.reshape(-1)
+    rows = np.flatnonzero(owner >= 0)
     directions, covariance = tissue.directions.reshape(-1, 3)[rows], tissue.covariance.reshape(-1, 3, 3)[rows]
     coefficients = bingham(directions, covariance, hemisphere(_NSIDE)) @ _to_sh().T
-    amount = tissue.fractions.reshape(-1)[rows] / (SQRT_4PI * coefficients[:, 0])
-    return rows, coefficients * amount[:, None].astype(np.float32)
+    amount = subject.intensity[owner[rows]] * tissue.fractions.reshape(-1)[rows] / (SQRT_4PI * coefficients[:, 0])
+    return rows, owner[rows], coefficients * amount[:, None].astype(np.float32)
 
 
 @lru_cache

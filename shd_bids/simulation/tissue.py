@@ -6,9 +6,11 @@ microscopically to what its geometry spreads within the voxel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from scipy.spatial.transform import Rotation
 
 from shd_bids.simulation.phantoms import MAX_FIBRES, Bundle, depth_in_ellipsoid, membership, random_bundles
 
@@ -94,13 +96,40 @@ def random_tissue(rng: np.random.Generator, size: int, *, narrowest: float) -> T
     if rng.random() < 0.15:  # a cistern or fissure
         csf = np.maximum(csf, _sheet(rng, shape))
     oedema = _blob(rng, shape) * rng.uniform(0.2, 0.7) if rng.random() < 0.15 else np.zeros(shape)
-    return build_tissue(
+    tissue = build_tissue(
         bundles,
         [draw_dispersion(rng, b, narrowest) for b in bundles],
         csf=csf,
         oedema=oedema,
         background_csf=float(rng.choice([0.0, 0.1, 1.0], p=[0.6, 0.25, 0.15])),
         purity=rng.uniform(0.92, 1.0),
+    )
+    if rng.random() < 0.35:
+        return tissue
+    return winding(tissue, rng, angle=np.deg2rad(rng.uniform(2.0, 14.0)), length=rng.uniform(0.5, 2.0))
+
+
+def winding(tissue: Tissue, rng: np.random.Generator, *, angle: float, length: float) -> Tissue:
+    """Turn the fibres of each voxel by a smooth random rotation, as they wind on a scale of few voxels.
+
+    Parameters
+    ----------
+    tissue : Tissue
+    rng : numpy.random.Generator
+    angle : float
+        Standard deviation of the rotation about each axis, radians.
+    length : float
+        Standard deviation of the Gaussian kernel that smooths the rotations, voxels.
+    """
+    field = rng.normal(size=(*tissue.gm.shape, 3))
+    for axis in range(3):
+        field = gaussian_filter1d(field, length, axis=axis, mode="reflect")
+    turn = Rotation.from_rotvec((angle * field / field.std()).reshape(-1, 3)).as_matrix()
+    turn = turn.reshape(*tissue.gm.shape, 1, 3, 3)
+    return replace(
+        tissue,
+        directions=(turn @ tissue.directions[..., None])[..., 0],
+        covariance=turn @ tissue.covariance @ np.swapaxes(turn, -1, -2),
     )
 
 

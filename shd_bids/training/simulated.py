@@ -39,7 +39,7 @@ def draw_case(seed: tuple[int, ...], config: TrainingConfig) -> Case:
     scan = Scan(signal[inside], inside, np.eye(4), gradients, responses, assumed_sigma)
     channels = make_inputs(scan, config.inputs, nside=config.nside)(torch.as_tensor(signal), mask)
     model = scan.forward(config.l_max)
-    density = true_density(tissue, subject.response_spread, nside=config.nside, l_max=config.l_max)
+    density = true_density(tissue, subject, nside=config.nside, l_max=config.l_max)
     fractions = np.stack([tissue.gm, tissue.csf], axis=-1)
     return Case(
         channels=channels.half().contiguous(),
