@@ -104,9 +104,10 @@ def random_tissue(rng: np.random.Generator, size: int, *, narrowest: float) -> T
         background_csf=float(rng.choice([0.0, 0.1, 1.0], p=[0.6, 0.25, 0.15])),
         purity=rng.uniform(0.92, 1.0),
     )
-    if rng.random() < 0.35:
+    if rng.random() < 0.15:
         return tissue
-    return winding(tissue, rng, angle=np.deg2rad(rng.uniform(2.0, 14.0)), length=rng.uniform(0.5, 2.0))
+    length = rng.uniform(0.4, 1.5)
+    return thinned(winding(tissue, rng, angle=np.deg2rad(rng.uniform(3.0, 25.0)), length=length), rng, length=length)
 
 
 def winding(tissue: Tissue, rng: np.random.Generator, *, angle: float, length: float) -> Tissue:
@@ -121,16 +122,42 @@ def winding(tissue: Tissue, rng: np.random.Generator, *, angle: float, length: f
     length : float
         Standard deviation of the Gaussian kernel that smooths the rotations, voxels.
     """
-    field = rng.normal(size=(*tissue.gm.shape, 3))
-    for axis in range(3):
-        field = gaussian_filter1d(field, length, axis=axis, mode="reflect")
-    turn = Rotation.from_rotvec((angle * field / field.std()).reshape(-1, 3)).as_matrix()
-    turn = turn.reshape(*tissue.gm.shape, 1, 3, 3)
+    field = np.stack([_smooth_field(rng, tissue.gm.shape, length) for _ in range(3)], axis=-1)
+    turn = Rotation.from_rotvec((angle * field).reshape(-1, 3)).as_matrix().reshape(*tissue.gm.shape, 1, 3, 3)
     return replace(
         tissue,
         directions=(turn @ tissue.directions[..., None])[..., 0],
         covariance=turn @ tissue.covariance @ np.swapaxes(turn, -1, -2),
     )
+
+
+def thinned(tissue: Tissue, rng: np.random.Generator, *, length: float) -> Tissue:
+    """Let white matter give way to grey matter here and there, and its dispersion vary, on a scale of few voxels.
+
+    Parameters
+    ----------
+    tissue : Tissue
+    rng : numpy.random.Generator
+    length : float
+        Standard deviation of the Gaussian kernel that smooths both, voxels.
+    """
+    loss = rng.uniform(0.0, 0.5) / (1 + np.exp(2 - 2 * _smooth_field(rng, tissue.gm.shape, length)))
+    wider = np.exp(rng.uniform(0.0, 0.4) * _smooth_field(rng, tissue.gm.shape, length)).clip(0.5, 2.0)
+    fractions = tissue.fractions * (1 - loss)[..., None]
+    return replace(
+        tissue,
+        covariance=tissue.covariance * wider[..., None, None, None],
+        fractions=fractions,
+        gm=tissue.gm + (tissue.fractions - fractions).sum(axis=-1),
+    )
+
+
+def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], length: float) -> np.ndarray:
+    """Return Gaussian noise of unit variance that a Gaussian kernel of a standard deviation, voxels, has smoothed."""
+    field = rng.normal(size=shape)
+    for axis in range(3):
+        field = gaussian_filter1d(field, length, axis=axis, mode="reflect")
+    return field / field.std()
 
 
 def _draw_bundles(rng: np.random.Generator, size: int) -> tuple[Bundle, ...]:

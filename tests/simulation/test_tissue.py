@@ -11,7 +11,7 @@ from shd_bids.simulation.dispersion import bingham, least_spread, relative_covar
 from shd_bids.simulation.microstructure import L_MAX_SIGNAL, Subject, draw_subject, kernel_moments, subject_responses
 from shd_bids.simulation.phantoms import Bundle
 from shd_bids.simulation.signal import correlated_noise, misaligned, tissue_signal
-from shd_bids.simulation.tissue import Dispersion, build_tissue, random_tissue, winding
+from shd_bids.simulation.tissue import Dispersion, build_tissue, random_tissue, thinned, winding
 from shd_bids.sphere.harmonics import sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 
@@ -80,6 +80,15 @@ def test_winding_turns_fibres_alike_in_neighbours_and_changes_nothing_else():
     np.testing.assert_allclose(np.linalg.eigvalsh(wound.covariance), np.linalg.eigvalsh(tissue.covariance), atol=1e-12)
     np.testing.assert_allclose((wound.covariance @ wound.directions[..., None])[..., 0], 0, atol=1e-12)
     assert wound.fractions is tissue.fractions
+
+
+def test_thinned_white_matter_becomes_grey_and_fractions_still_sum_to_one():
+    tissue = bundle_of_tissue(across=10.0, along=20.0)
+    thin = thinned(tissue, np.random.default_rng(5), length=1.0)
+    assert (thin.fractions <= tissue.fractions).all() and (thin.fractions.sum(-1) < 0.95).any()
+    np.testing.assert_allclose(thin.fractions.sum(-1) + thin.gm + thin.csf, 1.0, atol=1e-12)
+    ratio = thin.covariance[..., 0, :, :].trace(axis1=-2, axis2=-1) / np.trace(tissue.covariance[2, 2, 2, 0])
+    assert 0.49 < ratio.min() < ratio.max() < 2.01
 
 
 def test_bingham_with_equal_variances_is_watson():
