@@ -103,20 +103,12 @@ class RefinementConfig(Stored):
     ----------
     n_axes : int
         Axes of the lobe dictionary: four for each coefficient of degree 18.
-    output_kappa : float
-        Concentration of the lobes in the result; degree 18 holds narrower ones with ripples.
+    kappa : float
+        Concentration of the lobes; degree 18 holds narrower ones with ripples.
     decomposition_updates : int
         ISRA updates that find the lobe weights of an fODF.
     small_lobe : float
         Share of the largest amplitude below which nothing grows in the decomposition.
-    single_quantile : float
-        Quantile of the concentration in white matter that stands for voxels with one fibre.
-    single_amount : float
-        Least amount of white matter of these voxels, relative to the largest of the scan.
-    probed_degree : int
-        Degree whose power tells the concentration.
-    least_kappa : float
-        Smallest concentration that is assumed of the lobes of a network.
     model_error : float
         Share of the b=0 signal by which responses miss the signal of a voxel, besides noise.
     amplitude_error : float
@@ -134,13 +126,9 @@ class RefinementConfig(Stored):
     """
 
     n_axes: int = 768
-    output_kappa: float = 90.0
+    kappa: float = 90.0
     decomposition_updates: int = 20
     small_lobe: float = 0.05
-    single_quantile: float = 0.8
-    single_amount: float = 0.7
-    probed_degree: int = 8
-    least_kappa: float = 20.0
     model_error: float = 0.03
     amplitude_error: float = 0.15
     amplitude_range: tuple[float, float] = (0.1, 10.0)
@@ -148,6 +136,22 @@ class RefinementConfig(Stored):
     tolerance: float = 1.02
     spread: float = 0.12
     least_isotropic: float = 1e-3
+
+
+@dataclass(frozen=True)
+class PrecisionConfig(Stored):
+    """How the errors of peak directions exceed what noise must cause, see :func:`shd_bids.fod.precision.direction_precision`.
+
+    Attributes
+    ----------
+    noise_factor : float
+        Error of the direction, over the least that the noise of one voxel allows.
+    width_share : float
+        Error that stays without noise, over the dispersion of the lobe.
+    """
+
+    noise_factor: float = 1.0
+    width_share: float = 0.1
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from shd_bids.options import Runtime
 from shd_bids.scan import Scan
 
 _BY_DEFAULT = Runtime()
+_NETWORK_SHARE = 0.7  # of the time; the rest is the refinement
 
 
 def fit_fod(
@@ -52,10 +53,10 @@ def fit_fod(
     """
     shown = scan if weights.input_volumes is None else scan.select(weights.input_volumes.choose(scan.gradients))
     inputs = make_inputs(shown, weights.inputs, nside=weights.config.nside)
-    report = (lambda share: progress("fod", share)) if progress else None
-    fod = apply_network(weights, inputs, shown, runtime=runtime, progress=report)
+    network_share = _NETWORK_SHARE if refine else 1.0
+    fod = apply_network(weights, inputs, shown, runtime=runtime, progress=_part_of(progress, 0.0, network_share))
     if refine:
-        fod, n_updates = refine_fod(fod, scan, weights.refinement, trained_kappa=weights.trained_kappa)
+        fod, n_updates = refine_fod(fod, scan, weights.refinement, progress=_part_of(progress, network_share, 1.0))
     else:
         fod, n_updates = match_b0(fod, scan), 0
     quality = measure_quality(fod, scan)
@@ -76,3 +77,10 @@ def fit_fod(
         peak_gpu_mb=round(torch.cuda.max_memory_allocated(where) / 2**20) if where.type == "cuda" else None,
     )
     return replace(fod, quality=quality, facts=facts)
+
+
+def _part_of(
+    progress: Callable[[str, float], None] | None, first: float, last: float
+) -> Callable[[float], None] | None:
+    """Return what reports the share of a step as its part of the whole."""
+    return (lambda share: progress("fod", first + (last - first) * share)) if progress else None

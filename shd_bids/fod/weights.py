@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shd_bids.errors import WeightsError
 from shd_bids.files import atomic_path
-from shd_bids.fod.config import CHANNELS, InputConfig, RefinementConfig, TrainedDomain
+from shd_bids.fod.config import CHANNELS, InputConfig, PrecisionConfig, RefinementConfig, TrainedDomain
 from shd_bids.fod.inputs.shells import is_shell_channel
 from shd_bids.fod.inputs.volumes import InputVolumes
 from shd_bids.fod.methods import CONDITIONED, SHELLS
@@ -27,7 +27,7 @@ FORMAT = "shd_bids-3"
 
 SHIPPED = "shd_bids.safetensors"
 
-_INPUTS, _REFINEMENT, _DOMAIN = InputConfig(), RefinementConfig(), TrainedDomain()
+_INPUTS, _REFINEMENT, _PRECISION, _DOMAIN = InputConfig(), RefinementConfig(), PrecisionConfig(), TrainedDomain()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Weights:
         Of that file, without its ending; ``none`` where there is none.
     training : dict
         Configuration of the training.
-    inputs, refinement, domain : InputConfig, RefinementConfig and TrainedDomain
+    inputs, refinement, precision, domain : InputConfig, RefinementConfig, PrecisionConfig and TrainedDomain
     """
 
     config: UNetConfig
@@ -58,17 +58,13 @@ class Weights:
     training: dict[str, Any]
     inputs: InputConfig = _INPUTS
     refinement: RefinementConfig = _REFINEMENT
+    precision: PrecisionConfig = _PRECISION
     domain: TrainedDomain = _DOMAIN
 
     @property
     def channels(self) -> tuple[str, ...]:
         """Input channels."""
         return self.inputs.channels
-
-    @property
-    def trained_kappa(self) -> float:
-        """Concentration of the narrowest lobe in the truth of the training."""
-        return float(self.training.get("kappa", self.training.get("sharpness", self.refinement.output_kappa)))
 
     @classmethod
     def of(cls, net: UNet, *, l_max: int, training: dict[str, Any], inputs: InputConfig = _INPUTS) -> Weights:
@@ -124,6 +120,7 @@ def save_weights(path: Path, weights: Weights) -> Path:
         "training": json.dumps(weights.training),
         "inputs": json.dumps(weights.inputs.to_dict()),
         "refinement": json.dumps(weights.refinement.to_dict()),
+        "precision": json.dumps(weights.precision.to_dict()),
         "domain": json.dumps(weights.domain.to_dict()),
     }
     state = {name: value.detach().cpu().contiguous() for name, value in weights.state.items()}
@@ -168,6 +165,7 @@ def _checked(file: Path, metadata: dict[str, str], state: dict[str, Tensor]) -> 
         expected = UNet(config).state_dict()
         inputs = InputConfig.from_dict(_stored(metadata, "inputs") | {"channels": _stored(metadata, "channels")})
         refinement = RefinementConfig.from_dict(_stored(metadata, "refinement"))
+        precision = PrecisionConfig.from_dict(_stored(metadata, "precision"))
         domain = TrainedDomain.from_dict(_stored(metadata, "domain"))
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{file} holds no usable configuration ({error})") from error
@@ -188,6 +186,7 @@ def _checked(file: Path, metadata: dict[str, str], state: dict[str, Tensor]) -> 
         training=_stored(metadata, "training"),
         inputs=inputs,
         refinement=refinement,
+        precision=precision,
         domain=domain,
     )
 

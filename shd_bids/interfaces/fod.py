@@ -71,13 +71,14 @@ def fit_image(
     if weights is None and options.fit != "subject":
         raise WeightsError(f"--fit {options.fit} applies trained weights, but none were given; see --weights")
     scan = read_scan(dwi_file, mask_file, gradients_file, response_files)
-    result, info = _fit(
+    result, precision, info = _fit(
         scan, weights, options, runtime, checkpoint=out_dir / "checkpoint.pt", progress=log_progress(label)
     )
     for warning in info["warnings"]:
         logger.warning("%s: %s", label, warning)
     n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
     np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
+    np.save(out_dir / "precision.npy", precision)
     fitted = [response.tissue for response in scan.responses.tissues[1:]]
     maps = save_maps(_maps(result, n_stored, fitted=fitted), scan.mask, load_volume(mask_file), out_dir)
     facts = {
@@ -88,7 +89,8 @@ def fit_image(
         "volume_residuals": result.quality.volume_residuals.tolist(),
         "qc": _qc(result),
     }
-    return maps | {"fod_file": str(out_dir / "fod.npy"), "facts": facts}
+    files = {f"{name}_file": str(out_dir / f"{name}.npy") for name in ("fod", "precision")}
+    return maps | files | {"facts": facts}
 
 
 def _fit(
@@ -99,9 +101,10 @@ def _fit(
     *,
     checkpoint: Path,
     progress: Callable[[str, float], None],
-) -> tuple["FOD", dict[str, Any]]:
-    """Fit a scan, with weights that are first adapted to it if asked; return also the facts of both."""
+) -> tuple["FOD", "np.ndarray", dict[str, Any]]:
+    """Fit a scan, with weights that are first adapted to it if asked; return also how precise directions are, and facts."""
     from shd_bids.fod.fit import fit_fod
+    from shd_bids.fod.precision import direction_precision
     from shd_bids.nn.backends.memory import keep_freed_memory
     from shd_bids.nn.device import choose_device
     from shd_bids.training.adapt import adapt
@@ -123,7 +126,7 @@ def _fit(
     refine = weights.is_refined if options.refinement == "auto" else options.refinement == "on"
     fod = fit_fod(scan, weights, runtime=runtime, refine=refine, progress=progress)
     info |= {"is_supervised": weights.is_supervised, "is_refined": refine}
-    return fod, info | fod.facts.to_dict()
+    return fod, direction_precision(scan, weights.precision), info | fod.facts.to_dict()
 
 
 def _maps(result: "FOD", n_stored: int, *, fitted: Sequence[str]) -> dict[str, "np.ndarray"]:
@@ -203,6 +206,7 @@ class _FitFODInputSpec(RuntimeInputSpec):
 
 class _FitFODOutputSpec(StageOutputSpec):
     fod_file = File(exists=True, desc="all coefficients, (n, C) float32 in the order of the mask")
+    precision_file = File(exists=True, desc="how precisely directions are known, by the dispersion of lobes")
     wm_file = File(exists=True)
     gm_file = File(exists=True)
     csf_file = File(exists=True)

@@ -25,7 +25,6 @@ from shd_bids.fod.weights import Weights, load_weights, save_weights
 from shd_bids.nn import distributed
 from shd_bids.nn.backends.memory import keep_freed_memory
 from shd_bids.nn.unet import UNet
-from shd_bids.simulation.dispersion import least_spread
 from shd_bids.training.config import TrainingConfig, learning_rate
 from shd_bids.training.loop import Schedule, run
 from shd_bids.training.objective import Objective
@@ -95,8 +94,7 @@ def train(
         _blend(net, start.network(), config.start_share)
     target = output_dir / "weights.safetensors"
     if writes:
-        record = asdict(config) | {"kappa": 0.5 / least_spread(config.l_max) ** 2}  # of the narrowest lobe of the truth
-        save_weights(target, Weights.of(net, l_max=config.l_max, training=record, inputs=config.inputs))
+        save_weights(target, Weights.of(net, l_max=config.l_max, training=asdict(config), inputs=config.inputs))
     return target
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shd_bids.errors import WeightsError
-from shd_bids.fod.config import CHANNELS, InputConfig, RefinementConfig, TrainedDomain
+from shd_bids.fod.config import CHANNELS, InputConfig, PrecisionConfig, RefinementConfig, TrainedDomain
 from shd_bids.fod.weights import FORMAT, Weights, load_weights, save_weights
 from shd_bids.nn.unet import UNet, UNetConfig
 
@@ -45,20 +45,21 @@ def test_saved_weights_compute_the_same(net, file, rng):
 
 def test_tuned_numbers_and_the_domain_are_kept_with_the_weights(net, tmp_path):
     weights = replace(
-        Weights.of(net, l_max=4, training={"sharpness": 30.0}, inputs=InputConfig(admm_penalty=(200.0, 20.0, 5.0))),
+        Weights.of(net, l_max=4, training={"seed": 1}, inputs=InputConfig(admm_penalty=(200.0, 20.0, 5.0))),
         refinement=RefinementConfig(updates=(0, 2)),
+        precision=PrecisionConfig(noise_factor=0.4),
         domain=TrainedDomain(snr=(10.0, 20.0)),
     )
     found = load_weights(save_weights(tmp_path / "tuned.safetensors", weights))
-    assert (found.inputs, found.refinement, found.domain) == (weights.inputs, weights.refinement, weights.domain)
-    assert found.trained_kappa == 30.0
+    assert (found.inputs, found.refinement) == (weights.inputs, weights.refinement)
+    assert (found.precision, found.domain) == (weights.precision, weights.domain)
 
 
 def test_a_file_without_tuned_numbers_has_the_defaults(file):
-    rewrite(file, drop=("inputs", "refinement", "domain"))
+    rewrite(file, drop=("inputs", "refinement", "precision", "domain"))
     found = load_weights(file)
-    assert (found.inputs, found.refinement, found.domain) == (InputConfig(), RefinementConfig(), TrainedDomain())
-    assert found.trained_kappa == RefinementConfig().output_kappa
+    assert (found.inputs, found.refinement) == (InputConfig(), RefinementConfig())
+    assert (found.precision, found.domain) == (PrecisionConfig(), TrainedDomain())
 
 
 def test_a_number_that_is_not_known_is_refused(file):

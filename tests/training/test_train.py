@@ -138,7 +138,6 @@ def test_a_network_of_raw_shells_trains_and_serves_its_protocol(tmp_path, rng):
     config = replace(CONFIG, steps=2, input="shells", protocol={"1000": 30, "3000": 60})
     weights = load_weights(train.train(config, tmp_path, device="cpu", n_workers=0))
     assert weights.channels == ("b0", "b1000", "b3000")
-    assert np.rad2deg((2 * weights.trained_kappa) ** -0.5) == pytest.approx(27), "six degrees for degree 18"
     gradients = config.gradients(rng)
     phantom = simulation.random_phantom(rng, 4)
     micro = simulation.draw_microstructure(rng, len(phantom.bundles))

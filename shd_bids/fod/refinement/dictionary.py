@@ -13,13 +13,12 @@ from shd_bids.fod.config import RefinementConfig
 from shd_bids.fod.fod import FOD
 from shd_bids.scan import Scan
 from shd_bids.solvers import ISRA, low_rank
-from shd_bids.sphere.harmonics import SQRT_4PI, degrees, l_max_of, sh_basis, sh_inverse, zonal_means
+from shd_bids.sphere.harmonics import SQRT_4PI, l_max_of, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 from shd_bids.sphere.lobes import lobes
 from shd_bids.sphere.spiral import spiral
 
 _NSIDE = 8  # of the grid on which lobes are expanded in harmonics: two vertices for each coefficient of degree 18
-_KAPPAS = np.arange(4.0, 91.0)  # that are told apart
 _RIPPLE_MARGIN = 2.0  # times what keeps lobes from predicting less than nothing of one another
 _LEAST_AMPLITUDE = 1e-6
 
@@ -52,7 +51,7 @@ class LobeDictionary:
     axes : ndarray, shape (A, 3)
         Unit vectors.
     lobes : ndarray, shape (A, C), float32
-        SH coefficients of a unit lobe along each axis, of the width that results have.
+        SH coefficients of a unit lobe along each axis.
     kernel : ndarray, shape (N, A + T - 1)
         Signal of unit lobes; of the fitted isotropic tissues, of unit coefficients.
     even : ndarray, shape (N,)
@@ -81,7 +80,7 @@ class LobeDictionary:
     @classmethod
     def of(cls, scan: Scan, config: RefinementConfig, *, l_max: int) -> LobeDictionary:
         """Build the dictionary of a scan for fODFs of degree ``l_max``."""
-        lobe = _lobes(config.n_axes, config.output_kappa, l_max)
+        lobe = _lobes(config.n_axes, config.kappa, l_max)
         model = scan.forward(l_max)
         matrix = model.matrix.double().numpy()  # rounded to single precision, and so is its scale
         scale = float(matrix[scan.gradients.b0_indices[0], 0]) / SQRT_4PI
@@ -98,43 +97,10 @@ class LobeDictionary:
             config=config,
         )
 
-    def width_in(self, fod: FOD, *, trained_kappa: float) -> float:
-        r"""Return the concentration of the lobes that the fODFs of a network are to be taken apart into.
+    def decompose(self, fod: FOD) -> LobeField:
+        r"""Return the weights of lobes that add up to fODFs.
 
-        The network learned a lobe in place of each axis and gives a wider one where it is not certain, so the scan itself tells
-        how wide: :math:`\hat\kappa` is that of voxels with one fibre, from the power of degree l,
-
-        .. math:: \sqrt{\frac{\sum_m c_{lm}^2}{2l + 1}} \Big/ c_{00} =
-                  \frac{\int_0^1 P_l(z)\, e^{\kappa z^2} dz}{\int_0^1 e^{\kappa z^2} dz}.
-
-        What crosses is less certain than what does not, by as much again: :math:`\hat\kappa^2 / \kappa`. Lobes too narrow would
-        make two fibres of one that is uncertain, lobes too wide one of two that cross narrowly.
-
-        Parameters
-        ----------
-        fod : FOD
-        trained_kappa : float
-            Concentration of the lobes in the training.
-
-        Returns
-        -------
-        float
-            A whole number; ``trained_kappa`` where there is no white matter.
-        """
-        config, amount = self.config, fod.wm[:, 0]
-        if not amount.any():
-            return trained_kappa
-        there = amount > config.single_amount * np.quantile(amount, 0.99)
-        probed = fod.wm[np.ix_(there, degrees(fod.l_max) == config.probed_degree)]
-        power = (probed**2).sum(axis=1) / (2 * config.probed_degree + 1)
-        found = np.quantile(np.sqrt(power) / amount[there], config.single_quantile)
-        single = float(np.interp(found, zonal_means(_KAPPAS, config.probed_degree)[:, -1], _KAPPAS))
-        return round(max(single**2 / trained_kappa, config.least_kappa))
-
-    def decompose(self, fod: FOD, kappa: float) -> LobeField:
-        r"""Return the weights of lobes of concentration ``kappa`` that add up to fODFs.
-
-        Lobes that overlap show a narrow crossing as one lobe that is long. The weights f come from ISRA updates
+        The weights f come from ISRA updates
 
         .. math:: f \leftarrow f\,\frac{B^T W c}{B^T W B f},
 
@@ -145,14 +111,14 @@ class LobeDictionary:
         amplitudes = (coefficients @ _amplitude_basis(n_axes, l_max)).clamp_min_(_LEAST_AMPLITUDE)
         largest = amplitudes.amax(dim=1, keepdim=True)
         start = (amplitudes - self.config.small_lobe * largest).clamp_min_(_LEAST_AMPLITUDE)
-        of_degrees, isra = _matching(n_axes, kappa, l_max)
+        of_degrees, isra = _matching(n_axes, self.config.kappa, l_max)
         n_updates = self.config.decomposition_updates
         weights = isra(start, of_degrees * coefficients, n_updates=n_updates, momentum=True).numpy()
         total = np.maximum(weights.sum(axis=1, keepdims=True), _LEAST_AMPLITUDE)
         return LobeField(weights * (SQRT_4PI * fod.wm[:, :1].clip(0) / total), fod.gm, fod.csf)
 
     def expand(self, field: LobeField) -> FOD:
-        """Return the fODFs of lobes of the width of results; tissues that are not fitted are zero."""
+        """Return the fODFs of lobes; tissues that are not fitted are zero."""
         gm, csf = (
             getattr(field, tissue) if tissue in self.tissues else np.zeros(len(field.weights), np.float32)
             for tissue in ("gm", "csf")
@@ -160,7 +126,7 @@ class LobeDictionary:
         return FOD(field.weights @ self.lobes, gm, csf)
 
     def predict(self, field: LobeField) -> np.ndarray:
-        """Return the signal (n, N) of lobes of the width of results, relative to the scale."""
+        """Return the signal (n, N) of lobes, relative to the scale."""
         return self.stacked(field).numpy() @ self.kernel.T.astype(np.float32)
 
     def stacked(self, field: LobeField) -> Tensor:

@@ -10,7 +10,6 @@ from shd_bids.sphere.healpix import hemisphere
 from shd_bids.sphere.lobes import lobes
 
 L_MAX = 18
-TRAINED_KAPPA = 45.0
 
 
 def subject():
