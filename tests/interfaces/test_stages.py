@@ -195,7 +195,9 @@ def fitted(prepared, tmp_path, simulated):
     directions = np.where(weights[..., None] > 0, phantom.directions[mask], [0.0, 0.0, 1.0])
     delta = sh_basis(directions.reshape(-1, 3), 8).reshape(*weights.shape, -1)
     np.save(tmp_path / "fod.npy", np.einsum("nk,nkc->nc", weights, delta).astype(np.float32))
-    files = {"fod_file": str(tmp_path / "fod.npy"), "mask_file": prepared.mask_file}
+    np.save(tmp_path / "precision.npy", np.array([[2.0, 40.0], [1.0, 4.0], [0.2, 4.0]]))
+    files = {f"{name}_file": str(tmp_path / f"{name}.npy") for name in ("fod", "precision")}
+    files["mask_file"] = prepared.mask_file
     for name, volume in (("vfwm", phantom.wm), ("vfcsf", phantom.csf)):
         nib.save(nib.Nifti1Image((volume * mask).astype(np.float32), RAS), tmp_path / f"{name}.nii.gz")
         files[f"{name}_file"] = str(tmp_path / f"{name}.nii.gz")
@@ -215,6 +217,14 @@ def test_peaks_follow_the_fibres_and_the_mrtrix_layout(fitted, tmp_path, simulat
     amplitude = load_volume(outputs.peakamp_file).data
     np.testing.assert_allclose(np.linalg.norm(first, axis=1), amplitude[alone][:, 0], rtol=1e-4)
     assert load_volume(outputs.nufo_file).data[alone].max() == 1
+    density, dispersion, interval = (
+        load_volume(path).data[alone]
+        for path in (outputs.peakafd_file, outputs.peakdispersion_file, outputs.peakinterval_file)
+    )
+    assert density.shape[1] == 3 and dispersion.shape[1] == 6 and interval.shape[1] == 3
+    assert (density[:, 0] > 0).all() and (density[:, 1:] == 0).all()
+    assert (dispersion[:, :2] > 0).all() and (dispersion[:, 2:] == 0).all()
+    assert (interval[:, 0] > 0).all() and (interval[:, 1:] == 0).all()
     np.testing.assert_allclose(load_volume(outputs.afdtotal_file).data[alone], phantom.wm[alone], rtol=0.05)
     facts = read_json(tmp_path / "peaks" / "facts.json")
     assert facts["sidecar"]["peaks"]["PeakMaximumNumber"] == 3
@@ -226,7 +236,8 @@ def test_streamlines_in_every_format(prepared, fitted, tmp_path):
     options = TrackingOptions(
         tracking_algorithm="det", seeds=1, min_length=4.0, max_length=100.0, tractogram_format=("tck", "trk")
     )
-    fitted.pop("vfcsf_file")  # says nothing about where to track
+    for name in ("vfcsf_file", "precision_file"):  # say nothing about where to track
+        fitted.pop(name)
     outputs = run(TrackStreamlines, tmp_path / "track", **fitted, **options_input(options), **ON_CPU)
     tck, trk = (nib.streamlines.load(path).streamlines for path in outputs.tractogram_files)
     assert len(tck) == len(trk) > 0

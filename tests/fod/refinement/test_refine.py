@@ -41,7 +41,7 @@ def refined(answer, signal, config=CONFIG):
 def test_an_answer_that_predicts_well_keeps_its_shape(voxels):
     truth, signal = voxels
     found, _ = refined(truth, signal)
-    assert np.linalg.norm((found - truth)[:, :-2]) < 0.1 * np.linalg.norm(truth[:, :-2])
+    assert np.linalg.norm((found - truth)[:, :-2]) < 0.15 * np.linalg.norm(truth[:, :-2])
     np.testing.assert_allclose(found[:, -2:], truth[:, -2:], atol=0.05)
 
 
