@@ -5,21 +5,23 @@ import torch
 
 from shd_bids.peaks.measures import largest_amplitude
 
+FLUID_QUANTILE = 0.95
+"""Share of the voxels of fluid that shows no peak."""
+
 
 def noise_threshold(
     coefficients: np.ndarray,
     csf_fraction: np.ndarray,
     *,
     wm_fraction: np.ndarray,
-    factor: float = 2.0,
     device: str | torch.device = "cpu",
 ) -> float:
     """Return an absolute peak threshold from voxels that hold fluid and so, no fibre.
 
-    The threshold is ``factor`` times the median largest amplitude of CSF-dominated voxels (the ventricle rule of
-    Dell'Acqua et al. 2013 as scilpy applies it), held between 2 and 20 percent of the median largest amplitude of
-    WM-dominated voxels, so that neither a perfect fit nor a wrong tissue map decides alone. With fewer than 20 such
-    voxels the lower bound (for CSF) or the largest amplitudes present (for WM) take their place.
+    The threshold is what `FLUID_QUANTILE` of the largest amplitudes of CSF-dominated voxels stay below (after the ventricle
+    rule of Dell'Acqua et al. 2013), held between 2 and 15 percent of the median largest amplitude of WM-dominated voxels, so
+    that neither a perfect fit nor a wrong tissue map decides alone. With fewer than 20 such voxels the lower bound (for CSF)
+    or the largest amplitudes present (for WM) take their place.
 
     Parameters
     ----------
@@ -27,8 +29,6 @@ def noise_threshold(
         Even real SH coefficients.
     csf_fraction, wm_fraction : (n,) arrays
         Signal fractions in [0, 1].
-    factor : float
-        How far above the typical spurious lobe a peak must rise.
     device : str or torch.device
         Where to compute.
 
@@ -42,10 +42,10 @@ def noise_threshold(
     if len(white) < 20:
         white = np.argsort(-np.asarray(wm_fraction), kind="stable")[:200]
     reference = float(np.median(largest_amplitude(coefficients[white], device=device))) if len(white) else 0.0
-    low, high = 0.02 * reference, 0.2 * reference
+    low, high = 0.02 * reference, 0.15 * reference
     if len(fluid) < 20:
         return low
-    return float(np.clip(factor * np.median(largest_amplitude(coefficients[fluid], device=device)), low, high))
+    return float(np.clip(np.quantile(largest_amplitude(coefficients[fluid], device=device), FLUID_QUANTILE), low, high))
 
 
 def _sample_of(indices: np.ndarray, limit: int = 5000) -> np.ndarray:
