@@ -1,26 +1,20 @@
 """NIfTI files to arrays and back, masks, and the checks that belong to them."""
 
 import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike
 
-from shd_bids.boxes import chunks
 from shd_bids.errors import InputError, OutputError
 from shd_bids.files import atomic_path
+from shd_bids.nifti import AFFINE_TOLERANCE, header_notes, is_same_affine, open_image, read_image
 
-GRID_TOLERANCE = 1e-3  # mm, over the whole field of view: headers hold float32
 MAX_BAD_IN_MASK = 0.20  # share of values inside the mask that may have been replaced
 NOTED_BAD_IN_MASK = 0.01
-BLOCK_BYTES = 1 << 26  # of the file, read at once
 USUAL_MASK = (0.05, 0.70)  # share of the field of view a brain takes
 
 
@@ -87,7 +81,7 @@ def load_volume(path: Path, *, n_dims: tuple[int, ...] = (3, 4), keep_negative: 
         affine.
     """
     path = Path(path)
-    image = _open(path)
+    image = open_image(path)
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -99,7 +93,7 @@ def load_volume(path: Path, *, n_dims: tuple[int, ...] = (3, 4), keep_negative: 
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"{path}: the affine is singular or not finite; correct the sform or qform of the header")
-    data = _read(path, image).reshape(shape)
+    data = read_image(path, image).reshape(shape)
     n_repaired, repaired = _repair(data, keep_negative=keep_negative)
     return Volume(
         data=data,
@@ -108,13 +102,13 @@ def load_volume(path: Path, *, n_dims: tuple[int, ...] = (3, 4), keep_negative: 
         voxel_size=np.linalg.norm(affine[:3, :3], axis=0),
         n_repaired=n_repaired,
         repaired=repaired,
-        notes=_header_notes(image),
+        notes=header_notes(image),
     )
 
 
 def count_volumes(path: Path) -> int:
     """Return the number of volumes by the header of an image; raise as `load_volume` does."""
-    return math.prod(_open(Path(path)).shape[3:])
+    return math.prod(open_image(Path(path)).shape[3:])
 
 
 def check_signal(volume: Volume, mask: np.ndarray) -> tuple[str, ...]:
@@ -190,7 +184,7 @@ def save_volume(
     sform_code, qform_code = _codes(reference_header)
     image.set_sform(affine, code=sform_code)
     image.set_qform(affine, code=qform_code)
-    if not _is_same_affine(image.get_qform(), affine, image.shape[:3]):
+    if not is_same_affine(image.get_qform(), affine, image.shape[:3]):
         image.set_qform(affine, code=0)
     try:
         with atomic_path(path) as temporary:
@@ -199,9 +193,9 @@ def save_volume(
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def same_grid(first: Grid, second: Grid, *, tolerance: float = GRID_TOLERANCE) -> bool:
+def same_grid(first: Grid, second: Grid, *, tolerance: float = AFFINE_TOLERANCE) -> bool:
     """Whether two images have the same voxels: equal shape, corners within ``tolerance`` mm."""
-    return tuple(first.shape[:3]) == tuple(second.shape[:3]) and _is_same_affine(
+    return tuple(first.shape[:3]) == tuple(second.shape[:3]) and is_same_affine(
         first.affine, second.affine, first.shape[:3], tolerance=tolerance
     )
 
@@ -293,50 +287,6 @@ def scatter(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return volume
 
 
-def _open(path: Path) -> nib.Nifti1Image:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        image = nib.load(path)
-    except (ImageFileError, HeaderDataError, ValueError) as error:
-        raise InputError(f"{path}: not a NIfTI image ({_first_line(error)})") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read, damaged or truncated ({_first_line(error)})") from None
-    if not isinstance(image, nib.Nifti1Image):
-        raise InputError(f"{path}: an image of type {type(image).__name__}, expected NIfTI (.nii, .nii.gz)")
-    return image
-
-
-def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
-    """Return all volumes as one float32 array in C order, shape (x, y, z, n), with little memory beside it.
-
-    nibabel would hold the file's integers, a Fortran-ordered float array and the result together.
-    """
-    grid, n_volumes = image.shape[:3], int(np.prod(image.shape[3:]))
-    proxy = image.dataobj
-    volume_bytes = int(np.prod(grid)) * proxy.dtype.itemsize
-    step = max(BLOCK_BYTES // volume_bytes, 1)
-    try:
-        data = np.empty((*grid, n_volumes), dtype=np.float32)
-        with ImageOpener(path) as stream, np.errstate(over="ignore"):  # too large for float32 is infinite: repaired
-            stream.seek(proxy.offset)
-            for part in chunks(n_volumes, step):
-                count = part.stop - part.start
-                raw = stream.read(count * volume_bytes)
-                if len(raw) < count * volume_bytes:
-                    raise EOFError(f"ends in volume {part.start + len(raw) // volume_bytes} of {n_volumes}")
-                block = np.frombuffer(raw, dtype=proxy.dtype).reshape((*grid, count), order="F")
-                if proxy.slope != 1 or proxy.inter != 0:
-                    block = block * np.float64(proxy.slope) + np.float64(proxy.inter)
-                data[..., part] = block
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged or truncated ({_first_line(error)}); copy it again") from None
-    except MemoryError:
-        gigabytes = 4e-9 * n_volumes * np.prod(grid, dtype=np.float64)
-        raise InputError(f"{path}: {gigabytes:.1f} GB as float32 do not fit into memory") from None
-    return data
-
-
 def _repair(data: np.ndarray, *, keep_negative: bool) -> tuple[dict[str, int], np.ndarray]:
     """Set unusable values to 0 in place, slab by slab so that no second array of the full size is needed."""
     count = {"nan": 0, "inf": 0, "negative": 0}
@@ -354,16 +304,6 @@ def _repair(data: np.ndarray, *, keep_negative: bool) -> tuple[dict[str, int], n
     return count, repaired
 
 
-def _header_notes(image: nib.Nifti1Image) -> tuple[str, ...]:
-    sform, sform_code = image.get_sform(coded=True)
-    qform, qform_code = image.get_qform(coded=True)
-    if not sform_code and not qform_code:
-        return ("the header has neither sform nor qform: left and right are a guess",)
-    if sform_code and qform_code and not _is_same_affine(sform, qform, image.shape[:3], tolerance=0.5):
-        return ("sform and qform of the header disagree; the sform is used",)
-    return ()
-
-
 def _codes(header: nib.Nifti1Header | None) -> tuple[int, int]:
     """Return the codes (sform, qform) to write; one that is 0 in the reference takes the other's, as both get the same affine."""
     if header is None:
@@ -372,18 +312,7 @@ def _codes(header: nib.Nifti1Header | None) -> tuple[int, int]:
     return sform or qform or 1, qform or sform or 1
 
 
-def _is_same_affine(
-    first: np.ndarray, second: np.ndarray, shape: tuple[int, ...], *, tolerance: float = GRID_TOLERANCE
-) -> bool:
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
-    return bool(np.abs((np.asarray(first) - np.asarray(second)) @ corners).max() <= tolerance)
-
-
 def _grid_problem(path: Path, volume: Grid, grid: Grid) -> str:
     if tuple(volume.shape[:3]) != tuple(grid.shape[:3]):
         return f"{path}: {volume.shape[:3]} voxels, expected {tuple(grid.shape[:3])} as in the diffusion image"
     return f"{path}: same number of voxels as the diffusion image, but another position or orientation (affine)"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [error.__class__.__name__])[0]

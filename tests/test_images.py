@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from shd_bids import images
+from shd_bids import nifti as nifti_files
 from shd_bids.errors import InputError, OutputError
 from shd_bids.images import (
     check_signal,
@@ -64,7 +64,7 @@ def test_volumes_are_read_as_nibabel_reads_them(tmp_path, rng, dtype, monkeypatc
     image.header.set_slope_inter(0.25, 3)
     image.header.set_data_dtype(dtype)
     nib.save(image, tmp_path / "x.nii.gz")
-    monkeypatch.setattr(images, "BLOCK_BYTES", 3 * 4 * 5 * 6 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(nifti_files, "BLOCK_BYTES", 3 * 4 * 5 * 6 * np.dtype(dtype).itemsize)
     volume = load_volume(tmp_path / "x.nii.gz")
     np.testing.assert_array_equal(volume.data, nib.load(tmp_path / "x.nii.gz").get_fdata(dtype=np.float32))
     assert volume.data.flags.c_contiguous
@@ -125,6 +125,20 @@ def truncated(path, dwi):
     path.write_bytes(gzip.decompress(dwi.read_bytes())[:-100])
 
 
+def flipped_bit(path, dwi):
+    """One bit of a voxel in a stream stored without compression, which only the checksum shows."""
+    image = nib.Nifti1Image(np.full((12, 12, 12), 300, np.int16), np.eye(4))
+    content = bytearray(gzip.compress(image.to_bytes(), compresslevel=0))
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+def wrong_length(path, dwi):
+    content = bytearray(dwi.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def text(path, dwi):
     path.write_text("this is not an image\n" * 50)
 
@@ -160,6 +174,8 @@ def absent(path, dwi):
     [
         (truncated_gzip, "x.nii.gz", "damaged or truncated"),
         (truncated, "x.nii", "damaged or truncated"),
+        (flipped_bit, "x.nii.gz", "damaged or truncated .*CRC"),
+        (wrong_length, "x.nii.gz", "damaged or truncated .*length"),
         (text, "x.nii", "not a NIfTI image"),
         (text, "x.nii.gz", "not a NIfTI image|damaged"),
         (empty, "x.nii.gz", "not a NIfTI image|damaged"),
