@@ -28,6 +28,7 @@ from shd_bids.errors import InputError, NoInputError
 from shd_bids.gradients.files import read_fsl, read_mrtrix
 from shd_bids.gradients.table import MIN_DIRECTIONS, GradientTable
 from shd_bids.images import Volume, check_signal, count_volumes, load_mask, load_volume, same_grid
+from shd_bids.response.given import read_given
 from shd_bids.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -151,11 +152,29 @@ def collect_runs(settings: Settings) -> tuple[DWIRun, ...]:
         found, troubles = _session_runs(settings, datasets, filters["mask"], images)
         runs += found
         problems += troubles
+    problems += _response_problems(settings, runs)
     if problems:
         raise InputError(problems)
     if not runs:
         raise NoInputError(nothing_found(settings, datasets))
     return tuple(runs)
+
+
+def _response_problems(settings: Settings, runs: Sequence[DWIRun]) -> list[str]:
+    """Return what is wrong with the given responses, by themselves or else for the shells of a series."""
+    if not settings.responses:
+        return []
+    try:
+        read_given(settings.responses)
+    except InputError as error:
+        return list(error.problems)
+    problems = []
+    for run in runs:
+        try:
+            read_given(settings.responses, [bvalue for bvalue, _ in run.shells])
+        except InputError as error:
+            problems += [f"{run.prefix}: {text}" for text in error.problems]
+    return problems
 
 
 def _session_runs(

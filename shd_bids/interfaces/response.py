@@ -1,12 +1,10 @@
 """Response functions: from this image, or as given."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.errors import InputError
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, qc_column, read_json
 from shd_bids.response import TISSUES
 
@@ -56,35 +54,12 @@ def read_given(*, response_files: list[Path], gradients_file: Path, out_dir: Pat
         The tissue of a file is not clear, WM is not among them, or a response is one for other shells.
     """
     from shd_bids.gradients.table import GradientTable
-    from shd_bids.response.mrtrix import parse_response
-    from shd_bids.response.response import Responses
+    from shd_bids.response.given import read_given as read_files
 
     table = GradientTable.from_dict(read_json(gradients_file))
-    given = _by_tissue(response_files)
-    parsed = {
-        tissue: parse_response(path.read_text(encoding="utf-8"), tissue, table.shell_bvalues)
-        for tissue, path in given.items()
-    }
-    responses = Responses(wm=parsed["wm"], gm=parsed.get("gm"), csf=parsed.get("csf"))
+    responses = read_files(response_files, table.shell_bvalues)
     message = f"responses were given: {', '.join(path.name for path in response_files)}"
     return _write(responses, out_dir, message=message, counts={})
-
-
-def _by_tissue(files: list[Path]) -> dict[str, Path]:
-    """Return tissue -> file from the words in the names: ``sub-01_param-wm_response.txt``, ``group_CSF.txt``."""
-    found: dict[str, Path] = {}
-    problems = []
-    for path in files:
-        words = {word for word in re.split(r"[^a-z]+", path.name.lower()) if word in TISSUES}
-        if len(words) != 1 or (tissue := words.pop()) in found:
-            problems.append(f"{path}: expected a name with one of wm, gm, csf, each once")
-        else:
-            found[tissue] = path
-    if not problems and "wm" not in found:
-        problems.append(f"--responses: found {', '.join(found)}, expected at least wm")
-    if problems:
-        raise InputError(problems)
-    return found
 
 
 def _write(responses: "Responses", out_dir: Path, *, message: str, counts: dict[str, int]) -> dict[str, Any]:

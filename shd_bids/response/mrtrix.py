@@ -27,9 +27,9 @@ def parse_response(
     text : str
     tissue : {"wm", "gm", "csf"}
     bvalues : array, shape (S,), optional
-        Shells of the image it is for; without them those of the header are taken.
+        Shells of the image it is for; without them those of the line ``# Shells`` are taken.
     shell_tolerance : float
-        Largest difference between the shells of header and image, s/mm2.
+        Largest difference between the shells of that line and of the image, s/mm2.
 
     Raises
     ------
@@ -50,19 +50,22 @@ def parse_response(
             f"{tissue} response: found {len(rows)} rows of numbers, expected one per shell, of equal length"
         )
     coefficients = np.array(rows)
-    if not np.isfinite(coefficients).all() or np.any(coefficients[:, 0] <= 0):
+    if not np.isfinite(coefficients).all():
+        raise InputError(f"{tissue} response: holds NaN or infinity, expected finite numbers")
+    if np.any(coefficients[:, 0] <= 0):
         raise InputError(f"{tissue} response: the first number of each row is a mean signal, expected all above 0")
-    if bvalues is None and header is None:
-        raise InputError(f"{tissue} response: no line '# Shells: ...' and no shells given; add the b-value of each row")
+    if header is None:
+        raise InputError(
+            f"{tissue} response: no line '# Shells: ...' with the b-values of its {len(rows)} rows; add it, for example "
+            "'# Shells: 0,1000', as in the file that the program first wrote"
+        )
     expected = np.asarray(header if bvalues is None else bvalues, dtype=np.float64)
     if len(coefficients) != len(expected):
         raise InputError(
             f"{tissue} response: {len(coefficients)} rows, expected {len(expected)}, one for each shell "
             f"({_shell_list(expected)} s/mm²)"
         )
-    if header is not None and (
-        len(header) != len(expected) or np.abs(np.array(header) - expected).max() > shell_tolerance
-    ):
+    if len(header) != len(expected) or np.abs(np.array(header) - expected).max() > shell_tolerance:
         raise InputError(
             f"{tissue} response: made for the shells {_shell_list(header)} s/mm², the image has "
             f"{_shell_list(expected)}; give responses of the same acquisition"

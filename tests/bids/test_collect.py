@@ -237,3 +237,19 @@ class TestNotDiffusion:
         write_image(raw / "sub-01" / "dwi" / "sub-01_sbref.nii.gz", np.ones(SHAPE, np.int16))
         write_dwi(raw, "sub-01_part-phase_dwi")
         assert keys(raw) == ["sub-01"]
+
+
+class TestResponses:
+    def test_of_other_shells_are_a_problem_before_anything_runs(self, raw, tmp_path):
+        path = tmp_path / "wm.txt"
+        path.write_text("# Shells: 0,1000,2000\n900 0\n500 -120\n320 -130\n")
+        with pytest.raises(InputError, match=r"sub-01: .*wm\.txt: wm response: 3 rows, expected 2"):
+            collect(raw, responses=(path,))
+
+    def test_that_cannot_be_any_are_told_once(self, tmp_path):
+        root = raw_dataset(tmp_path / "raw", "sub-01_dwi", "sub-02_dwi")
+        path = tmp_path / "wm.txt"
+        path.write_text("900 0\n500 -120\n")
+        with pytest.raises(InputError, match="no line '# Shells") as caught:
+            collect(root, responses=(path,))
+        assert len(caught.value.problems) == 1

@@ -29,11 +29,12 @@ def test_text_of_mrtrix_is_read():
         ("", [0, 1000], "found 0 rows"),
         ("600 0\n300 abc\n", [0, 1000], "found '300 abc', expected rows of numbers"),
         ("600 0\n300\n", [0, 1000], "of equal length"),
-        ("600 0\n300 -50\n", [0, 1000, 2000], "2 rows, expected 3, one for each shell"),
+        ("# Shells: 0,1000\n600 0\n300 -50\n", [0, 1000, 2000], "2 rows, expected 3, one for each shell"),
         ("# Shells: 0,1000\n600 0\n300 -50\n", [0, 3000], "made for the shells 0, 1000 .* has 0, 3000"),
         ("600 0\n300 -50\n", None, "no line '# Shells"),
+        ("600 0\n300 -50\n", [0, 1000], "no line '# Shells: ...' with the b-values of its 2 rows; add it"),
         ("600 0\n-300 -50\n", [0, 1000], "expected all above 0"),
-        ("600 0\nnan -50\n", [0, 1000], "expected all above 0"),
+        ("600 0\nnan -50\n", [0, 1000], "expected finite"),
     ],
 )
 def test_text_that_is_no_response_for_this_image_is_refused(text, bvalues, message):
