@@ -13,6 +13,10 @@ MIN_DIRECTIONS = 6  # unknowns of a tensor, and of even harmonics of degree 2
 MAX_DROPPED = 0.05  # share of volumes that may lack a direction
 MAX_SHELLS = 8  # more are a q-space grid
 SHORTEST = 0.1  # a shorter vector is no rounding of a unit vector: the volume has no direction
+WIDTH = 0.05  # of its b-value, which a shell may be wide where that is more than the tolerance
+UNIT_TOLERANCE = 0.05  # deviation of a length from 1 that is rounding, not a b-value
+MAX_ODD_LENGTHS = 0.1  # share of weighted volumes whose vectors may be of any length
+LENGTH_GAP = 0.02  # between neighbouring lengths of two groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,17 +140,20 @@ def gradient_table(
     bvals : array, shape (N,)
         s/mm2.
     directions_world : array, shape (N, 3)
-        RAS+ world axes. Lengths are normalised and never scale b; at b=0 they are ignored.
+        RAS+ world axes. Where their lengths form clear groups within one b-value they carry the b-value, which becomes
+        b times the square of the length; other lengths are normalised. At b=0 they are ignored.
     b0_threshold : float
         Largest b-value that counts as b=0.
     shell_tolerance : float
-        Largest gap between neighbouring b-values of one shell.
+        Largest gap between neighbouring b-values of one shell, and its largest width (5 % of b where that is more).
 
     Raises
     ------
     GradientError
         With every problem found: not finite, negative b, no b=0, more than 5 % of the weighted volumes without a
-        direction, fewer than six directions, no shells.
+        direction, lengths that are neither 1 nor in groups, fewer than six directions, no shells.
+
+    Source: b times the square of the length is the convention of MRtrix3 (``-bvalue_scaling``).
     """
     bvals = np.asarray(bvals, dtype=np.float64)
     directions = np.asarray(directions_world, dtype=np.float64)
@@ -158,11 +165,13 @@ def gradient_table(
     if problems:
         raise GradientError(problems)
 
-    directions, is_lost, notes = _unit_directions(bvals, directions, b0_threshold)
+    bvals, scaling = _scaled_by_length(bvals, directions, b0_threshold=b0_threshold, tolerance=shell_tolerance)
+    directions, is_lost, notes = _unit_directions(bvals, directions, b0_threshold, are_scaled=bool(scaling))
+    notes += scaling
     kept = np.flatnonzero(~is_lost)
     bvals, directions = bvals[kept], directions[kept]
     shells = _cluster(bvals, b0_threshold=b0_threshold, tolerance=shell_tolerance)
-    problems = _shell_problems(shells, directions)
+    problems = _shell_problems(shells, bvals, directions, tolerance=shell_tolerance)
     if problems:
         raise GradientError(problems)
     for shell in shells[1:]:
@@ -172,7 +181,7 @@ def gradient_table(
 
 
 def _unit_directions(
-    bvals: np.ndarray, directions: np.ndarray, b0_threshold: float
+    bvals: np.ndarray, directions: np.ndarray, b0_threshold: float, *, are_scaled: bool
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return directions of unit length, zero at b=0, the weighted volumes that have none, and what was repaired."""
     is_weighted = bvals > b0_threshold
@@ -183,12 +192,53 @@ def _unit_directions(
     notes = []
     if is_lost.any():
         notes.append(f"{_volumes(is_lost)} dropped: b > {b0_threshold:g} s/mm² without a direction")
-    if is_off.any():
+    if is_off.any() and not are_scaled:
         worst = length[is_off][np.argmax(np.abs(length[is_off] - 1))]
         notes.append(
             f"{is_off.sum()} directions were not of unit length (worst {worst:.3g}); normalised, b-values kept"
         )
     return directions / np.where(length > 0, length, 1)[:, None], is_lost, notes
+
+
+def _scaled_by_length(
+    bvals: np.ndarray, directions: np.ndarray, *, b0_threshold: float, tolerance: float
+) -> tuple[np.ndarray, list[str]]:
+    """Return the b-values, times the squared length of the vectors where that carries them, and a note if so."""
+    lengths = np.linalg.norm(directions, axis=1)
+    weighted = np.flatnonzero((bvals > b0_threshold) & (lengths >= SHORTEST))
+    if not len(weighted) or (np.abs(lengths[weighted] - 1) <= UNIT_TOLERANCE).all():
+        return bvals, []
+    found = [
+        group
+        for shell in _cluster(bvals, b0_threshold=b0_threshold, tolerance=tolerance)[1:]
+        for group in _length_groups(np.intersect1d(shell.indices, weighted), lengths)
+    ]
+    clear = [group for group in found if len(group) >= MIN_DIRECTIONS and np.ptp(lengths[group]) <= UNIT_TOLERANCE]
+    n_odd = len(weighted) - sum(map(len, clear))
+    if n_odd > MAX_ODD_LENGTHS * len(weighted):
+        raise GradientError(
+            f"the lengths of the vectors ({lengths[weighted].min():.3g} to {lengths[weighted].max():.3g}) are neither 1 "
+            f"nor in groups ({n_odd} of {len(weighted)} weighted volumes in none), so that their b-values cannot be "
+            "told; write unit vectors beside the b-value of each volume"
+        )
+    means = np.array([lengths[group].mean() for group in clear])
+    levels = np.array([bvals[group].mean() for group in clear])
+    if np.ptp(means) <= UNIT_TOLERANCE or np.allclose(means**2 / levels, means[0] ** 2 / levels[0], rtol=0.1):
+        return bvals, []  # lengths that repeat the b-values, or are all the same, do not tell another b-value
+    scaled = np.where(np.isin(np.arange(len(bvals)), weighted), bvals * lengths**2, bvals)
+    told = ", ".join(
+        f"{length:.3g} at b = {b:.0f}: {b * length**2:.0f}" for length, b in zip(means, levels, strict=True)
+    )
+    return scaled, [
+        "the vectors have lengths in clear groups; each b-value was multiplied by the square of the length, as MRtrix3 "
+        f"does ({told} s/mm²); write unit vectors and true b-values if that is wrong"
+    ]
+
+
+def _length_groups(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Return the rows in groups of similar length of their vectors."""
+    order = rows[np.argsort(lengths[rows], kind="stable")]
+    return [part for part in np.split(order, np.flatnonzero(np.diff(lengths[order]) > LENGTH_GAP) + 1) if len(part)]
 
 
 def bvalue_problems(bvals: np.ndarray, b0_threshold: float) -> list[str]:
@@ -238,7 +288,9 @@ def _cluster(bvals: np.ndarray, *, b0_threshold: float, tolerance: float) -> tup
     return tuple(shells)
 
 
-def _shell_problems(shells: tuple[Shell, ...], directions: np.ndarray) -> list[str]:
+def _shell_problems(
+    shells: tuple[Shell, ...], bvals: np.ndarray, directions: np.ndarray, *, tolerance: float
+) -> list[str]:
     weighted = np.delete(directions, shells[0].indices, axis=0)
     n_distinct = _count_axes(weighted)
     if n_distinct < MIN_DIRECTIONS:
@@ -252,6 +304,13 @@ def _shell_problems(shells: tuple[Shell, ...], directions: np.ndarray) -> list[s
             f"the b-values do not form shells: {len(shells) - 1} groups of similar b ({values}), {n_small} of "
             f"{len(weighted)} weighted volumes in groups of fewer than {MIN_DIRECTIONS}; "
             "q-space grids (DSI) are not supported"
+        ]
+    wide = [shell for shell in shells[1:] if np.ptp(bvals[shell.indices]) > max(tolerance, WIDTH * shell.bvalue)]
+    if wide:
+        spans = ", ".join(f"{bvals[s.indices].min():.0f} to {bvals[s.indices].max():.0f}" for s in wide[:8])
+        return [
+            f"the b-values do not form shells: they run on from {spans} s/mm², "
+            f"expected a shell at most {tolerance:g} s/mm² or {WIDTH:.0%} wide; q-space grids (DSI) are not supported"
         ]
     return []
 

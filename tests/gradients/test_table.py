@@ -46,6 +46,39 @@ def test_q_space_grid_is_refused(rng):
         gradient_table(bvals, np.concatenate([[[0, 0, 1]], grid]))
 
 
+@pytest.mark.parametrize("bvals", [np.linspace(100, 3000, 60), np.arange(1, 26).repeat(6) * 76.0])
+def test_b_values_that_chain_together_are_no_shell(bvals, rng):
+    with pytest.raises(GradientError, match=r"do not form shells: they run on from .*q-space grids"):
+        gradient_table(np.r_[0, bvals], simulation.uniform_directions(rng, len(bvals) + 1, n_steps=5))
+
+
+def test_a_shell_may_scatter_by_a_share_of_its_b_value(rng):
+    assert shells_of([0, *np.linspace(9800, 10200, 30)], rng) == [(0, 1), (10000, 30)]
+
+
+def test_lengths_in_clear_groups_carry_the_b_value(rng):
+    """One nominal b; the true ones are b times the square of the length."""
+    directions = simulation.uniform_directions(rng, 90, n_steps=5)
+    scale = np.sqrt(np.repeat([0.5, 1.0], [30, 60]))[:, None] * rng.uniform(0.998, 1.002, (90, 1))
+    bvals = np.r_[0, np.full(90, 2000.0)]
+    table = gradient_table(bvals, np.concatenate([np.zeros((1, 3)), directions * scale]))
+    assert [(round(s.bvalue, -1), len(s.indices)) for s in table.shells] == [(0, 1), (1000, 30), (2000, 60)]
+    assert any("as MRtrix3 does (0.707 at b = 2000: " in note for note in table.notes)
+    np.testing.assert_allclose(table.directions[1:], directions)
+
+
+def test_lengths_that_repeat_the_b_values_do_not_change_them(rng):
+    bvals = np.r_[0, np.repeat([1000.0, 2000.0], 20)]
+    directions = simulation.uniform_directions(rng, 41, n_steps=5) * np.sqrt(bvals / 2000)[:, None]
+    np.testing.assert_array_equal(gradient_table(bvals, directions).bvals, bvals)
+
+
+def test_lengths_without_groups_are_refused(protocol, rng):
+    lengths = rng.uniform(0.3, 1, (32, 1))
+    with pytest.raises(GradientError, match="neither 1 nor in groups"):
+        gradient_table(protocol.bvals, protocol.directions * lengths)
+
+
 def test_b0_directions_are_ignored_and_the_rest_normalised(protocol):
     directions = protocol.directions.copy()
     directions[0] = np.nan
@@ -78,6 +111,12 @@ def test_many_volumes_without_direction_are_refused(protocol):
         gradient_table(protocol.bvals, directions)
 
 
+def flat(directions):
+    """Return unit vectors in the xy plane, zero where they were."""
+    plane = directions * [1, 1, 0]
+    return plane / np.maximum(np.linalg.norm(plane, axis=1, keepdims=True), 1e-9)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -88,7 +127,7 @@ def test_many_volumes_without_direction_are_refused(protocol):
         (lambda b, d: (b, np.where(d == d[3], np.nan, d)), "directions of volume 3 are not finite"),
         (lambda b, d: (b[:7], d[:7]), "5 different gradient directions, expected at least 6"),
         (lambda b, d: (b, np.where(d.any(1, keepdims=True), d[2], 0)), "1 different gradient direction"),
-        (lambda b, d: (b, d * [1, 1, 0] + (b[:, None] > 0) * [1e-9, 0, 0]), "cone or plane"),
+        (lambda b, d: (b, flat(d)), "cone or plane"),
         (lambda b, d: (b[:-1], d), "expected \\(N,\\) and \\(N, 3\\)"),
     ],
 )
