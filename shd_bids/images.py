@@ -11,8 +11,11 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from shd_bids.errors import InputError, OutputError
 from shd_bids.files import atomic_path
-from shd_bids.nifti import AFFINE_TOLERANCE, header_notes, is_same_affine, open_image, read_image
+from shd_bids.nifti import corner_distance, header_notes, is_same_affine, open_image, read_image
 
+GRID_TOLERANCE = 0.03  # of the smallest edge of a voxel
+WHOLE_TOLERANCE = 1e-3  # deviation from a whole number that is rounding
+MAX_PROBABILITY = 1.5  # of a map that interpolation has taken above 1
 MAX_BAD_IN_MASK = 0.20  # share of values inside the mask that may have been replaced
 NOTED_BAD_IN_MASK = 0.01
 USUAL_MASK = (0.05, 0.70)  # share of the field of view a brain takes
@@ -193,35 +196,65 @@ def save_volume(
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def same_grid(first: Grid, second: Grid, *, tolerance: float = AFFINE_TOLERANCE) -> bool:
-    """Whether two images have the same voxels: equal shape, corners within ``tolerance`` mm."""
+def same_grid(first: Grid, second: Grid) -> bool:
+    """Whether two images have the same voxels: equal shape, corners within 3 % of the smallest edge of a voxel.
+
+    Programs round the affine differently, and masks are used on the affine of their image.
+    """
+    edge = float(np.linalg.norm(np.asarray(second.affine, dtype=np.float64)[:3, :3], axis=0).min())
     return tuple(first.shape[:3]) == tuple(second.shape[:3]) and is_same_affine(
-        first.affine, second.affine, first.shape[:3], tolerance=tolerance
+        first.affine, second.affine, first.shape[:3], tolerance=GRID_TOLERANCE * edge
+    )
+
+
+def grid_problem(path: Path, volume: Grid, grid: Grid) -> str:
+    """Return what differs between the grid of a file and that of the diffusion image."""
+    if tuple(volume.shape[:3]) != tuple(grid.shape[:3]):
+        return f"{path}: {tuple(volume.shape[:3])} voxels, expected {tuple(grid.shape[:3])} as in the diffusion image"
+    shift = corner_distance(volume.affine, grid.affine, volume.shape[:3])
+    return (
+        f"{path}: same number of voxels as the diffusion image, but another position or orientation (affine; corners up "
+        f"to {shift:.3g} mm apart); resample it onto the image"
     )
 
 
 def load_mask(path: Path, grid: Grid) -> np.ndarray:
-    """Return a mask on the grid of an image.
+    """Return a mask on the grid of an image, (x, y, z) of bool; see :func:`read_mask`."""
+    return read_mask(path, grid)[0]
 
-    Values above 0 are inside, or above 0.5 for a probability map.
+
+def read_mask(path: Path, grid: Grid) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return a mask on the grid of an image, and a note where it had to be cut.
+
+    Whole numbers above 0 are inside. Fractional values are a probability map, inside above 0.5; interpolation may have
+    taken it a little below 0 and above 1.
 
     Returns
     -------
-    array, shape (x, y, z), bool
+    mask : array, shape (x, y, z), bool
+    notes : tuple of str
 
     Raises
     ------
     InputError
-        Also for another grid and for an empty mask.
+        Also for another grid, an empty mask, and fractional values far above 1.
     """
     volume = load_volume(path, n_dims=(3,))
     if not same_grid(volume, grid):
-        raise InputError(_grid_problem(path, volume, grid))
-    is_probability = volume.data.max(initial=0) <= 1 and np.any((volume.data > 0) & (volume.data < 1))
-    mask = volume.data > (0.5 if is_probability else 0)
+        raise InputError(grid_problem(path, volume, grid))
+    whole = np.rint(volume.data)
+    is_fractional = bool((np.abs(volume.data - whole) > WHOLE_TOLERANCE * np.maximum(whole, 1)).any())
+    top = float(volume.data.max(initial=0))
+    if is_fractional and top > MAX_PROBABILITY:
+        raise InputError(
+            f"{path}: fractional values up to {top:.4g}, expected 0 and 1 or probabilities; cut the map where the brain "
+            "ends and save it as 0 and 1"
+        )
+    mask = volume.data > 0.5
     if not mask.any():
         raise InputError(f"{path}: the mask is empty, expected voxels above 0; give another by --mask")
-    return mask
+    cut = f"{path.name}: values between 0 and {top:.3g}, taken as a probability map and cut at 0.5: {mask.sum()} voxels"
+    return mask, (cut,) if is_fractional else ()
 
 
 def mask_notes(mask: np.ndarray) -> tuple[str, ...]:
@@ -310,9 +343,3 @@ def _codes(header: nib.Nifti1Header | None) -> tuple[int, int]:
         return 1, 1
     sform, qform = int(header["sform_code"]), int(header["qform_code"])
     return sform or qform or 1, qform or sform or 1
-
-
-def _grid_problem(path: Path, volume: Grid, grid: Grid) -> str:
-    if tuple(volume.shape[:3]) != tuple(grid.shape[:3]):
-        return f"{path}: {volume.shape[:3]} voxels, expected {tuple(grid.shape[:3])} as in the diffusion image"
-    return f"{path}: same number of voxels as the diffusion image, but another position or orientation (affine)"

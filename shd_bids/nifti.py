@@ -90,8 +90,13 @@ def is_same_affine(
     first: np.ndarray, second: np.ndarray, shape: tuple[int, ...], *, tolerance: float = AFFINE_TOLERANCE
 ) -> bool:
     """Whether two affines put the corners of a grid within ``tolerance`` mm of each other."""
+    return corner_distance(first, second, shape) <= tolerance
+
+
+def corner_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Return how far, along an axis, two affines put a corner of a grid apart, mm."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
-    return bool(np.abs((np.asarray(first) - np.asarray(second)) @ corners).max() <= tolerance)
+    return float(np.abs((np.asarray(first) - np.asarray(second)) @ corners).max())
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from shd_bids.images import (
     load_mask,
     load_volume,
     mask_notes,
+    read_mask,
     same_grid,
     save_volume,
     scatter,
@@ -269,13 +270,24 @@ def test_another_suffix_is_refused(tmp_path):
 # --- grids and masks
 
 
-def test_same_grid_forgives_rounding_but_not_a_shift(tmp_path, dwi):
-    first = load_volume(dwi)
-    for shift, expected in ((5e-4, True), (0.1, False)):
-        moved = OBLIQUE.copy()
-        moved[0, 3] += shift
-        other = load_volume(nifti(tmp_path / "other.nii", np.ones((7, 6, 5), np.float32), moved))
-        assert same_grid(first, other) is expected
+@pytest.mark.parametrize("edge", [0.1, 2.0])
+def test_same_grid_forgives_a_small_share_of_a_voxel_but_not_a_shift(edge):
+    first = nib.Nifti1Image(np.ones((7, 6, 5), np.float32), np.diag([edge, edge, edge, 1]))
+    for shift, expected in ((0.001, True), (0.025, True), (0.05, False)):
+        moved = first.affine.copy()
+        moved[0, 3] += shift * edge
+        assert same_grid(first, nib.Nifti1Image(np.ones((7, 6, 5), np.float32), moved)) is expected
+
+
+def test_rounding_of_an_oblique_header_leaves_the_grid_the_same(tmp_path):
+    image = nib.Nifti1Image(np.ones((60, 50, 40), np.uint8), OBLIQUE @ np.diag([1.013, 0.997, 1.001, 1]))
+    by_quaternion = nib.Nifti1Image(np.ones((60, 50, 40), np.uint8), image.affine)
+    by_quaternion.set_sform(None, 0)
+    by_quaternion.set_qform(image.affine, 1)
+    nib.save(by_quaternion, tmp_path / "qform.nii")
+    nifti(tmp_path / "digits.nii", np.ones((60, 50, 40), np.uint8), image.affine.round(4))
+    for name in ("qform.nii", "digits.nii"):
+        assert load_mask(tmp_path / name, image).all()
 
 
 def test_masks_are_read_on_the_grid_of_the_image(tmp_path, dwi, rng):
@@ -287,9 +299,29 @@ def test_masks_are_read_on_the_grid_of_the_image(tmp_path, dwi, rng):
     np.testing.assert_array_equal(load_mask(nifti(tmp_path / "m.nii", probability), image), truth)
 
 
+def test_a_fractional_mask_is_cut_at_half_whatever_interpolation_did_to_it(tmp_path, dwi, rng):
+    image = load_volume(dwi)
+    truth = rng.random((7, 6, 5)) > 0.5
+    overshoot = np.where(truth, rng.uniform(0.51, 1.3, truth.shape), rng.uniform(-0.1, 0.49, truth.shape))
+    mask, (note,) = read_mask(nifti(tmp_path / "m.nii", overshoot.astype(np.float32)), image)
+    np.testing.assert_array_equal(mask, truth)
+    assert f"probability map and cut at 0.5: {truth.sum()} voxels" in note
+    blurred = np.where(truth, 1.000001, 0.3).astype(np.float32)
+    np.testing.assert_array_equal(load_mask(nifti(tmp_path / "m.nii", blurred), image), truth)
+
+
+@pytest.mark.parametrize("inside", [1.000001, 0.99999, 255.00002, 3])
+def test_a_mask_of_whole_numbers_is_not_called_fractional(tmp_path, dwi, rng, inside):
+    truth = rng.random((7, 6, 5)) > 0.5
+    mask, notes = read_mask(nifti(tmp_path / "m.nii", (inside * truth).astype(np.float32)), load_volume(dwi))
+    np.testing.assert_array_equal(mask, truth)
+    assert notes == ()
+
+
 @pytest.mark.parametrize(
     ("data", "affine", "message"),
     [
+        (np.linspace(0, 240, 210, dtype=np.float32).reshape(7, 6, 5), OBLIQUE, "fractional values up to 240"),
         (np.zeros((7, 6, 5), np.uint8), OBLIQUE, "mask is empty"),
         (np.full((7, 6, 5), np.nan, np.float32), OBLIQUE, "mask is empty"),
         (np.ones((7, 6, 4), np.uint8), OBLIQUE, r"\(7, 6, 4\) voxels, expected \(7, 6, 5\)"),

@@ -27,7 +27,7 @@ from shd_bids.bids.sessions import (
 from shd_bids.errors import InputError, NoInputError
 from shd_bids.gradients.files import read_fsl, read_mrtrix
 from shd_bids.gradients.table import MIN_DIRECTIONS, GradientTable
-from shd_bids.images import Volume, check_signal, count_volumes, load_mask, load_volume, same_grid
+from shd_bids.images import Volume, check_signal, count_volumes, grid_problem, load_volume, read_mask, same_grid
 from shd_bids.response.given import read_given
 from shd_bids.settings import Settings
 
@@ -302,8 +302,8 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
     try:
         run = _with_mask(run, volume, settings, datasets, mask_filters)
         if run.mask is not None:
-            mask = load_mask(run.mask, volume)
-            run = replace(run, n_mask=int(mask.sum()))
+            mask, cut = read_mask(run.mask, volume)
+            run = replace(run, n_mask=int(mask.sum()), notes=(*run.notes, *cut))
             if not problems:
                 check_signal(volume, mask)
     except InputError as error:
@@ -323,14 +323,27 @@ def _read_gradients(run: DWIRun, settings: Settings, volume: Volume) -> Gradient
 def _with_mask(
     run: DWIRun, volume: Volume, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
 ) -> DWIRun:
-    """Return the series with the mask given, else one of the data sets on its grid, else none."""
+    """Return the series with the mask given, else one of the data sets on its grid, else none where there is none.
+
+    Raises
+    ------
+    InputError
+        Several masks apply, or those that do are on another grid.
+    """
     if settings.mask is not None:
         return replace(run, mask=settings.mask, mask_origin="given")
-    off_grid = []
+    problems: list[str] = []
+    found = "no brain mask found"
     for dataset in [*datasets[1:], datasets[0]]:
         on_grid = []
         for path in _masks(run, dataset, filters):
-            (on_grid if same_grid(load_volume(path), volume) else off_grid).append(path)
+            mask = load_volume(path, n_dims=(3,))
+            if same_grid(mask, volume):
+                on_grid.append(path)
+            elif all_entities(path).get("space", "orig") == run.space:
+                problems.append(grid_problem(path, mask, volume))
+            else:
+                found = f"{path.name}, of another space, is not on the grid of the image"
         most = max((len(all_entities(path)) for path in on_grid), default=0)
         best = [path for path in on_grid if len(all_entities(path)) == most]
         if len(best) > 1:
@@ -341,9 +354,11 @@ def _with_mask(
         if best:
             links = {**run.links, dataset.name: dataset.root}
             return replace(run, mask=best[0], mask_origin="derivative", mask_uri=dataset.uri(best[0]), links=links)
-    found = "no brain mask found"
-    if off_grid:
-        found = f"{', '.join(path.name for path in off_grid)} is not on the grid of the image"
+    if problems:
+        remedy = (
+            "give another with --mask, or leave it out with the query mask of --bids-filter-file to have one estimated"
+        )
+        raise InputError(f"{problem}; {remedy}" for problem in problems)
     note = f"{found}; a mask will be estimated from the b=0 image, look at it in the report"
     return replace(run, notes=(*run.notes, note))
 

@@ -9,6 +9,7 @@ import pytest
 from shd_bids.bids.collect import DWIRun
 from shd_bids.errors import InputError
 from tests.bids_trees import (
+    AFFINE,
     SHAPE,
     collect,
     keys,
@@ -153,11 +154,33 @@ class TestMask:
         assert run.mask_uri == "bids:bet:sub-01/dwi/sub-01_desc-brain_mask.nii.gz"
         assert run.links == {"raw": raw, "bet": masks}
 
-    def test_off_grid_is_not_taken_and_told(self, raw):
+    def test_off_grid_is_told_and_never_replaced(self, raw):
         write_mask(raw, "sub-01_desc-brain_mask", shape=(5, 6, 6))
-        (run,) = collect(raw)
+        with pytest.raises(InputError, match=r"\(5, 6, 6\) voxels, expected \(6, 6, 6\).*--mask"):
+            collect(raw)
+
+    def test_off_grid_of_another_space_is_told(self, tmp_path):
+        root = write_description(tmp_path / "prep", pipeline="prep")
+        write_dwi(root, "sub-01_space-T1w_desc-preproc_dwi")
+        write_mask(root, "sub-01_desc-brain_mask", shape=(5, 6, 6))
+        (run,) = collect(root)
         assert run.mask is None
-        assert "not on the grid" in " ".join(run.notes)
+        assert "of another space, is not on the grid" in " ".join(run.notes)
+
+    def test_a_small_share_of_a_voxel_off_is_on_the_grid(self, raw):
+        path = write_mask(raw, "sub-01_desc-brain_mask")
+        moved = AFFINE.copy()
+        moved[:3, 3] += 0.002
+        write_image(path, np.ones(SHAPE, np.uint8), moved)
+        (run,) = collect(raw)
+        assert (run.mask, run.mask_origin) == (path, "derivative")
+
+    def test_a_fractional_one_is_told(self, raw):
+        path = write_mask(raw, "sub-01_desc-brain_mask")
+        write_image(path, np.linspace(0, 1, 216, dtype=np.float32).reshape(SHAPE))
+        (run,) = collect(raw)
+        assert run.n_mask == 108
+        assert "cut at 0.5: 108 voxels" in " ".join(run.notes)
 
     def test_the_most_specific_one_that_fits(self, tmp_path):
         root = raw_dataset(tmp_path / "raw", "sub-01_acq-x_run-1_dwi")
