@@ -71,7 +71,7 @@ def test_every_workflow_is_in_the_wheel(wheel):
 
 def test_every_source_and_data_file_is_in_the_wheel(wheel):
     """Data files count by their suffix, so that a forgotten ``package-data`` pattern shows."""
-    kept = {".py", ".json", ".toml", ".html", ".md", ".safetensors", ".cpp", ".h"}
+    kept = {".py", ".json", ".toml", ".html", ".md", ".safetensors", ".sha256", ".cpp", ".h"}
     want = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "shd_bids").rglob("*")

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from shd_bids.data import shipped_weights
 from shd_bids.errors import DeviceError, OutputError
 from shd_bids.settings import Settings
 from shd_bids.workflows.resources import may_use_gpu
@@ -45,6 +46,25 @@ def describe_device(device: str) -> str:
         f"({', '.join(names) or 'no driver, or a torch without CUDA'}); use --device cpu, or give the job a GPU "
         "(docker run --gpus all, apptainer run --nv)"
     )
+
+
+def require_weights(settings: Settings) -> None:
+    """Refuse weights that are damaged or unsound, where the call will use any.
+
+    Raises
+    ------
+    WeightsError
+        With the file and the reason.
+    """
+    is_fitted = settings.analysis_level == "group" or settings.level != "response"
+    if not is_fitted or settings.weights == "none":
+        return
+    if settings.weights == "packaged":
+        shipped_weights()
+        return
+    from shd_bids.fod.weights import load_weights  # with torch, which other calls need not load here
+
+    load_weights(Path(settings.weights))
 
 
 def require_writable(settings: Settings, *, create: bool) -> None:

@@ -141,6 +141,15 @@ class TestBeforeTheGraph:
         assert call(raw, tmp_path / "file" / "out", *words) == 73
         assert len(errors(capsys)) == 1
 
+    def test_unsound_weights_before_the_data_are_read(self, raw, out, capsys, tmp_path):
+        weights = tmp_path / "own.safetensors"
+        weights.write_bytes(b"no weights")
+        (raw / "sub-01/dwi/sub-01_dwi.nii.gz").write_bytes(b"no image")
+        for words in (("--dry-run",), ()):
+            code, lines = self.refused(raw, out, capsys, "--weights", str(weights), *words)
+            assert code == 78
+            assert "own.safetensors cannot be read as safetensors" in lines[0]
+
     def test_output_inside_the_input(self, raw, capsys):
         before = sorted(raw.rglob("*"))
         assert call(raw, raw / "results") == 73

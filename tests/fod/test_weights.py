@@ -109,3 +109,67 @@ def test_parameters_that_are_not_finite_are_refused(file):
     rewrite(file, state=state)
     with pytest.raises(WeightsError, match=name):
         load_weights(file)
+
+
+@pytest.mark.parametrize("l_max", ["1000", "-2", "3", "0", "abc"])
+def test_a_degree_that_no_fod_has_is_refused(file, l_max):
+    rewrite(file, metadata={"l_max": l_max})
+    with pytest.raises(WeightsError, match=f"no usable configuration .*{l_max}"):
+        load_weights(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"convs_per_block": 2**40},
+        {"order": 2**40},
+        {"nside": 2**40},
+        {"nside": 2**40, "channels": [4] * 41},
+        {"channels": [2**40, 4]},
+        {"channels": [2000, 4]},
+        {"patch_size": 2**40},
+        {"in_channels": 2**40},
+        {"channels": None},
+        {"channels": ["a"]},
+        {"channels": []},
+        {"nside": "x"},
+    ],
+)
+def test_absurd_networks_are_refused_before_they_are_built(file, net, change, monkeypatch):
+    rewrite(file, metadata={"config": json.dumps(net.config.to_dict() | change)})
+    monkeypatch.setattr("shd_bids.fod.weights.UNet", None)
+    with pytest.raises(WeightsError, match="no usable configuration"):
+        load_weights(file)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"config": "[]"},
+        {"config": "[" * 100_000},
+        {"training": "[]"},
+        {"training": "[" * 100_000},
+        {"channels": "{}"},
+        {"channels": "[[]]"},
+        {"inputs": '{"l_max": "12"}'},
+        {"inputs": '{"isra_updates": 1099511627776}'},
+        {"inputs": '{"admm_reach": []}'},
+        {"refinement": '{"kappa": NaN}'},
+        {"refinement": '{"updates": [[1]]}'},
+        {"domain": "3"},
+    ],
+)
+def test_metadata_of_other_types_are_refused(file, metadata):
+    rewrite(file, metadata=metadata)
+    with pytest.raises(WeightsError):
+        load_weights(file)
+
+
+def test_parameters_that_are_all_zero_are_refused(file):
+    rewrite(file, state={name: torch.zeros_like(value) for name, value in load_file(file).items()})
+    with pytest.raises(WeightsError, match="filters are zero, first: "):
+        load_weights(file)
+
+
+def test_the_shipped_weights_are_sound():
+    assert load_weights().name == "shd_bids"
