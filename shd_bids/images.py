@@ -253,8 +253,10 @@ def read_mask(path: Path, grid: Grid) -> tuple[np.ndarray, tuple[str, ...]]:
     mask = volume.data > 0.5
     if not mask.any():
         raise InputError(f"{path}: the mask is empty, expected voxels above 0; give another by --mask")
+    if not is_fractional:
+        return mask, ()
     cut = f"{path.name}: values between 0 and {top:.3g}, taken as a probability map and cut at 0.5: {mask.sum()} voxels"
-    return mask, (cut,) if is_fractional else ()
+    return mask, (cut,)
 
 
 def mask_notes(mask: np.ndarray) -> tuple[str, ...]:

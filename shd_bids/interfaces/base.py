@@ -169,7 +169,8 @@ class StageOutputSpec(TraitedSpec):
     """Output every stage has: what it found, for sidecars, QC table, provenance and report.
 
     The JSON holds ``stage``, ``n_threads``, ``seconds``, ``cpu_seconds``, ``peak_memory_mb``, the facts that sidecars need under
-    ``sidecar``, numbers for the QC table under ``qc``, and what else the stage has to tell.
+    ``sidecar``, numbers for the QC table under ``qc``, doubts of which the user is warned under ``notes``, and what else the
+    stage has to tell.
     """
 
     facts_file = File(exists=True, desc="JSON")
@@ -208,6 +209,8 @@ class StageInterface(SimpleInterface):
             self._record(exception)
             raise
         facts = {"stage": inputs.stage, "n_threads": inputs.num_threads} | results.pop("facts")
+        for note in facts.get("notes", ()):
+            logger.warning("%s: %s", inputs.series, note)
         facts["seconds"] = round(time.perf_counter() - started, 3)
         write_json(out_dir / "facts.json", facts)
         if self.is_reported:

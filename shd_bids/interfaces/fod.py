@@ -1,6 +1,5 @@
 """Fibre orientation distributions: the fit, and its maps as images."""
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from shd_bids.training.config import NetworkRecipe
 
 __all__ = ["FitFOD", "adaptation_options", "chosen_recipe", "chosen_weights"]
-
-logger = logging.getLogger(__name__)
 
 
 def fit_image(
@@ -74,8 +71,6 @@ def fit_image(
     result, precision, info = _fit(
         scan, weights, options, runtime, checkpoint=out_dir / "checkpoint.pt", progress=log_progress(label)
     )
-    for warning in info["warnings"]:
-        logger.warning("%s: %s", label, warning)
     n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
     np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
     np.save(out_dir / "precision.npy", precision)

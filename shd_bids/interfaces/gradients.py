@@ -78,8 +78,8 @@ def prepare_gradients(
     mask &= b0 > 0  # without a b=0 signal nothing can be scaled
     table, check, stop = _checked(volume, mask, table, name=dwi_file.name, action=options.gradient_check)
     notes += table.notes  # also of a correction
-    for note in notes:
-        logger.warning("%s: %s", dwi_file.name, note)
+    if check is not None and not check.is_conclusive:
+        notes.append(check.message)
     facts = {
         "sidecar": {"shells": table.shell_bvalues.tolist(), "mask_origin": mask_origin},
         "shells": [{"bvalue": shell.bvalue, "n_volumes": len(shell.indices)} for shell in table.shells],

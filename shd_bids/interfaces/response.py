@@ -1,5 +1,6 @@
 """Response functions: from this image, or as given."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def estimate_from_image(*, dwi_file: Path, mask_file: Path, gradients_file: Path
             labels[estimate.voxels[tissue]] = number
     save_volume(out_dir / "voxels.nii.gz", labels, reference.affine, reference_header=reference.header, dtype="uint8")
     counts = {tissue: int((labels == number).sum()) for number, tissue in enumerate(TISSUES, start=1)}
-    outputs = _write(estimate.responses, out_dir, message=estimate.message, counts=counts)
+    outputs = _write(estimate.responses, out_dir, message=estimate.message, counts=counts, notes=estimate.notes)
     return outputs | {"voxels_file": str(out_dir / "voxels.nii.gz")}
 
 
@@ -62,7 +63,9 @@ def read_given(*, response_files: list[Path], gradients_file: Path, out_dir: Pat
     return _write(responses, out_dir, message=message, counts={})
 
 
-def _write(responses: "Responses", out_dir: Path, *, message: str, counts: dict[str, int]) -> dict[str, Any]:
+def _write(
+    responses: "Responses", out_dir: Path, *, message: str, counts: dict[str, int], notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write each response as text; return the outputs and facts."""
     from shd_bids.response.mrtrix import format_response
 
@@ -91,6 +94,7 @@ def _write(responses: "Responses", out_dir: Path, *, message: str, counts: dict[
         "sidecar": {"response": coefficients},
         "fitted_tissues": list(coefficients),
         "message": message,
+        "notes": list(notes),
         "qc": first | shares | n_voxels,
     }
     return outputs

@@ -42,13 +42,16 @@ class ResponseEstimate:
     separable_tissues : tuple of str
         Those that the signal alone can tell apart; how much there is of another rests on what the network learnt.
     message : str
-        Which tissues the signal can tell apart and why, and how far the selection had to depart from the usual one.
+        Which tissues the signal can tell apart and why.
+    notes : tuple of str
+        How far the selection had to depart from the usual one, and which response does not look like its tissue.
     """
 
     responses: Responses
     voxels: dict[str, np.ndarray]
     separable_tissues: tuple[str, ...]
     message: str
+    notes: tuple[str, ...]
 
 
 def estimate_responses(
@@ -100,7 +103,7 @@ def estimate_responses(
     found = Responses(wm=Response("wm", gradients.shell_bvalues, coefficients), **isotropic)
     tissues, reason = separable_tissues(found, gradients)
     voxels = {tissue: _volume(inside[chosen[tissue]], mask.shape) for tissue in TISSUES}
-    return ResponseEstimate(found, voxels, tissues, "; ".join([reason, *notes, *_doubts(found)]))
+    return ResponseEstimate(found, voxels, tissues, reason, (*notes, *_doubts(found)))
 
 
 def _decaying_voxels(

@@ -80,6 +80,14 @@ def test_gradients_are_read_in_world_axes(dwi_file, tmp_path, simulated):
     json.dumps(facts, allow_nan=False)
 
 
+def test_directions_that_cannot_be_judged_are_a_doubt(dwi_file, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("shd_bids.gradients.orientation.CLEAR_LEAD", 1e9)
+    prepare(dwi_file, tmp_path / "gradients")
+    notes = read_json(tmp_path / "gradients" / "facts.json")["notes"]
+    assert any("cannot be judged" in note for note in notes)
+    assert "cannot be judged" in caplog.text
+
+
 @pytest.fixture
 def flipped(tmp_path):
     """A head whose directions were written without the sign change that BIDS asks for; and the right table."""
@@ -164,6 +172,19 @@ def test_responses_estimated_then_given_are_the_same(dwi_file, prepared, tmp_pat
     assert read.keys() == facts["sidecar"]["response"].keys()
     for tissue, rows in read.items():
         np.testing.assert_allclose(rows, facts["sidecar"]["response"][tissue], rtol=1e-13)  # 15 digits of text
+
+
+def test_doubts_about_a_small_mask_reach_the_user_and_the_facts(dwi_file, prepared, tmp_path, caplog):
+    image = nib.load(prepared.mask_file)
+    mask = np.asarray(image.dataobj) > 0
+    mask[np.cumsum(mask).reshape(mask.shape) > 30] = False
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), image.affine), tmp_path / "small.nii.gz")
+    inputs = {"gradients_file": prepared.gradients_file, "mask_file": str(tmp_path / "small.nii.gz")}
+    run(EstimateResponses, tmp_path / "few", dwi_file=str(dwi_file), series="sub-01", **inputs)
+    notes = read_json(tmp_path / "few" / "facts.json")["notes"]
+    assert any("few voxels of WM" in note for note in notes)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [f"sub-01: {note}" for note in notes]
 
 
 @pytest.mark.parametrize(
@@ -252,6 +273,15 @@ def test_streamlines_in_every_format(prepared, fitted, tmp_path):
     files = {"preview_file": outputs.preview_file, "mask_file": fitted["mask_file"], "b0_file": prepared.b0_file}
     figure = run(DrawStreamlines, tmp_path / "draw", **files)
     assert figure.figure_file.endswith("tractogram.png")
+
+
+def test_few_streamlines_are_a_doubt(prepared, fitted, tmp_path, caplog):
+    options = TrackingOptions(tracking_algorithm="det", seeds=1, min_length=900.0, max_length=1000.0)
+    for name in ("vfcsf_file", "precision_file"):
+        fitted.pop(name)
+    run(TrackStreamlines, tmp_path / "track", **fitted, **options_input(options), **ON_CPU)
+    assert read_json(tmp_path / "track" / "facts.json")["notes"][0].startswith("only 0 streamlines from ")
+    assert "only 0 streamlines from " in caplog.text
 
 
 @pytest.mark.parametrize("name", [name for name in report.__all__ if name.startswith("Draw")])
