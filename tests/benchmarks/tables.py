@@ -126,6 +126,15 @@ TABLES = {
             for name in ("amortised", "msmt_csd")
         },
     ),
+    "networks": Table(
+        "",
+        "networks",
+        ("protocol", "SNR", "size", "training"),
+        {
+            name: Column(name, ("pr_area", "angular_error", "f1"))
+            for name in ("published", "shd", "rt_esd", "esd", "conditioned", "amortised", "msmt_csd")
+        },
+    ),
     "engine": Table(
         "",
         "engine",
