@@ -239,6 +239,7 @@ def read_mask(path: Path, grid: Grid) -> tuple[np.ndarray, tuple[str, ...]]:
     InputError
         Also for another grid, an empty mask, and fractional values far above 1.
     """
+    path = Path(path)
     volume = load_volume(path, n_dims=(3,))
     if not same_grid(volume, grid):
         raise InputError(grid_problem(path, volume, grid))

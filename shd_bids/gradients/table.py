@@ -1,6 +1,7 @@
 """Gradient tables in world axes (RAS+): their checks and their shells."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -101,6 +102,19 @@ class GradientTable:
         return GradientTable(
             self.bvals[rows], self.directions[rows], tuple(shells), np.arange(len(rows)), len(rows), self.notes
         )
+
+    def without(self, rows: Sequence[int]) -> "GradientTable":
+        """Return the table for the same image without some of its rows; itself if there are none."""
+        if not len(rows):
+            return self
+        kept = np.setdiff1d(np.arange(self.n_volumes), rows)
+        return replace(
+            self.select(kept), source_volumes=self.source_volumes[kept], n_source_volumes=self.n_source_volumes
+        )
+
+    def noted(self, *notes: str) -> "GradientTable":
+        """Return the table with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
 
     def to_dict(self) -> dict:
         """Return the table as numbers, strings and lists that JSON can hold without loss."""

@@ -74,6 +74,8 @@ def prepare_gradients(
     table = _read_table(volume, fsl_files=(bval_file, bvec_file), b_file=b_file, options=options)
     b0 = table.take(volume.data)[..., table.b0_indices].mean(axis=-1)
     mask, notes = _find_mask(volume, b0, mask_file)
+    table = _fitting(volume, mask, table, name=dwi_file.name)
+    b0 = table.take(volume.data)[..., table.b0_indices].mean(axis=-1)
     n_empty = int((mask & (b0 <= 0)).sum())
     mask &= b0 > 0  # without a b=0 signal nothing can be scaled
     table, check, stop = _checked(volume, mask, table, name=dwi_file.name, action=options.gradient_check)
@@ -129,6 +131,16 @@ def _read_table(
         return read_mrtrix(b_file, volume.shape[3], **thresholds)
     bval_file, bvec_file = fsl_files
     return read_fsl(bval_file, bvec_file, volume.affine, volume.shape[3], **thresholds)
+
+
+def _fitting(volume: "Volume", mask: "np.ndarray", table: "GradientTable", *, name: str) -> "GradientTable":
+    """Return the table without the volumes that do not fit the others; errors name the image."""
+    from shd_bids.gradients.volumes import check_volumes
+
+    try:
+        return check_volumes(table.take(volume.data), mask, table)
+    except GradientError as error:
+        raise GradientError(f"{name}: {problem}" for problem in error.problems) from None
 
 
 def _find_mask(volume: "Volume", b0: "np.ndarray", mask_file: Path | None) -> tuple["np.ndarray", list[str]]:

@@ -140,6 +140,21 @@ def test_flipped_gradients_are_mended_where_asked(flipped, tmp_path):
     assert read_json(tmp_path / "off" / "facts.json")["orientation_check"] is None
 
 
+def test_volumes_of_a_scan_that_stopped_early_are_dropped_when_few(tmp_path, simulated):
+    signal, table, _ = simulated
+    signal = signal.copy()
+    signal[..., -2:] = 0
+    prepare(write_head(tmp_path / "raw", signal, table), tmp_path / "few")
+    read = GradientTable.from_dict(read_json(tmp_path / "few" / "gradients.json"))
+    assert (read.n_volumes, read.n_source_volumes) == (table.n_volumes - 2, table.n_volumes)
+    last = table.n_volumes - 1
+    notes = " ".join(read_json(tmp_path / "few" / "facts.json")["notes"])
+    assert f"volume {last - 1} is empty; volume {last} is empty" in notes
+    signal[..., -30:] = 0
+    with pytest.raises(GradientError, match=r"sub-01_dwi\.nii\.gz: 30 of 60 weighted volumes"):
+        prepare(write_head(tmp_path / "raw", signal, table), tmp_path / "many")
+
+
 def test_given_mask_wins_and_loses_voxels_without_signal(dwi_file, tmp_path, simulated):
     signal = simulated[0].copy()
     signal[3, 3, 3] = 0
