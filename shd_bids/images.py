@@ -11,13 +11,15 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from shd_bids.errors import InputError, OutputError
 from shd_bids.files import atomic_path
-from shd_bids.nifti import corner_distance, header_notes, is_same_affine, open_image, read_image
+from shd_bids.nifti import affine_in_mm, corner_distance, header_notes, is_same_affine, open_image, read_image
 
 GRID_TOLERANCE = 0.03  # of the smallest edge of a voxel
 WHOLE_TOLERANCE = 1e-3  # deviation from a whole number that is rounding
 MAX_PROBABILITY = 1.5  # of a map that interpolation has taken above 1
+VOXEL_SIZES = (0.01, 30.0)  # mm; specimens under a microscope coil, and quick scouts
 MAX_BAD_IN_MASK = 0.20  # share of values inside the mask that may have been replaced
 NOTED_BAD_IN_MASK = 0.01
+MAX_RADIUS = 4  # voxels, of the median filter; its time grows with the cube
 USUAL_MASK = (0.05, 0.70)  # share of the field of view a brain takes
 
 
@@ -93,16 +95,23 @@ def load_volume(path: Path, *, n_dims: tuple[int, ...] = (3, 4), keep_negative: 
         raise InputError(f"{path}: an image of {len(shape)} dimensions {shape}, expected {expected} dimensions")
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: data of type {image.get_data_dtype()}, expected real numbers")
-    affine = np.asarray(image.affine, dtype=np.float64)
+    affine = affine_in_mm(image)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"{path}: the affine is singular or not finite; correct the sform or qform of the header")
+    voxel_size = np.linalg.norm(affine[:3, :3], axis=0)
+    if voxel_size.min() < VOXEL_SIZES[0] or voxel_size.max() > VOXEL_SIZES[1]:
+        found = " x ".join(f"{size:.4g}" for size in voxel_size)
+        raise InputError(
+            f"{path}: voxels of {found} mm, expected {VOXEL_SIZES[0]:g} to {VOXEL_SIZES[1]:g} mm; correct the affine or "
+            "the unit of length in the header"
+        )
     data = read_image(path, image).reshape(shape)
     n_repaired, repaired = _repair(data, keep_negative=keep_negative)
     return Volume(
         data=data,
         affine=affine,
         header=image.header.copy(),
-        voxel_size=np.linalg.norm(affine[:3, :3], axis=0),
+        voxel_size=voxel_size,
         n_repaired=n_repaired,
         repaired=repaired,
         notes=header_notes(image),
@@ -298,10 +307,19 @@ def estimate_mask(b0_mean: np.ndarray, *, voxel_size: ArrayLike = 2.0) -> np.nda
     has_signal = b0_mean > 0
     if not has_signal.any():
         raise InputError("no mask can be estimated: the mean b=0 image is zero everywhere")
-    radius = max(round(2.5 / float(np.mean(np.asarray(voxel_size, dtype=np.float64)))), 1)
+    radius = _filter_radius(b0_mean, float(np.mean(np.asarray(voxel_size, dtype=np.float64))))
     mask = median_otsu(b0_mean, median_radius=radius, numpass=4, finalize_mask=True)[1].astype(bool)
     mask &= has_signal
     return mask if mask.any() and _has_background(b0_mean, mask) else has_signal
+
+
+def _filter_radius(b0_mean: np.ndarray, voxel_size: float) -> int:
+    """Return the radius of the median filter in voxels: 2.5 mm, less in heads smaller than a human one.
+
+    The extent is that of a ball as large as what is brighter than the mean.
+    """
+    extent = (6 / np.pi * np.count_nonzero(b0_mean > b0_mean.mean())) ** (1 / 3)
+    return int(np.clip(round(min(2.5 / voxel_size, 2.5 / 140 * extent)), 1, MAX_RADIUS))
 
 
 def _has_background(b0_mean: np.ndarray, mask: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ from shd_bids.boxes import chunks
 from shd_bids.errors import InputError
 
 AFFINE_TOLERANCE = 1e-3  # mm, over the whole field of view: headers hold float32
+MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}  # of the codes of NIfTI for metre, millimetre and micrometre
 BLOCK_BYTES = 1 << 26  # of the file, read at once
 
 
@@ -73,6 +74,13 @@ def read_image(path: Path, image: nib.Nifti1Image) -> np.ndarray:
         gigabytes = 4e-9 * n_volumes * np.prod(grid, dtype=np.float64)
         raise InputError(f"{path}: {gigabytes:.1f} GB as float32 do not fit into memory") from None
     return data
+
+
+def affine_in_mm(image: nib.Nifti1Image) -> np.ndarray:
+    """Return the affine in mm, shape (4, 4), whatever unit of length the header names; mm where it names none."""
+    affine = np.array(image.affine, dtype=np.float64)
+    affine[:3] *= MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1.0)
+    return affine
 
 
 def header_notes(image: nib.Nifti1Image) -> tuple[str, ...]:

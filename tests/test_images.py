@@ -115,6 +115,21 @@ def test_disagreeing_sform_and_qform_are_noted(tmp_path):
     assert "disagree" in load_volume(tmp_path / "x.nii").notes[0]
 
 
+@pytest.mark.parametrize(("unit", "scale"), [("meter", 1e-3), ("mm", 1), ("micron", 1e3), ("unknown", 1)])
+def test_the_unit_of_the_header_is_read(tmp_path, unit, scale):
+    image = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.diag([2 * scale, 2 * scale, 3 * scale, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "x.nii")
+    np.testing.assert_allclose(load_volume(tmp_path / "x.nii").voxel_size, [2, 2, 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.002, 2000])
+def test_voxels_of_no_scanner_are_refused(tmp_path, size):
+    path = nifti(tmp_path / "x.nii", np.ones((4, 4, 4), np.float32), np.diag([size, size, size, 1]))
+    with pytest.raises(InputError, match=r"voxels of .* mm, expected 0.01 to 30 mm"):
+        load_volume(path)
+
+
 # --- bad files
 
 
@@ -352,6 +367,12 @@ def test_a_brain_in_air_is_found(rng):
     image = np.abs(np.where(truth, 100, 0) + rng.normal(0, 4, truth.shape))
     found = estimate_mask(image, voxel_size=2.5)
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.97
+
+
+def test_a_small_brain_is_found_as_a_large_one(rng):
+    truth = ball(24, 8)
+    image = np.abs(np.where(truth, 100, 0) + rng.normal(0, 4, truth.shape))
+    np.testing.assert_array_equal(estimate_mask(image, voxel_size=0.1), estimate_mask(image, voxel_size=2.5))
 
 
 def test_a_crop_from_inside_the_brain_is_taken_whole(rng):
