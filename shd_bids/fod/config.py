@@ -115,10 +115,12 @@ class RefinementConfig(Stored):
         Typical error of the network's tissue fractions.
     amplitude_range : (float, float)
         Bounds of the factor that the data give the fODF.
+    rotations : tuple of float
+        Standard deviations of the prior of rotations, degrees, among which held-out directions choose; 0 rotates nothing.
     updates : tuple of int
         Numbers of ISRA updates by the data among which held-out directions choose; 0 leaves the result without.
     tolerance : float
-        The fewest updates win whose held-out error is within this factor of the least.
+        The fewest updates, and the smallest rotations, win whose held-out error is within this factor of the least.
     spread : float
         Share of the white matter of a voxel that is laid evenly on all axes before the updates, so that each can grow.
     least_isotropic : float
@@ -132,6 +134,7 @@ class RefinementConfig(Stored):
     model_error: float = 0.03
     amplitude_error: float = 0.15
     amplitude_range: tuple[float, float] = (0.1, 10.0)
+    rotations: tuple[float, ...] = (0.0, 2.0, 4.0, 8.0)
     updates: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32, 48, 64, 96, 128)
     tolerance: float = 1.02
     spread: float = 0.12

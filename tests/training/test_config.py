@@ -1,6 +1,5 @@
 """Training settings: what does not fit is refused, and the shipped ones are those of the shipped weights."""
 
-import tomllib
 from dataclasses import replace
 from importlib.resources import files
 

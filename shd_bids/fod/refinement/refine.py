@@ -11,6 +11,7 @@ from shd_bids.fod.config import RefinementConfig
 from shd_bids.fod.fod import FOD, VOXELS_PER_CHUNK
 from shd_bids.fod.refinement.amplitudes import fit_amplitudes
 from shd_bids.fod.refinement.dictionary import LobeDictionary, LobeField
+from shd_bids.fod.refinement.orientation import Alignment, held_out_prior
 from shd_bids.fod.refinement.updates import DataUpdates, held_out_updates
 from shd_bids.scan import Scan
 
@@ -22,8 +23,9 @@ def refine_fod(
 ) -> tuple[FOD, int]:
     """Move the answer of a network towards the data as far as that predicts held-out directions better.
 
-    A network that was trained on simulations knows what fODFs look like; the signal knows what it is. The answer is written as
-    a sum of narrow lobes, the data scale the tissues of each voxel, and ISRA moves the lobe weights towards its deconvolution.
+    A network that was trained on simulations knows what fODFs look like; the signal knows what it is. The data turn the fODF
+    of each voxel as a whole, it is written as a sum of narrow lobes, the data scale the tissues, and ISRA moves the lobe weights
+    towards the deconvolution of the voxel.
 
     Parameters
     ----------
@@ -42,11 +44,15 @@ def refine_fod(
     """
     dictionary = LobeDictionary.of(scan, config, l_max=fod.l_max)
 
+    sample = slice(None, None, max(1, len(fod) // _SAMPLE))
+    freedom = held_out_prior(fod[sample], dictionary.signal_of(scan, sample), scan, dictionary)
+    everything = np.arange(scan.gradients.n_volumes)
+    align = Alignment(scan, dictionary, l_max=fod.l_max, prior=freedom, volumes=everything)
+
     def prior(part: slice) -> tuple[LobeField, np.ndarray]:
         signal = dictionary.signal_of(scan, part)
-        return fit_amplitudes(dictionary.decompose(fod[part]), signal, dictionary), signal
+        return fit_amplitudes(dictionary.decompose(align(fod[part], signal)), signal, dictionary), signal
 
-    sample = slice(None, None, max(1, len(fod) // _SAMPLE))
     n_updates = held_out_updates(*prior(sample), scan.gradients, dictionary)
     follow_data = DataUpdates(dictionary, n_updates)
     for part in chunks(len(fod), VOXELS_PER_CHUNK):

@@ -51,10 +51,9 @@ def held_out_updates(field: LobeField, signal: np.ndarray, gradients: GradientTa
     dictionary : LobeDictionary
     """
     config, kernel = dictionary.config, dictionary.kernel
-    hidden = np.concatenate([shell.indices[2::5] for shell in gradients.shells[1:]])
+    hidden, shown = held_out_directions(gradients)
     if not len(hidden) or not len(signal):
         return 0
-    shown = np.setdiff1d(np.arange(gradients.n_volumes), hidden)
     known, wanted = (torch.as_tensor(signal[:, volumes], dtype=torch.float32) for volumes in (shown, hidden))
     predicting = torch.as_tensor(kernel[hidden].T, dtype=torch.float32)
     errors = {0: float(((dictionary.stacked(field) @ predicting - wanted) ** 2).mean())}
@@ -63,6 +62,12 @@ def held_out_updates(field: LobeField, signal: np.ndarray, gradients: GradientTa
         if n_updates in config.updates[1:]:
             errors[n_updates] = float(((updated @ predicting - wanted) ** 2).mean())
     return next(n for n, error in errors.items() if error <= config.tolerance * min(errors.values()))
+
+
+def held_out_directions(gradients: GradientTable) -> tuple[np.ndarray, np.ndarray]:
+    """Return the volumes of a fifth of the directions of each shell, and all others."""
+    hidden = np.concatenate([shell.indices[2::5] for shell in gradients.shells[1:]])
+    return hidden, np.setdiff1d(np.arange(gradients.n_volumes), hidden)
 
 
 def _everywhere(field: LobeField, dictionary: LobeDictionary) -> Tensor:
