@@ -153,8 +153,8 @@ class PrecisionConfig(Stored):
         Error that stays without noise, over the dispersion of the lobe.
     """
 
-    noise_factor: float = 1.0
-    width_share: float = 0.1
+    noise_factor: float = 1.9
+    width_share: float = 0.08
 
 
 @dataclass(frozen=True)

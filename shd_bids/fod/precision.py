@@ -15,7 +15,7 @@ def direction_precision(scan: Scan, config: PrecisionConfig) -> np.ndarray:
     r"""Return the errors of directions for `shd_bids.peaks.lobes.direction_intervals`.
 
     With the bound :math:`\epsilon_1` that the noise of one voxel sets (:func:`~shd_bids.response.precision.direction_error`),
-    a factor k, below one as neighbours help, and a share s of the dispersion :math:`\sigma` of the lobe,
+    a factor k and a share s of the dispersion :math:`\sigma` of the lobe,
 
     .. math:: \epsilon(\sigma) = k\, \epsilon_1(\sigma), \qquad \epsilon_0(\sigma) = s\, \sigma.
 
