@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name beside the target, then renamed."""
+"""Small files: read only where they can be what they are said to be, written whole or not at all."""
 
 import json
 import os
@@ -7,6 +7,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from shd_bids.errors import InputError
+
+MOST_BYTES = 100_000_000
+"""Of a file of text; more is another kind of file."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a regular file in UTF-8, without a byte order mark.
+
+    Raises
+    ------
+    InputError
+        The path is no regular file (pipes and devices may never end), too large, or not UTF-8.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a regular file; give a file of text")
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size} bytes, expected a file of text; correct the file")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({type(error).__name__}); correct the file") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, is not JSON, or holds another value than an object.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except RecursionError:
+        raise InputError(f"{path}: not JSON (nested too deeply); correct the file") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); correct the file") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found {json.dumps(content)[:30]}, expected a JSON object {{...}}; correct the file")
+    return content
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from shd_bids.bids.sessions import (
     source_entities,
 )
 from shd_bids.errors import InputError, NoInputError
+from shd_bids.files import read_json_object, read_text
 from shd_bids.gradients.files import read_fsl, read_mrtrix
 from shd_bids.gradients.table import MIN_DIRECTIONS, GradientTable
 from shd_bids.images import Volume, check_signal, count_volumes, grid_problem, load_volume, read_mask, same_grid
@@ -227,10 +228,7 @@ def _find_files(settings: Settings, dataset: Dataset, dwi: Path) -> DWIRun:
             )
     sidecar: dict[str, Any] = {}
     for path in reversed(_candidates(dataset, dwi, ".json")):
-        try:
-            sidecar |= json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON ({error}); correct the file") from error
+        sidecar |= read_json_object(path)
     space = all_entities(dwi).get("space", "orig")
     notes = []
     if not dataset.is_derivative and settings.input_type == "auto":
@@ -274,9 +272,9 @@ def _n_weighted(run: DWIRun, b0_threshold: float) -> int | None:
     """Return the number of diffusion-weighted volumes, ``None`` where the table is damaged or of another image."""
     try:
         if run.grad_b is not None:
-            bvals = np.loadtxt(run.grad_b, ndmin=2)[:, 3]
+            bvals = np.loadtxt(read_text(run.grad_b).splitlines(), ndmin=2)[:, 3]
         else:
-            bvals = np.array(run.bval.read_text("utf-8").replace(",", " ").split(), dtype=float)
+            bvals = np.array(read_text(run.bval).replace(",", " ").split(), dtype=float)
         n_volumes = count_volumes(run.dwi)
     except (ValueError, IndexError, OSError, InputError):
         return None

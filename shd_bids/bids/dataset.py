@@ -1,7 +1,6 @@
 """Files of the derivative data set as a whole; several jobs may write them at the same time."""
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +11,8 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from shd_bids import __version__
 from shd_bids.bids.collect import DWIRun
-from shd_bids.errors import OutputError
-from shd_bids.files import write_json, write_text
+from shd_bids.errors import InputError, OutputError
+from shd_bids.files import read_json_object, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -158,14 +157,17 @@ def _container(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return a JSON object, empty where there is none."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    """Return a description, empty where there is none."""
+    if not path.exists():
         return {}
-    except ValueError as error:
-        raise OutputError(f"{path} is not JSON ({error}); correct or remove it") from error
-    return content if isinstance(content, dict) else {}
+    try:
+        content = read_json_object(path)
+    except InputError as error:
+        raise OutputError(f"{error}, or remove it") from error
+    makers, links = content.get("GeneratedBy", []), content.get("DatasetLinks", {})
+    if not (isinstance(makers, list) and all(isinstance(m, dict) for m in makers) and isinstance(links, dict)):
+        raise OutputError(f"{path}: GeneratedBy and DatasetLinks expected as list and object; correct or remove it")
+    return content
 
 
 def _complete_lines(path: Path, lines: Sequence[str]) -> None:

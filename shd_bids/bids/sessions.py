@@ -4,12 +4,13 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shd_bids.errors import InputError, NoInputError
+from shd_bids.files import read_json_object
 from shd_bids.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -57,23 +58,38 @@ def read_filters(path: Path | None) -> dict[str, dict[str, Any]]:
 
     if path is None:
         return {query: {} for query in QUERIES}
+    content = read_json_object(path)
+    problems = list(_filter_problems({query: content.get(query, {}) for query in QUERIES}))
+    if problems:
+        raise InputError(f"{path}: {text}; correct the filter file" for text in problems)
     special = {None: Query.NONE, "*": Query.ANY}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        filters = {
-            query: {
-                entity: special.get(value, value) if not isinstance(value, list) else value
-                for entity, value in content.get(query, {}).items()
-            }
-            for query in QUERIES
+    filters = {
+        query: {
+            entity: special.get(value, value) if not isinstance(value, list) else value
+            for entity, value in content.get(query, {}).items()
         }
-    except (ValueError, AttributeError) as error:
-        raise InputError(
-            f'{path}: found {error}, expected JSON like {{"dwi": {{"acquisition": "hardi"}}}}; correct the filter file'
-        ) from error
+        for query in QUERIES
+    }
     if unused := sorted(set(content) - set(QUERIES)):
         logger.warning("%s: queries %s are not used here; %s are", path.name, ", ".join(unused), " and ".join(QUERIES))
     return filters
+
+
+def _filter_problems(queries: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what pybids could not ask for: entities that BIDS does not have, and values of another type."""
+    from bids.layout import Config
+
+    known = sorted({*Config.load("bids").entities, *Config.load("derivatives").entities})
+    for query, asked in queries.items():
+        if not isinstance(asked, dict):
+            yield f'{query}: found {asked!r:.40}, expected entities like {{"acquisition": "hardi"}}'
+            continue
+        for entity, value in asked.items():
+            if entity not in known:
+                meant = [name for name in known if name.startswith(entity)] or known
+                yield f"{query}: entity {entity!r} is not known, expected {' or '.join(meant)}"
+            elif not all(isinstance(v, str | int | None) for v in (value if isinstance(value, list) else [value])):
+                yield f"{query}: {entity} is {value!r:.40}, expected text, a number, null, or a list of them"
 
 
 def open_datasets(settings: Settings) -> tuple[Dataset, ...]:
@@ -160,19 +176,20 @@ def all_entities(path: Path) -> dict[str, str]:
 
 def _description(root: Path) -> dict[str, Any]:
     path = root / "dataset_description.json"
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         logger.warning("%s has no dataset_description.json; it is read as a raw BIDS data set", root)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); correct the file") from error
-    return {}
+        return {}
+    content = read_json_object(path)
+    makers = content.get("GeneratedBy", [])
+    if not isinstance(makers, list) or not all(isinstance(maker, dict) for maker in makers):
+        raise InputError(f"{path}: GeneratedBy is {makers!r:.40}, expected a list of objects; correct the file")
+    return content
 
 
 def _link_name(asked: str, description: Mapping[str, Any], *, taken: set[str]) -> str:
     """Return the name of a data set in BIDS URIs: the one given, else its pipeline, else ``raw``."""
     generators = description.get("GeneratedBy") or [{}]
-    generated = generators[0].get("Name", "input") if description.get("DatasetType") == "derivative" else "raw"
+    generated = str(generators[0].get("Name", "input")) if description.get("DatasetType") == "derivative" else "raw"
     name = re.sub(r"[^a-zA-Z0-9_-]", "", asked or generated.lower()) or "input"
     while name in taken:
         name += "_"
@@ -190,15 +207,18 @@ def _layout(settings: Settings, root: Path, name: str) -> Any:
             if labels:
                 any_of = "|".join(map(re.escape, labels))
                 ignore.append(re.compile(rf"/{entity}-(?!(?:{any_of})(?:[/_]|$))"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pybids warns about coming versions of itself
-        return BIDSLayout(
-            root,
-            validate=False,
-            config=["bids", "derivatives"],
-            database_path=database / name if database else None,
-            indexer=BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore),
-        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pybids warns about coming versions of itself
+            return BIDSLayout(
+                root,
+                validate=False,
+                config=["bids", "derivatives"],
+                database_path=database / name if database else None,
+                indexer=BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore),
+            )
+    except UnicodeEncodeError as error:
+        raise InputError(f"{root}: a name is not UTF-8 ({ascii(error.object)[:200]}); rename it") from error
 
 
 def _images(settings: Settings, dataset: Dataset, filters: Mapping[str, Any]) -> dict[tuple[str, str], list[Path]]:

@@ -10,7 +10,8 @@ from typing import Any
 from shd_bids import __version__
 from shd_bids.cli.arguments import absolute, add_options, add_positionals
 from shd_bids.cli.resources import available_cpus, available_memory
-from shd_bids.errors import TrainingError
+from shd_bids.errors import ShdError, TrainingError
+from shd_bids.files import read_text
 from shd_bids.options import (
     ExecutionOptions,
     FodOptions,
@@ -128,8 +129,10 @@ def _config_values(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict
     if path is None:
         return {}
     try:
-        values = values_from_toml(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        values = values_from_toml(read_text(path))
+    except RecursionError:
+        parser.error(f"--config-file {path}: nested too deeply")
+    except (OSError, ValueError, ShdError) as error:
         parser.error(f"--config-file {path}: {getattr(error, 'strerror', None) or error}")
     return {name: _absolute(value) for name, value in values.items()}
 
@@ -186,6 +189,9 @@ def _check_paths(parser: argparse.ArgumentParser, settings: Settings) -> None:
     for name, file in _files_given(settings):
         if not file.is_file():
             parser.error(f"{flag(name)}: no such file: {file}")
+    database = settings.bids_database_dir
+    if database is not None and database.exists() and not database.is_dir():
+        parser.error(f"--bids-database-dir: a file, expected a folder: {database}")
     bids_dir, output_dir, work_dir = (
         path.resolve() for path in (settings.bids_dir, settings.output_dir, settings.work_dir)
     )

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from shd_bids.errors import GradientError
+from shd_bids.errors import GradientError, InputError
+from shd_bids.files import read_text
 from shd_bids.gradients.frames import fsl_to_world
 from shd_bids.gradients.table import B0_THRESHOLD, GradientTable, bvalue_problems, direction_problems, gradient_table
 
@@ -68,12 +69,9 @@ def read_mrtrix(b_file: Path, n_volumes: int | None = None, **options: float) ->
 def _read_numbers(path: Path, problems: list[str]) -> np.ndarray | None:
     """Read a text table, shape (rows, columns); on failure append what is wrong and return None."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        problems.append(f"{path}: no such file")
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: cannot be read as text ({error.__class__.__name__}); expected rows of numbers")
+        text = read_text(path)
+    except InputError as error:
+        problems += error.problems
         return None
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shd_bids.errors import InputError
+from shd_bids.files import read_text
 from shd_bids.response import TISSUES
 from shd_bids.response.mrtrix import parse_response
 from shd_bids.response.response import Response, Responses
@@ -38,12 +39,10 @@ def read_given(files: Sequence[Path], bvalues: ArrayLike | None = None) -> Respo
     problems: list[str] = []
     for tissue, path in _by_tissue(files).items():
         try:
-            parsed[tissue] = parse_response(path.read_text(encoding="utf-8"), tissue, bvalues)
+            parsed[tissue] = parse_response(read_text(path), tissue, bvalues)
             problems += [f"{path}: {text}" for text in _impossible(parsed[tissue])]
         except InputError as error:
-            problems += [f"{path}: {text}" for text in error.problems]
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{path}: cannot be read as text ({type(error).__name__}), expected rows of numbers")
+            problems += [text if str(path) in text else f"{path}: {text}" for text in error.problems]
     if problems:
         raise InputError(problems)
     return Responses(wm=parsed["wm"], gm=parsed.get("gm"), csf=parsed.get("csf"))

@@ -108,3 +108,10 @@ def test_jobs_at_the_same_time_do_not_undo_each_other(tmp_path):
         list(pool.map(lambda run: write_dataset_files(out, [run], environment={}), runs))
     assert set(description(out)["DatasetLinks"]) == set("abcdefgh")
     assert [path.name for path in out.iterdir() if path.name.startswith(".") and path.name.endswith("json")] == []
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"GeneratedBy": "x"}', '{"GeneratedBy": [1]}', '{"DatasetLinks": []}'])
+def test_a_description_of_another_type_is_told(tmp_path, runs, text):
+    (tmp_path / "dataset_description.json").write_text(text)
+    with pytest.raises(OutputError, match="dataset_description"):
+        write_dataset_files(tmp_path, runs, environment={})

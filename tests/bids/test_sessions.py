@@ -1,6 +1,7 @@
 """Data sets: labels, filters, the index, and images by session."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -86,3 +87,50 @@ def test_an_index_kept_on_disk_gives_the_same(tmp_path):
     root = raw_dataset(tmp_path / "raw", "sub-01_dwi", "sub-02_dwi")
     options = {"bids_database_dir": tmp_path / "index", "participant_label": ("02",)}
     assert collect(root, **options) == collect(root, **options) == collect(root, participant_label=("02",))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"dwi": {"acq": "hardi"}}, "entity 'acq' is not known, expected acquisition"),
+        ({"dwi": {"nonsense": "x"}}, "entity 'nonsense' is not known"),
+        ({"dwi": {"acquisition": {"a": 1}}}, "acquisition is {'a': 1}, expected text"),
+        ({"mask": [1]}, r"mask: found \[1\], expected entities"),
+        (None, "expected a JSON object"),
+    ],
+)
+def test_filters_that_cannot_be_asked_are_told(raw, tmp_path, content, told):
+    filters = tmp_path / "filters.json"
+    filters.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=told):
+        collect(raw, bids_filter_file=filters)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "[" * 100_000, '{"GeneratedBy": "x"}', '{"GeneratedBy": ["x"]}'])
+def test_descriptions_of_another_type_are_told(raw, text):
+    (raw / "dataset_description.json").write_text(text)
+    with pytest.raises(InputError, match=r"dataset_description\.json: "):
+        collect(raw)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "[" * 100_000])
+def test_sidecars_of_another_type_are_told(raw, text):
+    (raw / "sub-01" / "dwi" / "sub-01_dwi.json").write_text(text)
+    with pytest.raises(InputError, match=r"sub-01_dwi\.json: "):
+        collect(raw)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_tables_that_never_end_are_told(raw, kind):
+    path = raw / "sub-01" / "dwi" / "sub-01_dwi.bval"
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"sub-01_dwi\.bval: not a regular file"):
+        collect(raw)
+
+
+def test_names_that_are_not_utf8_are_told(raw):
+    path = raw / "sub-01" / "dwi" / "sub-01_acq-\udce9_dwi.json"
+    path.write_text("{}")
+    with pytest.raises(InputError, match="not UTF-8"):
+        collect(raw)

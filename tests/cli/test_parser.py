@@ -233,3 +233,14 @@ def test_no_two_options_share_a_spelling():
     assert isinstance(parser, argparse.ArgumentParser)
     spellings = [text for action in parser._actions for text in action.option_strings]
     assert len(set(spellings)) == len(spellings)
+
+
+def test_a_database_that_is_a_file_is_refused(dirs, tmp_path, capsys):
+    (tmp_path / "db").write_text("x")
+    assert "expected a folder" in refused(capsys, dirs, "--bids-database-dir", str(tmp_path / "db"))
+
+
+def test_a_config_file_without_an_end_is_refused(dirs, tmp_path, capsys):
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    for path in (tmp_path / "deep.toml", "/dev/zero"):
+        assert f"--config-file {path}: " in refused(capsys, dirs, "--config-file", str(path))
