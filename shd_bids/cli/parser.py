@@ -84,6 +84,8 @@ def parse_args(argv: Sequence[str], environment: Mapping[str, str] = os.environ)
     except ValueError as error:
         parser.error(str(error))
     settings = _with_cohort_weights(parser, settings)
+    if settings.analysis_level == "group" and "level" in from_cli:
+        parser.error("--level: the group level adapts weights and writes nothing else; leave the option out")
     _check_paths(parser, settings)
     _check_network(parser, settings)
     return settings

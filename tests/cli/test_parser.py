@@ -244,3 +244,8 @@ def test_a_config_file_without_an_end_is_refused(dirs, tmp_path, capsys):
     (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
     for path in (tmp_path / "deep.toml", "/dev/zero"):
         assert f"--config-file {path}: " in refused(capsys, dirs, "--config-file", str(path))
+
+
+def test_the_group_level_has_no_level(dirs, capsys):
+    told = refused(capsys, [*dirs[:2], "group"], "--level", "response")
+    assert "--level: the group level adapts weights" in told
