@@ -67,10 +67,14 @@ def own_peaks(name: str, found: Found) -> Found:
     return replace(found, directions=found.directions * kept[..., None], amplitudes=found.amplitudes * kept)
 
 
-def find_maxima(coefficients: np.ndarray, cutoff: float = np.nan) -> Found:
-    """Find the peaks of fODFs (n, C) down to 0.04 of the largest."""
+def find_maxima(coefficients: np.ndarray, cutoff: float = np.nan, *, prominence: float = 0.0) -> Found:
+    """Find the peaks of fODFs (n, C) down to 0.04 of the largest; the app's have a saddle of its ``prominence`` between them."""
     found = find_peaks(
-        coefficients.astype(np.float32), max_peaks=MAX_PEAKS, relative_threshold=0.04, min_separation=5.0
+        coefficients.astype(np.float32),
+        max_peaks=MAX_PEAKS,
+        relative_threshold=0.04,
+        min_separation=5.0,
+        prominence=prominence,
     )
     return Found(found.directions, found.amplitudes, cutoff, coefficients)
 
