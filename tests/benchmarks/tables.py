@@ -96,7 +96,7 @@ TABLES = {
         rows=(
             "crossing, 4 shells x 90, 30, 2 x 20^3",
             "crossing, ABCD, 30, 2 x 20^3",
-            "crossing, b1000 x 30, 30, 6 x 20^3",
+            "crossing, b1000 x 30, 30, 2 x 20^3",
         ),
     ),
     "card": Table(
