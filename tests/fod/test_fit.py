@@ -8,39 +8,25 @@ import torch
 
 from shd_bids import simulation
 from shd_bids.fod import network
-from shd_bids.fod.config import CHANNELS, TrainedDomain
+from shd_bids.fod.config import TrainedDomain
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.quality import domain_warnings
-from shd_bids.fod.weights import Weights
-from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.options import Runtime
 from shd_bids.response.forward import forward_model
-from shd_bids.response.response import Response, Responses
-from shd_bids.scan import Scan
+from shd_bids.response.response import Responses
+from tests.tiny import tiny_scan, tiny_weights
 
 CPU = Runtime(device="cpu")
 
 
 @pytest.fixture(scope="module")
 def weights():
-    torch.manual_seed(0)
-    config = UNetConfig(len(CHANNELS), 3, nside=2, channels=(4, 4))
-    net = UNet(config)
-    return Weights(config=config, state=net.state_dict(), l_max=4, sha256="0" * 64, name="tiny", training={})
+    return tiny_weights()
 
 
 @pytest.fixture(scope="module")
 def scene():
-    rng = np.random.default_rng(0)
-    phantom = simulation.crossing_phantom(rng, size=10, angles=(70.0,))
-    gradients = simulation.make_gradients(rng, {1000.0: 20, 2500.0: 30}, n_b0=3)
-    micro = simulation.draw_microstructure(rng, len(phantom.bundles))
-    signal = 500 * simulation.add_noise(simulation.noiseless_signal(phantom, micro, gradients), 1 / 30, rng)
-    true = simulation.true_responses(micro, gradients)
-    responses = Responses(*(Response(t.tissue, t.bvalues, 500 * t.coefficients) for t in true.tissues))
-    mask = np.ones(phantom.gm.shape, dtype=bool)
-    mask[:, :, 0] = False
-    return Scan.of_volume(signal, mask, gradients, responses, np.eye(4))
+    return tiny_scan()
 
 
 def brighter(scan, factor):

@@ -15,7 +15,7 @@ from shd_bids.fod.refinement.orientation import Alignment, held_out_prior
 from shd_bids.fod.refinement.updates import DataUpdates, held_out_updates
 from shd_bids.scan import Scan
 
-_SAMPLE = 2000  # voxels that decide on the number of updates
+_SAMPLE = 2000  # voxels that decide how far results follow the data
 
 
 def refine_fod(
@@ -43,7 +43,6 @@ def refine_fod(
         Updates by the data; 0 where the scaled answer of the network predicts best.
     """
     dictionary = LobeDictionary.of(scan, config, l_max=fod.l_max)
-
     sample = slice(None, None, max(1, len(fod) // _SAMPLE))
     freedom = held_out_prior(fod[sample], dictionary.signal_of(scan, sample), scan, dictionary)
     everything = np.arange(scan.gradients.n_volumes)
