@@ -38,12 +38,13 @@ class TrainingConfig:
     batch : int
         Crops of a step, each of another subject and protocol; processes that train together share them evenly.
     steps : int
-    start_share : float
-        Of the weights started from, in those that are written: a mean of both has less of the noise of the last crops.
     learning_rate : float
         Highest of a schedule with a short linear rise and a cosine fall to zero.
     frozen_share : float
         Last part of the training in which batch normalisation keeps its averages.
+    averaged_share : float
+        Last part of the training whose states are averaged into the weights that are written: they have less of the noise of
+        single crops.
     pool, reuse : int
         Crops held in memory at a time, and how often each is shown; ``batch`` must divide ``pool``.
     seed : int
@@ -61,9 +62,9 @@ class TrainingConfig:
     size: int = 12
     batch: int = 2
     steps: int = 3000
-    start_share: float = 0.0
     learning_rate: float = 4e-3
     frozen_share: float = 0.15
+    averaged_share: float = 0.0
     reuse: int = 2
     pool: int = 48
     seed: int = 1

@@ -37,8 +37,10 @@ class Schedule:
         Learning rate of a step, counted from 0.
     frozen_from : float
         Step from which batch normalisation uses its averages and no longer changes them, as inference does.
+    averaged_from : float
+        Step from which the states after each step are averaged; the mean is the network at the end (Izmailov et al. 2018).
     momentum : float or None
-        Of those averages; None keeps the network's own.
+        Of the averages of batch normalisation; None keeps the network's own.
     precision : {"float32", "bf16"}
         Of the network; parameters, their updates and the loss are always in float32.
     check_every : int
@@ -54,6 +56,7 @@ class Schedule:
     steps: int
     rate: Callable[[int], float]
     frozen_from: float = math.inf
+    averaged_from: float = math.inf
     momentum: float | None = None
     precision: str = "float32"
     check_every: int = 50
@@ -74,11 +77,23 @@ class State:
     first_errors: list[float] = field(default_factory=list)
     best_errors: list[float] = field(default_factory=list)
     stale: int = 0
+    mean_net: dict[str, Tensor] = field(default_factory=dict)
+    n_averaged: int = 0
 
     @property
     def diverged(self) -> bool:
         """Whether the loss was not finite for too long."""
         return self.bad_steps >= _MOST_BAD_STEPS
+
+    @torch.no_grad()
+    def average(self, net: UNet) -> None:
+        """Take the present network into the mean of states."""
+        self.n_averaged += 1
+        for name, value in net.state_dict().items():
+            if name in self.mean_net and value.is_floating_point():
+                self.mean_net[name].lerp_(value, 1 / self.n_averaged)
+            else:
+                self.mean_net[name] = value.detach().clone()
 
     def watch(self, record: dict[str, float], errors: list[float], net: UNet, *, keeps_best: bool) -> None:
         """Note the watched errors of the present network in a record; their mean decides which network is best."""
@@ -141,6 +156,8 @@ def run(
         finite = record.pop("finite") == 1
         state.bad_steps = 0 if finite else state.bad_steps + 1
         state.step += 1
+        if state.step > schedule.averaged_from:
+            state.average(net)
         record = {"step": state.step} | record
         state.history.append(record if finite else {"step": state.step})
         if state.step % schedule.check_every == 0 or state.step == schedule.steps or late:
@@ -149,6 +166,8 @@ def run(
             _save(checkpoint, net, optimiser, state)
         if report is not None:
             report(record | {"seconds": round(seconds, 1)})
+    if state.mean_net and state.step >= schedule.steps:
+        net.load_state_dict(state.mean_net)
     return state
 
 

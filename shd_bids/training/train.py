@@ -73,7 +73,7 @@ def train(
     ------
     TrainingError
         When the loss is not finite in three steps running, the processes cannot share the crops of a step evenly, or the
-        weights to start from are of another network, or missing though they are to be part of the result.
+        weights to start from are of another network.
     """
     n_processes, writes = distributed.n_processes(), distributed.rank() == 0
     if config.batch % n_processes:
@@ -90,8 +90,6 @@ def train(
         raise TrainingError(f"the loss was not finite in three steps up to {state.step}; lower learning_rate")
     if state.step < config.steps:
         return None
-    if start is not None and config.start_share:
-        _blend(net, start.network(), config.start_share)
     target = output_dir / "weights.safetensors"
     if writes:
         save_weights(target, Weights.of(net, l_max=config.l_max, training=asdict(config), inputs=config.inputs))
@@ -104,6 +102,7 @@ def schedule_of(config: TrainingConfig, *, minutes: float = math.inf) -> Schedul
         steps=config.steps,
         rate=partial(learning_rate, config=config),
         frozen_from=(1 - config.frozen_share) * config.steps,
+        averaged_from=(1 - config.averaged_share) * config.steps if config.averaged_share else math.inf,
         momentum=_MOMENTUM,
         precision=config.precision,
         check_every=CHECKPOINT_EVERY,
@@ -123,25 +122,12 @@ def _logger(log: TextIO, schedule: Schedule) -> Callable[[dict[str, float]], Non
 
 def _network(config: TrainingConfig, start: Weights | None) -> UNet:
     if start is None:
-        if config.start_share:
-            raise TrainingError(
-                f"start_share is {config.start_share:g}, but no weights were given to start from; give --start or leave it out"
-            )
         return UNet(config.network())
     if start.config != config.network() or start.channels != config.inputs.channels:
         raise TrainingError(
             f"the weights to start from are of {start.config}, expected {config.network()}; change either"
         )
     return start.network()
-
-
-@torch.no_grad()
-def _blend(net: UNet, other: UNet, share: float) -> None:
-    """Move the parameters and averages of a network towards those of another by a share of the way."""
-    theirs = other.state_dict()
-    for name, value in net.state_dict().items():  # which is the network's own memory
-        if value.is_floating_point():
-            value.lerp_(theirs[name].to(value), share)
 
 
 def main(argv: list[str] | None = None) -> int:
