@@ -60,20 +60,21 @@ def test_given_weights_are_the_start_and_must_fit(tmp_path, monkeypatch):
         train.train(replace(CONFIG, channels=(8, 4)), tmp_path / "third", device="cpu", start=first, n_workers=0)
 
 
-def test_what_is_written_can_be_a_mean_with_what_it_started_from(tmp_path):
-    first = load_weights(train.train(CONFIG, tmp_path / "first", device="cpu", n_workers=0))
-    parts = {}
-    for share in (0.0, 0.25, 1.0):
-        config = replace(CONFIG, seed=8, start_share=share)
-        path = train.train(config, tmp_path / str(share), device="cpu", start=first, n_workers=0)
-        parts[share] = load_weights(path).network().state_dict()
-    for name, value in first.network().state_dict().items():
-        if value.is_floating_point():
-            torch.testing.assert_close(parts[1.0][name], value)
-            torch.testing.assert_close(parts[0.25][name], 0.75 * parts[0.0][name] + 0.25 * value)
-    assert not torch.equal(parts[0.0]["head.bias"], parts[1.0]["head.bias"])
-    with pytest.raises(TrainingError, match="no weights were given to start from"):
-        train.train(config, tmp_path / "none", device="cpu", n_workers=0)
+def test_what_is_written_is_the_mean_of_the_last_states(tmp_path, monkeypatch):
+    states = {}
+    for steps in range(4, CONFIG.steps + 1):
+        monkeypatch.setattr(train, "learning_rate", lambda step, config: 1e-3)
+        path = train.train(
+            replace(CONFIG, steps=steps, frozen_share=0.0), tmp_path / str(steps), device="cpu", n_workers=0
+        )
+        states[steps] = load_weights(path).network().state_dict()
+    config = replace(CONFIG, frozen_share=0.0, averaged_share=0.5)
+    for _ in range(2):  # a finished training gives the same weights when it is asked for again
+        mean = load_weights(train.train(config, tmp_path / "mean", device="cpu", n_workers=0)).network().state_dict()
+        for name, value in mean.items():
+            if value.is_floating_point():
+                torch.testing.assert_close(value, sum(state[name] for state in states.values()) / len(states))
+    assert not torch.equal(mean["head.bias"], states[CONFIG.steps]["head.bias"])
 
 
 def test_mixed_precision_trains_nearly_as_full_precision_does(tmp_path):
