@@ -39,7 +39,7 @@ def smoothness(amplitudes: Tensor, mask: Tensor, *, squared: bool = True) -> Ten
     .. math:: \frac16 \sum_{e} \langle |\hat f(x) - \hat f(x+e)|^p \rangle, \qquad
               \hat f = f / \|f\|_2
 
-    over the six neighbours of each voxel, both in the mask. ``squared`` gives the published p = 2; otherwise the true
+    over the six neighbours of each voxel, both in the mask, with the norm over the whole sphere. ``squared`` gives the published p = 2; otherwise the true
     total variation, the norm over the sphere of each difference without the square.
 
     Parameters
@@ -48,7 +48,8 @@ def smoothness(amplitudes: Tensor, mask: Tensor, *, squared: bool = True) -> Ten
     mask : Tensor, shape (B, X, Y, Z)
     squared : bool
     """
-    unit = amplitudes / amplitudes.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    norm = 2**0.5 * amplitudes.norm(dim=-1, keepdim=True)  # over both halves of the sphere
+    unit = amplitudes / norm.clamp_min(1e-6)
     total = amplitudes.new_zeros(())
     for axis, pair in enumerate(_neighbours(mask), 1):
         n = mask.shape[axis] - 1

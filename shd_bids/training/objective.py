@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ class LossWeights:
     negativity: float = 0.0
     sparsity: float = 0.0
     smoothness: float = 0.0
+
+    @property
+    def has_paper_terms(self) -> bool:
+        """Whether any term needs the measured signal."""
+        return bool(self.reconstruction or self.negativity or self.sparsity or self.smoothness)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +82,8 @@ class Case:
 class Objective:
     r"""The weighted loss of network outputs.
 
-    The terms of the paper, with the amplitudes f on the next finer grid,
+    The terms of the paper, with the amplitudes f on the next finer grid, of the fODF that predicts the mean signal without
+    weighting,
 
     .. math:: \langle(\hat S - S)^2\rangle + 0.1\,\langle\min(f,0)^2\rangle
               + 5\cdot10^{-5}\,\langle 2\ln(1 + f^2/2\sigma)\rangle + \lambda_{TV}\,\mathrm{TV}(f),
@@ -104,9 +111,9 @@ class Objective:
         mask = torch.stack([case.mask for case in cases]).to(output.device).float()
         amplitudes, fractions = interpret(output, self._isotropic)
         terms = self._against_truth(amplitudes, fractions, cases, mask)
-        if self.weights.reconstruction:
-            terms["reconstruction"] = _misfit(amplitudes, fractions, cases, mask)
-        terms |= self._of_shape(amplitudes, mask, cases[0].forward.l_max)
+        if self.weights.has_paper_terms:
+            predicted = [predict_signal(amplitudes[i], fractions[i], case) for i, case in enumerate(cases)]
+            terms |= self._of_paper(amplitudes, predicted, cases, mask)
         counts = torch.stack([mask.sum(), losses.neighbour_count(mask)])
         voxels, pairs = counts / distributed.mean(counts).clamp_min(1)
         special = {"reconstruction": 1.0, "smoothness": pairs}  # the former is a mean over crops
@@ -130,12 +137,19 @@ class Objective:
             terms["fractions"] = losses.fraction_error(fractions, truth, mask)
         return terms
 
-    def _of_shape(self, amplitudes: Tensor, mask: Tensor, l_max: int) -> dict[str, Tensor]:
-        """Evaluate what needs nothing but the fODF, on the grid with twice the resolution."""
+    def _of_paper(
+        self, amplitudes: Tensor, predicted: Sequence[Prediction], cases: Sequence[Case], mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Evaluate the misfit of the signal, and, on the grid with twice the resolution, the terms of the scaled fODF."""
         terms, weights = {}, self.weights
+        if weights.reconstruction:
+            errors = [_error(p.signal, case, mask[i]) for i, (p, case) in enumerate(zip(predicted, cases, strict=True))]
+            terms["reconstruction"] = torch.stack(errors).mean()  # each crop has its own operator
         if not (weights.negativity or weights.sparsity or weights.smoothness):
             return terms
-        to_sh, to_fine = (operator.to(amplitudes) for operator in _operators(amplitudes.shape[-1], l_max))
+        amplitudes = amplitudes * torch.stack([p.scale for p in predicted])[..., None]
+        operators = _operators(amplitudes.shape[-1], cases[0].forward.l_max)
+        to_sh, to_fine = (operator.to(amplitudes) for operator in operators)
         fine = amplitudes @ to_sh.T @ to_fine.T
         if weights.negativity or weights.sparsity:
             terms["negativity"] = losses.negativity(fine, mask)
@@ -150,8 +164,15 @@ def interpret(output: Tensor, isotropic: str = "mean") -> tuple[Tensor, Tensor]:
     return read_output(output.transpose(0, 1), isotropic=isotropic)
 
 
-def predict_signal(amplitudes: Tensor, fractions: Tensor, case: Case) -> Tensor:
-    """Predict the signal (X, Y, Z, N) of a case from its fODF (X, Y, Z, V) and fractions (X, Y, Z, 2).
+class Prediction(NamedTuple):
+    """The signal (X, Y, Z, N) that an fODF predicts, and the factor (X, Y, Z) by which it was scaled to match b=0."""
+
+    signal: Tensor
+    scale: Tensor
+
+
+def predict_signal(amplitudes: Tensor, fractions: Tensor, case: Case) -> Prediction:
+    """Predict the signal of a case from its fODF (X, Y, Z, V) and fractions (X, Y, Z, 2).
 
     The mean signal without weighting is set to the measured one, as in the output of the published network.
     """
@@ -159,19 +180,18 @@ def predict_signal(amplitudes: Tensor, fractions: Tensor, case: Case) -> Tensor:
     to_sh = _operators(amplitudes.shape[-1], case.forward.l_max)[0].to(amplitudes)
     isotropic = [fractions[..., _ISOTROPIC.index(tissue), None] / SQRT_4PI for tissue in case.forward.tissues[1:]]
     predicted = torch.cat([amplitudes @ to_sh.T, *isotropic], dim=-1) @ matrix.T
-    ratio = measured[..., case.b0].mean(-1) / predicted[..., case.b0].mean(-1).clamp_min(_LEAST_B0)
-    return predicted * ratio[..., None]
-
-
-def _misfit(amplitudes: Tensor, fractions: Tensor, cases: Sequence[Case], mask: Tensor) -> Tensor:
-    """Average the misfit of the signal over the crops, each of which has its own operator."""
-    errors = [signal_error(amplitudes[i], fractions[i], case, mask[i]) for i, case in enumerate(cases)]
-    return torch.stack(errors).mean()
+    scale = measured[..., case.b0].mean(-1) / predicted[..., case.b0].mean(-1).clamp_min(_LEAST_B0)
+    return Prediction(predicted * scale[..., None], scale)
 
 
 def signal_error(amplitudes: Tensor, fractions: Tensor, case: Case, mask: Tensor) -> Tensor:
     """Return the mean squared error of the predicted signal of a case in its volumes and a mask (X, Y, Z)."""
-    predicted = predict_signal(amplitudes, fractions, case)[..., case.volumes]
+    return _error(predict_signal(amplitudes, fractions, case).signal, case, mask)
+
+
+def _error(signal: Tensor, case: Case, mask: Tensor) -> Tensor:
+    """Average the squared error of a signal in the volumes of a case over a mask."""
+    predicted = signal[..., case.volumes]
     return losses.reconstruction(predicted, case.signal.to(predicted)[..., case.volumes], mask)
 
 

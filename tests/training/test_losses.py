@@ -44,9 +44,19 @@ def test_smoothness_ignores_the_scale_of_a_voxel(amplitudes, mask):
 def test_smoothness_of_one_pair_by_hand():
     pair = torch.tensor([[3.0, 4.0], [0.0, 2.0]], dtype=torch.float64).view(1, 2, 1, 1, 2)
     mask = torch.ones(1, 2, 1, 1, dtype=torch.float64)
-    change = ((0.6 - 0.0) ** 2 + (0.8 - 1.0) ** 2) / 2
+    change = ((0.6 - 0.0) ** 2 + (0.8 - 1.0) ** 2) / 2 / 2  # mean over the vertices, norm over both halves
     assert losses.smoothness(pair, mask).item() == pytest.approx(change)
     assert losses.smoothness(pair, mask, squared=False).item() == pytest.approx(change**0.5, rel=1e-6)
+
+
+def test_smoothness_equals_the_published_one_on_the_whole_sphere(amplitudes):
+    """In the middle of a volume, where the published slab of the centre holds all pairs of two layers."""
+    layers = amplitudes[:, :3, :1, :1]
+    both = torch.cat([layers, layers], dim=-1)  # the amplitudes of antipodes are equal
+    unit = both / both.norm(dim=-1, keepdim=True)
+    published = sum(((unit[:, 1] - unit[:, neighbour]) ** 2).mean() for neighbour in (0, 2)) / 2
+    found = losses.smoothness(layers, torch.ones(layers.shape[:-1], dtype=torch.float64))
+    torch.testing.assert_close(found, published)
 
 
 def test_sparsity_and_negativity_by_hand():

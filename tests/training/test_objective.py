@@ -82,6 +82,15 @@ def test_the_signal_without_weighting_is_matched():
     assert both["reconstruction"].item() > 1e-4
 
 
+def test_the_terms_of_the_paper_do_not_depend_on_the_scale_of_the_output():
+    """Otherwise a network that scales its output down would evade the sparsity."""
+    case = with_tissues("gm", "csf")
+    halved = replace(case, truth=Truth(case.truth.density / 2, case.truth.fractions / 2))
+    terms, small = (Objective(PAPER)(output_of(c.truth).double(), [case]) for c in (case, halved))
+    for name in ("reconstruction", "sparsity", "negativity", "smoothness"):
+        torch.testing.assert_close(small[name], terms[name], rtol=2e-2, atol=1e-7, msg=name)
+
+
 def test_terms_without_weight_are_left_out_and_the_total_is_their_weighted_sum():
     case = with_tissues("gm", "csf")
     output = output_of(case.truth)
