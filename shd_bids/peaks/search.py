@@ -17,7 +17,7 @@ import torch
 from scipy.spatial import ConvexHull
 
 from shd_bids.boxes import chunks
-from shd_bids.peaks.widths import BROAD, lobe_widths, mean_directions, tangent_axes
+from shd_bids.peaks.widths import BROAD, lobe_widths, mean_directions
 from shd_bids.sphere.derivatives import SHDerivatives
 from shd_bids.sphere.harmonics import l_max_of, sh_basis
 from shd_bids.sphere.healpix import hemisphere
@@ -130,8 +130,18 @@ def find_peaks(
     found = Peaks(np.zeros((n, max_peaks, 3), dtype=np.float32), np.zeros((n, max_peaks), dtype=np.float32))
     if l_max == 0:  # a constant has no maximum
         return found
-    search = _PeakSearch(l_max, torch.device(device), rule)
-    parts = chunks(n, _VOXELS_PER_CHUNK if search.is_on_cpu else _VOXELS_PER_DEVICE_CHUNK)
+    _search_parts(_PeakSearch(l_max, torch.device(device), rule), coefficients, found, progress)
+    return found
+
+
+def _search_parts(
+    search: "_PeakSearch",
+    coefficients: np.ndarray | torch.Tensor,
+    found: Peaks,
+    progress: Callable[[str, float], None] | None,
+) -> None:
+    """Search chunk by chunk and write into the arrays of ``found``."""
+    parts = chunks(len(coefficients), _VOXELS_PER_CHUNK if search.is_on_cpu else _VOXELS_PER_DEVICE_CHUNK)
     done = count(1)  # its steps are atomic, in whatever thread
 
     def work(part: slice) -> None:
@@ -143,7 +153,6 @@ def find_peaks(
         _run_on_threads(work, parts)
     else:
         list(map(work, parts))
-    return found
 
 
 @dataclass(frozen=True)
@@ -319,24 +328,16 @@ class _PeakSearch:
 
         Where it is not, its eigenvalues are lowered by a common shift until the step climbs (Levenberg).
         """
-        value, gradient, hessian = self.derivatives(columns, points)
-        first, second = tangent_axes(points)
-        slope_1, slope_2 = (gradient * first).sum(1), (gradient * second).sum(1)
-        radial = (gradient * points).sum(1)  # curvature of the sphere: H = P D2f P - (n . Df) P
-        curved_1 = torch.einsum("mij,mj->mi", hessian, first)
-        h11 = (curved_1 * first).sum(1) - radial
-        h12 = (curved_1 * second).sum(1)
-        h22 = torch.einsum("mi,mij,mj->m", second, hessian, second) - radial
-        mean = (h11 + h22) / 2
-        radius = torch.sqrt(((h11 - h22) / 2) ** 2 + h12**2)
+        value, axes, slope, hessian = there = self.derivatives.along_sphere(columns, points)
+        mean, radius = there.eigenvalues
         highest, scale = mean + radius, mean.abs() + radius
         is_concave = highest < -1e-4 * scale
         shift = torch.where(is_concave, 0.0, highest + 0.1 * scale)
-        h11, h22 = h11 - shift, h22 - shift
+        h11, h22, h12 = hessian[:, 0, 0] - shift, hessian[:, 1, 1] - shift, hessian[:, 0, 1]
         determinant = (h11 * h22 - h12**2).clamp(min=1e-30)
-        step_1 = -(h22 * slope_1 - h12 * slope_2) / determinant
-        step_2 = -(h11 * slope_2 - h12 * slope_1) / determinant
-        return value, step_1[:, None] * first + step_2[:, None] * second, is_concave
+        step_1 = -(h22 * slope[:, 0] - h12 * slope[:, 1]) / determinant
+        step_2 = -(h11 * slope[:, 1] - h12 * slope[:, 0]) / determinant
+        return value, step_1[:, None] * axes[:, 0] + step_2[:, None] * axes[:, 1], is_concave
 
 
 @lru_cache

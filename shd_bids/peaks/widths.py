@@ -36,14 +36,10 @@ def lobe_widths(derivatives: SHDerivatives, columns: torch.Tensor, points: torch
     (m, 2) tensor
         Between `NARROWEST` and `WIDEST`.
     """
-    value, gradient, hessian = derivatives(columns, points)
-    frame = torch.stack(tangent_axes(points), dim=1)  # (m, 2, 3)
-    radial = (gradient * points).sum(1)  # curvature of the sphere: H = P D2f P - (n . Df) P
-    tangent = frame @ hessian @ frame.transpose(1, 2)
-    first, second, mixed = tangent[:, 0, 0] - radial, tangent[:, 1, 1] - radial, tangent[:, 0, 1]
-    mean, radius = (first + second) / 2, torch.sqrt(((first - second) / 2) ** 2 + mixed**2)
+    there = derivatives.along_sphere(columns, points)
+    mean, radius = there.eigenvalues
     curvature = -torch.stack([mean + radius, mean - radius], dim=1)
-    variance = value[:, None].clamp_min(0) / curvature.clamp_min(1e-12)
+    variance = there.value[:, None].clamp_min(0) / curvature.clamp_min(1e-12)
     return torch.rad2deg(variance.sqrt()).clamp(NARROWEST, WIDEST)
 
 
@@ -76,14 +72,3 @@ def mean_directions(
         weight = torch.exp((cosine**2 - 1) * precision).mul_(lobe).mul_(cosine.sign())
         points = torch.nn.functional.normalize(weight.T @ axes, dim=1)
     return points
-
-
-def tangent_axes(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two unit vectors (m, 3) that complete each unit vector to a right-handed frame (Duff et al. 2017)."""
-    x, y, z = points.unbind(1)
-    sign = torch.where(z >= 0, 1.0, -1.0)
-    a = -1 / (sign + z)
-    b = x * y * a
-    first = torch.stack([1 + sign * x * x * a, sign * b, -sign * x], dim=1)
-    second = torch.stack([b, sign + y * y * a, -y], dim=1)
-    return first, second

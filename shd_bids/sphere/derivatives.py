@@ -2,11 +2,37 @@
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from shd_bids.sphere.harmonics import SQRT_4PI
+
+
+class TangentDerivatives(NamedTuple):
+    """Value and derivatives of functions along the sphere, one point each.
+
+    Attributes
+    ----------
+    value : (m,) tensor
+    axes : (m, 2, 3) tensor
+        Orthogonal unit vectors of the tangent plane, to which the derivatives refer.
+    gradient : (m, 2) tensor
+    hessian : (m, 2, 2) tensor
+        Symmetric.
+    """
+
+    value: torch.Tensor
+    axes: torch.Tensor
+    gradient: torch.Tensor
+    hessian: torch.Tensor
+
+    @property
+    def eigenvalues(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean (m,) of both eigenvalues of the Hessian and half their difference (m,), which is not negative."""
+        first, second, mixed = self.hessian[:, 0, 0], self.hessian[:, 1, 1], self.hessian[:, 0, 1]
+        return (first + second) / 2, torch.sqrt(((first - second) / 2) ** 2 + mixed**2)
 
 
 class SHDerivatives:
@@ -69,6 +95,19 @@ class SHDerivatives:
         row_z = torch.stack([f_wz.real, -f_wz.imag, f_zz.real], dim=1)
         return f.real, gradient, torch.stack([row_x, row_y, row_z], dim=1)
 
+    def along_sphere(self, columns: torch.Tensor, points: torch.Tensor) -> TangentDerivatives:
+        r"""Return value and derivatives of function k along the sphere at point k; arguments as of a call.
+
+        .. math:: H = T (D^2 F) T^T - (n \cdot D F) I
+
+        with the tangent axes in the rows of T and the curvature of the sphere in the second term.
+        """
+        value, gradient, hessian = self(columns, points)
+        axes = torch.stack(tangent_axes(points), dim=1)  # (m, 2, 3)
+        radial = (gradient * points).sum(1)[:, None, None] * torch.eye(2, device=points.device)
+        bent = axes @ hessian @ axes.transpose(1, 2) - radial
+        return TangentDerivatives(value, axes, (gradient[:, None] * axes).sum(2), bent)
+
     def _z_factors(self, columns: torch.Tensor, z: torch.Tensor) -> list[torch.Tensor]:
         """Return C_m, C_m' and C_m'', sums of coefficients times Legendre factors over l, each (L + 1, m) complex."""
         real = columns.new_zeros(3, self.l_max + 1, len(z))
@@ -87,6 +126,17 @@ class SHDerivatives:
                 real[k, :top].addcmul_(cosine[:top], factor)
                 imaginary[k, 1:top].addcmul_(sine[: max(top - 1, 0)], factor[1:], value=-1)
         return [torch.complex(real[k], imaginary[k]) for k in range(3)]
+
+
+def tangent_axes(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two unit vectors (m, 3) that complete each unit vector to a right-handed frame (Duff et al. 2017)."""
+    x, y, z = points.unbind(1)
+    sign = torch.where(z >= 0, 1.0, -1.0)
+    a = -1 / (sign + z)
+    b = x * y * a
+    first = torch.stack([1 + sign * x * x * a, sign * b, -sign * x], dim=1)
+    second = torch.stack([b, sign + y * y * a, -y], dim=1)
+    return first, second
 
 
 @lru_cache
