@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +195,9 @@ class StageInterface(SimpleInterface):
     options_type: type[Options] = Options
     """Type of the function's argument ``options``, where it has one."""
 
+    files_type: type | None = None
+    """Dataclass of the function's argument ``files``, where it has one: its fields are inputs."""
+
     wants: tuple[str, ...] = ()
     """Which of ``n_threads`` (int) and ``label`` (str, for progress lines) the function takes too."""
 
@@ -225,6 +228,9 @@ class StageInterface(SimpleInterface):
         offered = {"n_threads": inputs.num_threads, "label": f"{inputs.series} {inputs.stage}"}
         names = [name for name in inputs.copyable_trait_names() if name not in _COMMON_INPUTS]
         own = {name: _plain(getattr(inputs, name), inputs.trait(name)) for name in names}
+        files = type(self).files_type
+        if files is not None:
+            own["files"] = files(**{field.name: own.pop(field.name) for field in fields(files)})
         if "options" in own:
             own["options"] = type(self).options_type(**own["options"])
         if "runtime" in own:

@@ -1,5 +1,6 @@
 """Peaks of the fODF and the measures that follow from them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,21 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["FindPeaks"]
 
 
-def find_image_peaks(
-    *,
-    fod_file: Path,
-    precision_file: Path,
-    mask_file: Path,
-    vfwm_file: Path,
-    vfcsf_file: Path,
-    options: PeakOptions,
-    runtime: Runtime,
-    label: str,
-    out_dir: Path,
-) -> dict[str, Any]:
-    """Find the fibre directions of every voxel and write them with the density maps.
+@dataclass(frozen=True)
+class PeakFiles:
+    """What the peaks of an image are found from.
 
-    Parameters
+    Attributes
     ----------
     fod_file : Path
         ``fod.npy`` of `fit_image`, (n, C) in the order of the mask.
@@ -45,6 +36,23 @@ def find_image_peaks(
         Table of `shd_bids.fod.precision`.
     mask_file, vfwm_file, vfcsf_file : Path
         Mask and signal fractions.
+    """
+
+    fod_file: Path
+    precision_file: Path
+    mask_file: Path
+    vfwm_file: Path
+    vfcsf_file: Path
+
+
+def find_image_peaks(
+    *, files: PeakFiles, options: PeakOptions, runtime: Runtime, label: str, out_dir: Path
+) -> dict[str, Any]:
+    """Find the fibre directions of every voxel and write them with the density maps.
+
+    Parameters
+    ----------
+    files : PeakFiles
     options : PeakOptions
         Without an absolute threshold it is taken from the voxels of fluid.
     runtime : Runtime
@@ -62,13 +70,13 @@ def find_image_peaks(
     from shd_bids.peaks.threshold import noise_threshold
 
     where = choose_device(runtime.device)
-    coefficients = np.load(fod_file)
-    reference = load_volume(mask_file)
-    mask = load_mask(mask_file, reference)
-    fractions = {path: gather(load_volume(path).data, mask) for path in (vfwm_file, vfcsf_file)}
+    coefficients = np.load(files.fod_file)
+    reference = load_volume(files.mask_file)
+    mask = load_mask(files.mask_file, reference)
+    wm, csf = (gather(load_volume(path).data, mask) for path in (files.vfwm_file, files.vfcsf_file))
     threshold = options.peak_absolute_threshold
     if threshold is None:
-        threshold = noise_threshold(coefficients, fractions[vfcsf_file], wm_fraction=fractions[vfwm_file], device=where)
+        threshold = noise_threshold(coefficients, csf, wm_fraction=wm, device=where)
     peaks = find_peaks(
         coefficients,
         max_peaks=options.peak_max,
@@ -79,11 +87,11 @@ def find_image_peaks(
         device=where,
         progress=log_progress(label),
     )
-    maps = _maps(peaks, coefficients, np.load(precision_file))
+    maps = _maps(peaks, coefficients, np.load(files.precision_file))
     facts = {
         "sidecar": {"peaks": _thresholds(options, threshold)},
         "is_threshold_automatic": options.peak_absolute_threshold is None,
-        "qc": _qc(maps["nufo"], maps["afdtotal"], wm=fractions[vfwm_file] > 0.7, csf=fractions[vfcsf_file] > 0.9),
+        "qc": _qc(maps["nufo"], maps["afdtotal"], wm=wm > 0.7, csf=csf > 0.9),
     }
     return save_maps(maps, mask, reference, out_dir) | {"facts": facts}
 
@@ -167,4 +175,5 @@ class FindPeaks(StageInterface):
     output_spec = _FindPeaksOutputSpec
     function = staticmethod(find_image_peaks)
     options_type = PeakOptions
+    files_type = PeakFiles
     wants = ("label",)
