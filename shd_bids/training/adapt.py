@@ -96,22 +96,14 @@ def adapt(
         When training from nothing does not stay finite, or processes cannot share the crops of a step.
     """
     torch.manual_seed(options.seed)
-    if weights is None:
-        recipe = recipe or load_network_recipe("conditioned")
-        start, training, loss = untrained(recipe, scans[0]), recipe.training, recipe.loss
-    else:
-        start, training, loss = weights, _training_from(weights), _LOSS
+    start, training, loss = _start(weights, recipe, scans[0])
     _check_shares(training)
     if options.lambda_tv is not None:
         loss = replace(loss, smoothness=options.lambda_tv)
-    net = start.network().to(device)
-    seeds = [(options.seed, number) for number in range(len(scans))]
-    crops = [
-        ScanCrops(scan, start, training, seed=seed, device=device) for scan, seed in zip(scans, seeds, strict=True)
-    ]
+    crops = [ScanCrops(scan, start, training, seed=(options.seed, n), device=device) for n, scan in enumerate(scans)]
     schedule = _schedule(training, scans, options.max_steps, frozen=weights is not None)
     state = run(
-        net,
+        start.network().to(device),
         partial(cases_of, crops),
         Objective(loss, tv_penalty=options.tv_penalty, isotropic=start.isotropic),
         schedule,
@@ -126,6 +118,16 @@ def adapt(
     facts = _facts(state, start, loss, options.tv_penalty, is_new=weights is None)
     found = {name: value.cpu() for name, value in state.best_net.items()}
     return Adapted(replace(start, state=found), facts["kept"], facts)
+
+
+def _start(
+    weights: Weights | None, recipe: NetworkRecipe | None, scan: Scan
+) -> tuple[Weights, ScanTraining, LossWeights]:
+    """Return the weights to start from, and how and by which loss they are trained."""
+    if weights is not None:
+        return weights, _training_from(weights), _LOSS
+    recipe = recipe or load_network_recipe("conditioned")
+    return untrained(recipe, scan), recipe.training, recipe.loss
 
 
 def _training_from(weights: Weights) -> ScanTraining:

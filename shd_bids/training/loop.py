@@ -85,6 +85,14 @@ class State:
         """Whether the loss was not finite for too long."""
         return self.bad_steps >= _MOST_BAD_STEPS
 
+    def note(self, record: dict[str, float]) -> dict[str, float]:
+        """Append a record of the present step to the history, whose terms count where they are finite, and return it."""
+        finite = record.pop("finite") == 1
+        self.bad_steps = 0 if finite else self.bad_steps + 1
+        numbered = {"step": self.step} | record
+        self.history.append(numbered if finite else {"step": self.step})
+        return numbered
+
     @torch.no_grad()
     def average(self, net: UNet) -> None:
         """Take the present network into the mean of states."""
@@ -140,9 +148,7 @@ def run(
     optimiser = torch.optim.Adam(net.parameters(), lr=schedule.rate(0))
     state = _restore(checkpoint, net, optimiser)
     began = time.monotonic()
-    norms = [module for module in net.modules() if isinstance(module, NormReLU)]
-    for module in norms:
-        module.momentum = module.momentum if schedule.momentum is None else schedule.momentum
+    norms = _norms(net, schedule.momentum)
     if watch is not None and not state.history:
         state.history.append({"step": 0})
         state.watch(state.history[0], watch(net), net, keeps_best=schedule.keeps_best)
@@ -153,13 +159,10 @@ def run(
         terms = _step(net, optimiser, objective, next(stream), schedule.precision)
         seconds = time.monotonic() - began
         record, late = _gather(terms, late=seconds > 60 * schedule.minutes)
-        finite = record.pop("finite") == 1
-        state.bad_steps = 0 if finite else state.bad_steps + 1
         state.step += 1
+        record = state.note(record)
         if state.step > schedule.averaged_from:
             state.average(net)
-        record = {"step": state.step} | record
-        state.history.append(record if finite else {"step": state.step})
         if state.step % schedule.check_every == 0 or state.step == schedule.steps or late:
             if watch is not None:
                 state.watch(state.history[-1], watch(net), net, keeps_best=schedule.keeps_best)
@@ -169,6 +172,14 @@ def run(
     if state.mean_net and state.step >= schedule.steps:
         net.load_state_dict(state.mean_net)
     return state
+
+
+def _norms(net: UNet, momentum: float | None) -> list[NormReLU]:
+    """Return the batch normalisations of a network, with this momentum of their averages unless it is None."""
+    norms = [module for module in net.modules() if isinstance(module, NormReLU)]
+    for module in norms:
+        module.momentum = module.momentum if momentum is None else momentum
+    return norms
 
 
 def _set_mode(net: UNet, norms: Sequence[NormReLU], *, frozen: bool) -> None:

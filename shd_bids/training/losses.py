@@ -39,8 +39,8 @@ def smoothness(amplitudes: Tensor, mask: Tensor, *, squared: bool = True) -> Ten
     .. math:: \frac16 \sum_{e} \langle |\hat f(x) - \hat f(x+e)|^p \rangle, \qquad
               \hat f = f / \|f\|_2
 
-    over the six neighbours of each voxel, both in the mask, with the norm over the whole sphere. ``squared`` gives the published p = 2; otherwise the true
-    total variation, the norm over the sphere of each difference without the square.
+    over the six neighbours of each voxel, both in the mask, with the norm over the whole sphere. ``squared`` gives the
+    published p = 2; otherwise the true total variation, the norm over the sphere of each difference without the square.
 
     Parameters
     ----------
