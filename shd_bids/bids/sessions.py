@@ -201,6 +201,9 @@ def _layout(settings: Settings, root: Path, name: str) -> Any:
 
     ignore = [re.compile(r"^/(code|models|sourcedata|stimuli|derivatives|logs?|figures)(/|$)")]
     ignore.append(re.compile(r"^/sub-[^/]+/(ses-[^/]+/)?(?!dwi(?:/|$)|ses-|sub-)"))
+    ignore.append(
+        re.compile(r"^(?!/(sub-[^/]+/(ses-[^/]+/)?(dwi/)?)?[^/]+$)")
+    )  # deeper: links may lead back to the root
     database = settings.bids_database_dir
     if database is None:
         for entity, labels in (("sub", settings.participant_label), ("ses", settings.session_label)):

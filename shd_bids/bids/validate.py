@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+
+from shd_bids.processes import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +22,8 @@ TIME_LIMIT = 600  # seconds; large data sets on slow disks take minutes, none is
 def validate_dataset(root: Path, subjects: Sequence[str]) -> tuple[str, ...]:
     """Validate a data set, restricted to some subjects, and return one line per kind of error.
 
-    The validator knows no subjects, so it is shown a folder of links that holds the top-level files and only the
-    folders asked for.
+    The validator knows no subjects and follows links for ever, so it is shown folders of links that hold the top-level
+    files and only the subjects asked for, without what leads back to a folder above.
 
     Parameters
     ----------
@@ -47,6 +50,7 @@ def validate_dataset(root: Path, subjects: Sequence[str]) -> tuple[str, ...]:
                 text=True,
                 timeout=TIME_LIMIT,
                 check=False,
+                preexec_fn=die_with_parent,
             )
             issues = json.loads(done.stdout)["issues"]["issues"]
         except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
@@ -60,7 +64,18 @@ def _link_subset(root: Path, folder: Path, subjects: Sequence[str]) -> None:
     for path in root.iterdir():
         is_other = path.name in ("derivatives", "participants.tsv") or path.name.startswith((".", "sub-"))
         if path.name in wanted or path.name == ".bidsignore" or not is_other:
-            (folder / path.name).symlink_to(path.absolute())
+            _link(path, folder / path.name, above=(root.resolve(),))
+
+
+def _link(source: Path, target: Path, *, above: tuple[Path, ...]) -> None:
+    """Link a file, or make a folder of links to what a folder holds, unless it holds one of those above it."""
+    real = Path(os.path.realpath(source))  # never an error, as resolve() has for a link to itself
+    if not source.is_dir():
+        target.symlink_to(source.absolute())
+    elif not any(folder.is_relative_to(real) for folder in above):
+        target.mkdir()
+        for path in source.iterdir():
+            _link(path, target / path.name, above=(*above, real))
 
 
 def _summary(issues: Sequence[dict]) -> list[str]:

@@ -134,3 +134,14 @@ def test_names_that_are_not_utf8_are_told(raw):
     path.write_text("{}")
     with pytest.raises(InputError, match="not UTF-8"):
         collect(raw)
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["loop", "sub-loop", "sub-01/loop", "sub-01/ses-loop", "sub-01/sub-01", "sub-01/dwi/loop", "sub-01/dwi/sub-x"],
+)
+def test_links_to_the_root_are_not_followed_for_ever(tmp_path, link):
+    root = raw_dataset(tmp_path / "raw", "sub-01_dwi", "sub-02_ses-1_dwi")
+    (root / link).symlink_to(root)
+    (root / "sub-02" / "ses-loop").symlink_to(root / "sub-02")
+    assert keys(root) == ["sub-01", "sub-02_ses-1"]

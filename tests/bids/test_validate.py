@@ -37,3 +37,14 @@ def test_equal_errors_are_told_once():
         {"code": "C", "subCode": "x", "severity": "error", "location": "/g"},
     ]
     assert validate._summary(issues) == ["A: f0 and 2 more", "C x: g"]
+
+
+@pytest.mark.skipif(not HAS_VALIDATOR, reason="bids-validator-deno is not installed")
+def test_links_that_lead_back_end_the_validation_all_the_same(tmp_path, monkeypatch):
+    root = raw_dataset(tmp_path / "raw", "sub-01_dwi")
+    for link in ("loop", "sub-01/loop", "sub-01/dwi/loop"):
+        (root / link).symlink_to(root)
+    (root / "sub-01" / "itself").symlink_to(root / "sub-01" / "itself")
+    monkeypatch.setattr(validate, "TIME_LIMIT", 30)
+    lines = validate.validate_dataset(root, ["01"])
+    assert lines and not any("/loop/" in line for line in lines)  # what links to nothing is told

@@ -1,0 +1,38 @@
+"""Processes that never outlive the one they work for."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+import psutil
+
+__all__ = ["die_with_parent", "end_after"]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it ends (Linux; elsewhere nothing happens)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_after(wait: Callable[[], object]) -> None:
+    """End this process and all below it as soon as ``wait``, called in a thread, returns.
+
+    The kernel tells only of the direct parent; a worker of a pool is started by a server that outlives the program.
+    """
+    threading.Thread(target=_end_after, args=(wait,), daemon=True).start()
+
+
+def _end_after(wait: Callable[[], object]) -> None:
+    wait()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    os._exit(1)
