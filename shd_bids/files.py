@@ -1,7 +1,10 @@
 """Small files: read only where they can be what they are said to be, written whole or not at all."""
 
+import errno
 import json
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,11 @@ from shd_bids.errors import InputError
 
 MOST_BYTES = 100_000_000
 """Of a file of text; more is another kind of file."""
+
+FEW_BYTES = 10_000_000
+"""Free on a disk: what fails there fails for want of space."""
+
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 def read_text(path: Path) -> str:
@@ -71,7 +79,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         Hidden name to write to; removed when the block raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")  # as `remove_unfinished` knows it
     try:
         yield temporary
         os.replace(temporary, path)
@@ -88,3 +96,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, whole or not at all; NaN is refused because JSON has no such number."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def remove_unfinished(folder: Path, pattern: str) -> None:
+    """Remove what a killed writer of `atomic_path` left of files whose names begin with a regular expression."""
+    for path in folder.glob(".*"):
+        if re.match(rf"\.[0-9a-f]{{32}}\.{pattern}", path.name):
+            path.unlink(missing_ok=True)
+
+
+def lacks_space(error: str, folder: Path) -> bool:
+    """Whether an error, as text, comes of a full disk or quota; libraries hide the number of the error, and some its name."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return any(reason in error for reason in _FULL) or shutil.disk_usage(existing).free < FEW_BYTES

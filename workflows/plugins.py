@@ -1,18 +1,18 @@
 """How the graph is run: Nipype's settings, a process pool that cannot hang, and what is left of a failure.
 
-Two traps of Nipype's own ``MultiProc`` are closed here. A worker killed for its memory leaves its future with an
-exception that is lost in a callback, and the run waits for ever; and a pool that lost one worker is broken for all that
-comes.
+Traps of Nipype's own ``MultiProc`` are closed here. A worker killed for its memory leaves its future with an exception
+that is lost in a callback, and the run waits for ever; a pool that lost one worker is broken for all that comes; workers
+outlive a program that is killed; and a crash file that cannot be written ends the run of all.
 """
 
-import contextlib
 import logging
 import os
 import signal
+import traceback
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ import nipype.pipeline.engine as pe
 import yaml
 from nipype import config as nipype_config
 from nipype import logging as nipype_logging
-from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
-from shd_bids.errors import InputError
-from shd_bids.interfaces.base import FAILURE_FILE, Failure, read_failure, write_failure
-from shd_bids.interfaces.isolation import LogSetup, StageKilledError, die_with_parent, thread_environment
+from shd_bids.errors import InputError, OutputError, ShdError
+from shd_bids.files import lacks_space
+from shd_bids.interfaces.base import Failure, StageInterface, failure_of, read_failure, write_failure
+from shd_bids.interfaces.isolation import LogSetup, StageKilledError, thread_environment
+from shd_bids.processes import die_with_parent, end_after
 from shd_bids.workflows.base import WORKFLOW_NAME, run_name
 
 __all__ = ["SafeMultiProcPlugin", "configure_nipype", "read_failures", "run_workflow"]
@@ -67,13 +69,17 @@ def configure_nipype(*, crash_dir: Path, verbose: int = 0, stop_on_first_crash: 
     os.environ["NIPYPE_NO_ET"] = os.environ["NO_ET"] = "1"  # workers inherit it: no call to the network
 
 
-def run_workflow(workflow: pe.Workflow, *, n_procs: int, memory_gb: float, plugin_file: Path | None = None) -> None:
+def run_workflow(
+    workflow: pe.Workflow, *, call: str, n_procs: int, memory_gb: float, plugin_file: Path | None = None
+) -> None:
     """Run the graph to its end; failed nodes do not raise, they are told by `read_failures`.
 
     Parameters
     ----------
     workflow : Workflow
         From `init_shd_wf`.
+    call : str
+        Name of this execution; failures carry it.
     n_procs, memory_gb : int, float
         What all nodes together may use.
     plugin_file : Path, optional
@@ -86,23 +92,24 @@ def run_workflow(workflow: pe.Workflow, *, n_procs: int, memory_gb: float, plugi
     KeyboardInterrupt, SystemExit
         Passed on after the workers were stopped.
     """
-    for record in Path(workflow.base_dir, workflow.name).glob(f"*/{FAILURE_FILE}"):
-        record.unlink()
+    for node in _nodes(workflow):
+        if isinstance(node.interface, StageInterface):
+            node.inputs.call = call
     own = {"n_procs": n_procs, "memory_gb": memory_gb, "n_gpu_procs": _gpu_slots(workflow)}
     plugin, arguments = _plugin(own, plugin_file)
     try:
         workflow.run(plugin=plugin, plugin_args=arguments)
     except Exception as exception:  # Nipype raises again what the nodes raised, as text
         logger.debug("Nipype ended with %s: %s", type(exception).__name__, exception)
-        _record_unexplained(workflow, exception)
+        _record_unexplained(workflow, exception, call)
     finally:
         if isinstance(plugin, SafeMultiProcPlugin):
             plugin.terminate()
 
 
-def read_failures(work_dir: Path, runs: Iterable[Any]) -> dict[str, Failure]:
-    """Return the failure of every run that has one, by the run's key."""
-    found = ((run.key, read_failure(work_dir / WORKFLOW_NAME / run_name(run))) for run in runs)
+def read_failures(work_dir: Path, runs: Iterable[Any], call: str) -> dict[str, Failure]:
+    """Return the failure of every run that has one in this call, by the run's key."""
+    found = ((run.key, read_failure(work_dir / WORKFLOW_NAME / run_name(run), call)) for run in runs)
     return {key: failure for key, failure in found if failure is not None}
 
 
@@ -119,8 +126,7 @@ class SafeMultiProcPlugin(MultiProcPlugin):
     def terminate(self) -> None:
         """Stop the workers at once; harmless when they are gone."""
         for process in list((self.pool._processes or {}).values()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
+            process.kill()
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def _new_pool(self) -> ProcessPoolExecutor:
@@ -143,7 +149,7 @@ class SafeMultiProcPlugin(MultiProcPlugin):
     def _submit(self, node: pe.Node, updatehash: bool) -> int:
         self._taskid += 1
         taskid = self._taskid
-        future = self.pool.submit(run_node, node, updatehash, taskid)
+        future = self.pool.submit(_run_node, node, updatehash, taskid)
         self._task_obj[taskid] = future
         future.add_done_callback(lambda done: self._collect(taskid, node, done))
         return taskid
@@ -152,33 +158,58 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         """Keep the result of a task, also of one whose worker is gone."""
         if future.cancelled():
             return
-        exception = future.exception()
-        if exception is None:
-            self._taskresult[taskid] = future.result()
-            return
-        text = (
-            "a worker process died while this ran, as happens when memory runs out; "
-            "give the job more memory or lower --nprocs, and start it again: it goes on where it stopped"
-        )
-        if run_dir := getattr(node.inputs, "run_dir", None):
-            failure = Failure(
-                run=node.inputs.series,
-                node=node.inputs.stage,
-                error=StageKilledError.__name__,
-                exit_code=StageKilledError.exit_code,
-                message=text,
-            )
-            write_failure(Path(run_dir), failure)
-        self._taskresult[taskid] = {
-            "taskid": taskid,
-            "result": None,
-            "traceback": [f"{type(exception).__name__}: {exception} ({text})\n"],
-        }
+        try:
+            result = _outcome(node, future)
+        except Exception as exception:  # without any result Nipype would wait for ever
+            result = {"result": None, "traceback": traceback.format_exception(exception)}
+        self._taskresult[taskid] = result | {"taskid": taskid}
+
+    def _report_crash(self, node: pe.Node, result: dict[str, Any] | None = None) -> str:
+        try:
+            return super()._report_crash(node, result)
+        except OSError as error:  # the failure itself is recorded
+            logger.debug("no crash file: %s", error)
+            return ""
+
+
+_LOST = (
+    "a worker process died while this ran, as happens when memory runs out; "
+    "give the job more memory or lower --nprocs, and start it again: it goes on where it stopped"
+)
+
+
+def _outcome(node: pe.Node, future: Future) -> dict[str, Any]:
+    """Return the result of a task, with its failure recorded."""
+    try:
+        result = future.result()
+    except Exception as exception:
+        result = _failed(node, StageKilledError(_LOST) if isinstance(exception, BrokenProcessPool) else exception)
+    if result.get("failure"):
+        write_failure(Path(node.inputs.run_dir), result["failure"])
+    return result
+
+
+def _run_node(node: pe.Node, updatehash: bool, taskid: int) -> dict[str, Any]:
+    """Run a node in a worker; what Nipype wants to know of it, and of a failure what the user shall read."""
+    try:
+        return {"taskid": taskid, "result": node.run(updatehash=updatehash), "traceback": None}
+    except Exception as exception:
+        return _failed(node, exception)
+
+
+def _failed(node: pe.Node, error: Exception) -> dict[str, Any]:
+    """Return the result of a node that failed; the disk may not have taken what its stage recorded."""
+    failure = None
+    if isinstance(node.interface, StageInterface):
+        inputs = node.inputs
+        failure = read_failure(Path(inputs.run_dir), inputs.call) or failure_of(inputs, error, Path(node.base_dir))
+    return {"result": None, "traceback": traceback.format_exception(error), "failure": failure}
 
 
 def _start_worker(cwd: str, log_setup: LogSetup, nipype_levels: dict[str, str]) -> None:
-    """Prepare a pool worker: it dies with its parent and talks as loudly as the parent."""
+    """Prepare a pool worker: it dies with the program and talks as loudly as it."""
     die_with_parent()
+    end_after(parent_process().join)
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     nipype_config.update_config({"logging": nipype_levels})
@@ -203,22 +234,31 @@ def _plugin(own: dict[str, Any], plugin_file: Path | None) -> tuple[Any, dict[st
 
 def _gpu_slots(workflow: pe.Workflow) -> int:
     """Return how many GPU slots let one GPU stage run at a time: Nipype takes one per processor of the node."""
-    nodes = [workflow.get_node(name) for name in workflow.list_node_names()]
-    return max((node.n_procs for node in nodes if node.is_gpu_node()), default=1)
+    return max((node.n_procs for node in _nodes(workflow) if node.is_gpu_node()), default=1)
 
 
-def _record_unexplained(workflow: pe.Workflow, exception: Exception) -> None:
+def _nodes(workflow: pe.Workflow) -> list[pe.Node]:
+    return [workflow.get_node(name) for name in workflow.list_node_names()]
+
+
+def _record_unexplained(workflow: pe.Workflow, exception: Exception, call: str) -> None:
     """Give every run that did not fail by itself but did not finish either a record, where all of them stopped."""
     root = Path(workflow.base_dir, workflow.name)
-    if any(root.glob(f"*/{FAILURE_FILE}")):
+    runs = [run.name for run in workflow._graph.nodes()]
+    if any(read_failure(root / name, call) for name in runs):
         return
-    for run in workflow._graph.nodes():
-        lines = str(exception).strip().splitlines() or [type(exception).__name__]
+    message = (str(exception).strip().splitlines() or [type(exception).__name__])[-1].strip()
+    is_full = lacks_space(str(exception), Path(workflow.base_dir))
+    for name in runs:
         failure = Failure(
-            run=run.name, node=workflow.name, error=type(exception).__name__, exit_code=1, message=lines[-1].strip()
+            run=name,
+            node=workflow.name,
+            error=type(exception).__name__,
+            exit_code=OutputError.exit_code if is_full else ShdError.exit_code,
+            message=message,
+            call=call,
         )
-        (root / run.name).mkdir(parents=True, exist_ok=True)
-        write_failure(root / run.name, failure)
+        write_failure(root / name, failure)
 
 
 def _nipype_level(verbose: int) -> str:

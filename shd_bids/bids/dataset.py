@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import Timeout
 
 from shd_bids import __version__
 from shd_bids.bids.collect import DWIRun
 from shd_bids.errors import InputError, OutputError
 from shd_bids.files import read_json_object, write_json, write_text
+from shd_bids.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -188,14 +189,10 @@ def _unique(items: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def _lock(output_dir: Path) -> Iterator[None]:
-    """Hold the data set's lock; on network file systems without locks a plain file serves."""
+    """Hold the data set's lock."""
     path = output_dir / LOCK_NAME
     try:
-        try:
-            with FileLock(path, timeout=LOCK_SECONDS):
-                yield
-        except NotImplementedError:
-            with SoftFileLock(f"{path}.soft", timeout=LOCK_SECONDS):
-                yield
+        with locked(path, seconds=LOCK_SECONDS):
+            yield
     except Timeout as error:
         raise OutputError(f"{path} is held by another job for over {LOCK_SECONDS} s; remove it if none runs") from error

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import logging
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from shd_bids.errors import OutputError, ShdError
 
 logger = logging.getLogger("shd_bids")
 
-INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
-"""Exit code after a signal: 128 plus its number, as shells do."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a call in order."""
 
 INTERNAL_ERROR = 70
 """EX_SOFTWARE of sysexits.h."""
@@ -24,23 +23,35 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
 
 
 class TerminatedError(SystemExit):
-    """SIGTERM came; as a `SystemExit` it passes through code that catches exceptions."""
+    """SIGTERM or SIGHUP came; as a `SystemExit` it passes through code that catches exceptions.
 
-    def __init__(self) -> None:
-        super().__init__(INTERRUPTED[signal.SIGTERM])
+    Attributes
+    ----------
+    number : signal.Signals
+        Which signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = signal.Signals(number)
+        super().__init__(_code_of_signal(number))
 
 
 def code_of(error: BaseException) -> int:
     """Return the exit code of what ended a call: a signal, an error of ours or the user's, or a full or closed disk."""
     if isinstance(error, TerminatedError):
-        return INTERRUPTED[signal.SIGTERM]
+        return _code_of_signal(error.number)
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED[signal.SIGINT]
+        return _code_of_signal(signal.SIGINT)
     if isinstance(error, ShdError):
         return error.exit_code
     if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
         return OutputError.exit_code
     return INTERNAL_ERROR
+
+
+def _code_of_signal(number: int) -> int:
+    """Return 128 plus the number, as shells do."""
+    return 128 + number
 
 
 def start_logging(verbose: int) -> None:
@@ -55,6 +66,7 @@ def start_logging(verbose: int) -> None:
         handler.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s%(message)s", datefmt="%H:%M:%S"))
     logger.handlers[:] = [handler]
     logger.propagate = False
+    logging.raiseExceptions = False  # a line that a full disk or a closed pipe does not take is lost, nothing else
     logger.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(max(verbose, -1), logging.DEBUG))
 
 
@@ -68,32 +80,41 @@ class _PlainFormatter(logging.Formatter):
 
 
 @contextlib.contextmanager
-def log_file(path: Path) -> Iterator[Path]:
-    """Keep what is logged in a file too, until the records have their copies of it."""
+def log_file(path: Path) -> Iterator[None]:
+    """Keep what is logged in a file too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     try:
-        yield path
+        yield
     finally:
         logger.removeHandler(handler)
         handler.close()
-        path.unlink(missing_ok=True)
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        for folder in (path.parent / "shd_bids_wf", path.parent):
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only if empty
 
 
 @contextlib.contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that children are stopped and records written."""
+    """Turn SIGTERM and SIGHUP into an exception, so that children are stopped and records written.
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise TerminatedError
+    A signal that is ignored stays so: ``nohup`` ignores SIGHUP, a shell SIGINT for what it puts in the background.
+    """
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError(number)
+
+    previous = {number: signal.getsignal(number) for number in STOPPING}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if previous[number] is not signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """Let no further signal cut short what remains to be written."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shd_bids.bids import provenance
 from shd_bids.bids.dataset import write_dataset_files
 from shd_bids.bids.names import cohort_path, group_log_dir, sidecar_path
-from shd_bids.cli.console import code_of, log_file
+from shd_bids.cli.console import code_of, ignore_signals, log_file
 from shd_bids.cli.preflight import require_writable, set_environment
 from shd_bids.cli.record import FAILED, FINISHED, INTERRUPTED, RUNNING, exit_code
 from shd_bids.files import atomic_path, write_json, write_text
@@ -49,24 +49,53 @@ def run_group(runs: Sequence["DWIRun"], settings: Settings, *, argv: Sequence[st
         text = "\n".join([f"adapt the weights to {len(runs)} series on {device}:", *plan["series"], f"into {target}"])
         print(json.dumps(plan, indent=2) if settings.dry_run == "json" else text)
         return 0
-    if not settings.overwrite and _is_done(target, digest):
-        logger.info("%s is of the same inputs, settings and version; nothing to do (--overwrite does it again)", target)
+    if _is_done(settings, target, digest):
         return 0
+    from shd_bids.cli.workplace import end_dead_records, hold
+    from shd_bids.workflows.group import COHORT
+
     require_writable(settings, create=True)
-    uuid, started = provenance.new_run_uuid(), provenance.now()
+    with hold(settings, {run.key: run.prefix for run in runs} | {COHORT: COHORT}):
+        end_dead_records(settings.output_dir / "log", {run.prefix for run in runs})
+        if _is_done(settings, target, digest):  # by a call that this one waited for
+            return 0
+        record = {"Command": provenance.command_line(argv), "Started": provenance.now(), "Digest": digest}
+        return _recorded(runs, settings, device=device, inputs=inputs, record=record)
+
+
+def _recorded(
+    runs: Sequence["DWIRun"],
+    settings: Settings,
+    *,
+    device: str,
+    inputs: Mapping[str, str],
+    record: Mapping[str, str],
+) -> int:
+    """Run the graph, keep its weights, and write the beginning and the end into the record, whatever the end is."""
+    from shd_bids.cli.workplace import work_folder
+    from shd_bids.workflows.base import run_name
+    from shd_bids.workflows.group import cohort_folder
+
+    uuid = provenance.new_run_uuid()
     folder = group_log_dir(settings.output_dir, uuid)
-    status: dict[str, Any] = {"status": RUNNING, "exit_code": None, "run": uuid, "started": started, "series": {}}
-    with log_file(settings.work_dir / f"{uuid}.log") as log:
+    status: dict[str, Any] = {
+        "status": RUNNING,
+        "exit_code": None,
+        "run": uuid,
+        "started": record["Started"],
+        "series": {},
+    }
+    names = [cohort_folder(settings.work_dir).name, *map(run_name, runs)]
+    with work_folder(settings.work_dir, uuid, names) as scratch, log_file(folder / "shd_bids.log"):
         try:
-            set_environment(log.with_suffix(""))
+            set_environment(scratch)
             write_dataset_files(settings.output_dir, runs, environment=os.environ)
             write_text(folder / "shd_bids.toml", settings.to_toml())
             write_json(folder / "status.json", status)
             logger.info("adapting the weights to %d series on %s", len(runs), device)
-            failures = _run_graph(runs, settings, crash_dir=log.with_suffix(""))
+            failures = _run_graph(runs, settings, call=uuid, crash_dir=scratch)
             if not failures:
-                record = {"Command": provenance.command_line(argv), "Started": started, "Digest": digest}
-                _keep(runs, settings, target, inputs=inputs, record=record)
+                _keep(runs, settings, cohort_path(settings.output_dir), inputs=inputs, record=record)
             status["series"] = {
                 name: {"status": FAILED, "exit_code": f.exit_code, "error": f.error, "message": f.message}
                 for name, f in failures.items()
@@ -77,20 +106,24 @@ def run_group(runs: Sequence["DWIRun"], settings: Settings, *, argv: Sequence[st
             status |= {"status": ended, "exit_code": code_of(error), "error": str(error)}
             raise
         finally:
+            ignore_signals()
             write_json(folder / "status.json", status | {"updated": provenance.now()})
-            shutil.copy(log, folder / "shd_bids.log")
     return status["exit_code"]
 
 
-def _is_done(target: Path, digest: str) -> bool:
+def _is_done(settings: Settings, target: Path, digest: str) -> bool:
+    """Whether the weights are there and need not be made again; it says so."""
     try:
         record = json.loads(sidecar_path(target).read_text("utf-8"))
-        return record["Digest"] == digest and record["SHA256"] == provenance.sha256(target)
+        is_done = record["Digest"] == digest and record["SHA256"] == provenance.sha256(target)
     except (OSError, ValueError, KeyError):
         return False
+    if is_done and not settings.overwrite:
+        logger.info("%s is of the same inputs, settings and version; nothing to do (--overwrite does it again)", target)
+    return is_done and not settings.overwrite
 
 
-def _run_graph(runs: Sequence["DWIRun"], settings: Settings, *, crash_dir: Path) -> dict[str, "Failure"]:
+def _run_graph(runs: Sequence["DWIRun"], settings: Settings, *, call: str, crash_dir: Path) -> dict[str, "Failure"]:
     """Run the workflow and return what failed, by the name of the series, or ``cohort``."""
     from shd_bids.interfaces.base import read_failure
     from shd_bids.workflows.base import run_folder
@@ -103,14 +136,15 @@ def _run_graph(runs: Sequence["DWIRun"], settings: Settings, *, crash_dir: Path)
     configure_nipype(crash_dir=crash_dir, verbose=settings.verbose, stop_on_first_crash=settings.stop_on_first_crash)
     run_workflow(
         init_group_wf(runs, settings),
+        call=call,
         n_procs=settings.nprocs,
         memory_gb=settings.mem,
         plugin_file=settings.use_plugin,
     )
     by_key = {run.key: run.prefix for run in runs}
-    failures = {by_key[key]: failure for key, failure in read_failures(settings.work_dir, runs).items()}
+    failures = {by_key[key]: failure for key, failure in read_failures(settings.work_dir, runs, call).items()}
     n_failed = len(failures)
-    if failure := read_failure(cohort_folder(settings.work_dir)):
+    if failure := read_failure(cohort_folder(settings.work_dir), call):
         failures[COHORT] = failure
     for name, failure in failures.items():
         for line in failure.message.splitlines():

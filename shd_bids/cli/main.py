@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,6 +16,7 @@ from shd_bids.cli.console import (
     INTERNAL_ERROR,
     TerminatedError,
     code_of,
+    ignore_signals,
     log_file,
     signals_as_exceptions,
     start_logging,
@@ -70,7 +71,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     from shd_bids.cli.group import run_group
     from shd_bids.cli.plan import format_plan, make_plan
     from shd_bids.cli.preflight import describe_device, require_weights, require_writable
-    from shd_bids.cli.record import Record
+    from shd_bids.cli.workplace import hold_series
 
     require_writable(settings, create=False)
     device = describe_device(settings.device)
@@ -79,74 +80,112 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     if settings.analysis_level == "group":
         return run_group(runs, settings, argv=argv, device=device)
     inputs = {run.key: provenance.hash_inputs(run, settings) for run in runs}
-    digests = {key: provenance.digest(settings, hashes) for key, hashes in inputs.items()}
-    done = {
-        run.key: None if settings.overwrite else provenance.find_done(settings.output_dir, run, digests[run.key])
-        for run in runs
-    }
-    is_done = {key: series is not None for key, series in done.items()}
+    done = _find_done(runs, settings, inputs)
     if settings.dry_run:
-        plan = make_plan(runs, settings, device=device, is_done=is_done)
+        plan = make_plan(runs, settings, device=device, is_done={run.key: run.key in done for run in runs})
         print(json.dumps(plan, indent=2) if settings.dry_run == "json" else format_plan(plan))
         return 0
-    waiting = [run for run in runs if not is_done[run.key]]
-    if not waiting:
-        _introduce(runs, is_done, device)
+    if len(done) == len(runs):
+        _introduce(runs, done, device)
         return 0
     require_writable(settings, create=True)
+    with hold_series(settings, [run for run in runs if run.key not in done]):
+        done = _find_done(runs, settings, inputs)  # also by a call that this one waited for
+        return _process(runs, settings, argv=argv, inputs=inputs, done=done, device=device)
+
+
+def _find_done(
+    runs: Sequence["DWIRun"], settings: Settings, inputs: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """Return the records of the series that earlier calls finished, by the key of the series."""
+    from shd_bids.bids import provenance
+
+    if settings.overwrite:
+        return {}
+    digests = {key: provenance.digest(settings, hashes) for key, hashes in inputs.items()}
+    found = {run.key: provenance.find_done(settings.output_dir, run, digests[run.key]) for run in runs}
+    return {key: series for key, series in found.items() if series is not None}
+
+
+def _process(
+    runs: Sequence["DWIRun"],
+    settings: Settings,
+    *,
+    argv: Sequence[str],
+    inputs: Mapping[str, Mapping[str, str]],
+    done: Mapping[str, dict[str, Any]],
+    device: str,
+) -> int:
+    """Process the series that are not done; leave records and reports however it ends.
+
+    Parameters
+    ----------
+    runs : sequence of DWIRun
+        All that were chosen.
+    settings : Settings
+    argv : sequence of str
+        Words of the call, for the record.
+    inputs : mapping
+        Hashes of the inputs of each series, by its key.
+    done : mapping
+        Records of the series that earlier calls finished; they share reports with the new ones.
+    device : str
+        Where networks will run, as text.
+    """
+    from shd_bids.bids import provenance
+    from shd_bids.cli.record import Record
+    from shd_bids.cli.workplace import work_folder
+    from shd_bids.workflows.base import run_name
+
+    waiting = [run for run in runs if run.key not in done]
+    if not waiting:
+        _introduce(runs, done, device)
+        return 0
     record = Record(settings=settings, command=provenance.command_line(argv), runs=waiting)
-    earlier = [(run, done[run.key]) for run in runs if is_done[run.key]]
     for run in waiting:
         record.series[run.key] = {
             "status": record.status,
             "source": run.source_uri,
-            "digest": digests[run.key],
+            "digest": provenance.digest(settings, inputs[run.key]),
             "inputs": inputs[run.key],
         }
-    with log_file(settings.work_dir / f"{record.uuid}.log") as path:
-        _introduce(runs, is_done, device)
-        return _process(record, path, earlier=earlier)
+    earlier = [(run, done[run.key]) for run in runs if run.key in done]
+    with (
+        work_folder(settings.work_dir, record.uuid, [run_name(run) for run in waiting]) as scratch,
+        log_file(record.log),
+    ):
+        _introduce(runs, done, device)
+        return _recorded(record, scratch, earlier=earlier)
 
 
-def _introduce(runs: Sequence["DWIRun"], is_done: Mapping[str, bool], device: str) -> None:
+def _introduce(runs: Sequence["DWIRun"], done: Container[str], device: str) -> None:
     """Tell what was found, before it takes long."""
     logger.info("shd_bids %s: %d series on %s", __version__, len(runs), device)
     for run in runs:
         shells = ", ".join(f"b={bvalue:.0f}: {count}" for bvalue, count in run.shells)
-        logger.info("%s: %s%s", run.prefix, shells, "; done by an earlier call, skipped" if is_done[run.key] else "")
-        for note in () if is_done[run.key] else run.notes:
+        logger.info("%s: %s%s", run.prefix, shells, "; done by an earlier call, skipped" if run.key in done else "")
+        for note in () if run.key in done else run.notes:
             logger.warning("%s: %s", run.prefix, note)
 
 
-def _process(record: "Record", path: Path, *, earlier: Sequence[tuple["DWIRun", dict[str, Any]]]) -> int:
-    """Process the series that wait; leave records and reports however it ends.
-
-    Parameters
-    ----------
-    record : Record
-        With the series that wait.
-    path : Path
-        Log file, open.
-    earlier : sequence of (DWIRun, dict)
-        Series that an earlier call had done, with their records; they share reports with the new ones.
-    """
+def _recorded(record: "Record", scratch: Path, *, earlier: Sequence[tuple["DWIRun", dict[str, Any]]]) -> int:
+    """Run the graph; write the beginning and the end into the records, whatever the end is."""
     from shd_bids.bids.dataset import write_dataset_files
     from shd_bids.cli.preflight import set_environment
     from shd_bids.cli.record import FAILED, FINISHED, INTERRUPTED, exit_code
 
-    settings, crash_dir = record.settings, path.with_suffix("")
-    set_environment(crash_dir)
+    settings = record.settings
+    set_environment(scratch)
     try:
         write_dataset_files(settings.output_dir, record.runs, environment=os.environ)
-        record.write_settings()
-        record.write_status()
+        record.write_beginning()
         if not settings.skip_bids_validation:
             _tell_validation(settings.bids_dir, record.subjects)
-        _run_graph(record, crash_dir)
+        _run_graph(record, scratch)
         code = exit_code(record.series, n_skipped=len(earlier))
         record.end(FAILED if code else FINISHED, code)
     except (KeyboardInterrupt, TerminatedError) as stop:
-        name = "SIGTERM" if isinstance(stop, TerminatedError) else "SIGINT"
+        name = stop.number.name if isinstance(stop, TerminatedError) else "SIGINT"
         record.end(INTERRUPTED, code_of(stop), f"stopped by {name}")
         raise
     except Exception as error:
@@ -154,7 +193,10 @@ def _process(record: "Record", path: Path, *, earlier: Sequence[tuple["DWIRun", 
         record.end(FAILED, code_of(error), f"{type(error).__name__}: {error}")
         raise
     finally:
-        _finish(record, path, crash_dir, earlier)
+        ignore_signals()
+        unwritten = _finish(record, scratch, earlier)
+    if unwritten is not None:
+        raise unwritten
     return record.exit_code
 
 
@@ -165,7 +207,7 @@ def _tell_validation(bids_dir: Path, subjects: Sequence[str]) -> None:
         logger.warning("BIDS validator: %s", line)
 
 
-def _run_graph(record: "Record", crash_dir: Path) -> None:
+def _run_graph(record: "Record", scratch: Path) -> None:
     """Run the workflow and note what became of each series."""
     from shd_bids.cli.record import read_facts
     from shd_bids.workflows.base import init_shd_wf, run_folder
@@ -175,16 +217,22 @@ def _run_graph(record: "Record", crash_dir: Path) -> None:
     if settings.clean_workdir:
         for run in runs:
             shutil.rmtree(run_folder(settings.work_dir, run), ignore_errors=True)
-    configure_nipype(crash_dir=crash_dir, verbose=settings.verbose, stop_on_first_crash=settings.stop_on_first_crash)
+    configure_nipype(crash_dir=scratch, verbose=settings.verbose, stop_on_first_crash=settings.stop_on_first_crash)
     workflow = init_shd_wf(runs, settings)
     is_stopped = False
     try:
-        run_workflow(workflow, n_procs=settings.nprocs, memory_gb=settings.mem, plugin_file=settings.use_plugin)
+        run_workflow(
+            workflow,
+            call=record.uuid,
+            n_procs=settings.nprocs,
+            memory_gb=settings.mem,
+            plugin_file=settings.use_plugin,
+        )
     except (KeyboardInterrupt, SystemExit):
         is_stopped = True
         raise
     finally:
-        failures = read_failures(settings.work_dir, runs)
+        failures = read_failures(settings.work_dir, runs, record.uuid)
         for run in runs:
             record.series[run.key]["stages"] = read_facts(run_folder(settings.work_dir, run))
             failure = failures.get(run.key)
@@ -202,19 +250,19 @@ def _run_graph(record: "Record", crash_dir: Path) -> None:
                 logger.error("%s: %s", run.prefix, record.series[run.key]["message"])
 
 
-def _finish(record: "Record", path: Path, crash_dir: Path, earlier: Sequence[tuple["DWIRun", dict[str, Any]]]) -> None:
-    """Write reports and records and remove what a finished series no longer needs."""
+def _finish(record: "Record", scratch: Path, earlier: Sequence[tuple["DWIRun", dict[str, Any]]]) -> OSError | None:
+    """Write records and reports, remove what a finished series no longer needs, and return why a record is not written."""
     from shd_bids.cli.record import FAILED, FINISHED
     from shd_bids.workflows.base import run_folder
 
+    record.write_end(scratch)  # a report takes longer than a batch system may wait
     if not _write_reports(record, earlier) and record.status == FINISHED:
         record.end(FAILED, 1)
-    record.write_status()
-    record.write_provenance()
-    record.keep_logs(path, crash_dir)
+    unwritten = record.write_end(scratch)
     for run in record.runs:
         if record.series[run.key]["status"] == FINISHED and not record.settings.keep_work:
             shutil.rmtree(run_folder(record.settings.work_dir, run), ignore_errors=True)
+    return unwritten
 
 
 def _write_reports(record: "Record", earlier: Sequence[tuple["DWIRun", dict[str, Any]]]) -> bool:

@@ -1,6 +1,8 @@
 """What must hold before hours of work start: a device, folders that can be written, surroundings for libraries."""
 
+import contextlib
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -8,6 +10,7 @@ from pathlib import Path
 
 from shd_bids.data import shipped_weights
 from shd_bids.errors import DeviceError, OutputError
+from shd_bids.processes import die_with_parent
 from shd_bids.settings import Settings
 from shd_bids.workflows.resources import may_use_gpu
 
@@ -16,6 +19,8 @@ import sys, torch
 n = torch.cuda.device_count() if torch.cuda.is_available() else 0
 print(*(torch.cuda.get_device_name(i) for i in range(n)), sep="\\n")
 """
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def describe_device(device: str) -> str:
@@ -33,7 +38,8 @@ def describe_device(device: str) -> str:
     """
     if not may_use_gpu(device):
         return "cpu"
-    answer = subprocess.run([sys.executable, "-c", CUDA_QUESTION], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", CUDA_QUESTION]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=die_with_parent)
     names = answer.stdout.split("\n")[:-1] if answer.returncode == 0 else []
     names = [name for name in names if name]
     number = int(device.partition(":")[2] or 0)
@@ -81,11 +87,12 @@ def require_writable(settings: Settings, *, create: bool) -> None:
             f"OUTPUT_DIR {settings.output_dir} lies inside BIDS_DIR, which is never written to; choose "
             f"{settings.bids_dir / 'derivatives' / 'shd_bids'} or a folder outside"
         )
+    require_private(settings.work_dir)
     for name, folder in (("OUTPUT_DIR", settings.output_dir), ("--work-dir", settings.work_dir)):
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         try:
             if create:
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o777 if folder == settings.output_dir else 0o700, parents=True, exist_ok=True)
                 existing = folder
             if not existing.is_dir():
                 raise NotADirectoryError(20, "not a folder")
@@ -96,6 +103,50 @@ def require_writable(settings: Settings, *, create: bool) -> None:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise OutputError(f"{name} {folder} cannot be written ({reason}); choose another folder") from None
+
+
+def require_private(folder: Path) -> None:
+    """Refuse a work folder in which another user could place files: Nipype keeps Python objects there, which are code.
+
+    A mount point is the affair of who mounted it, as in containers, where neither its owner nor its mode need be those
+    of the user inside. Root is trusted, and so is a folder like ``/tmp``, whose files only their owners can replace.
+
+    Raises
+    ------
+    OutputError
+        With the folder and what is wrong with it.
+    """
+    if not folder.exists() or os.path.ismount(folder):
+        return
+    found = folder.stat()
+    if found.st_uid not in (os.geteuid(), 0):
+        problem = f"belongs to another user (uid {found.st_uid})"
+    elif found.st_mode & _OTHERS_WRITE and not found.st_mode & stat.S_ISVTX and _keeps_modes(folder):
+        problem = f"can be written by others (mode {stat.S_IMODE(found.st_mode):03o})"
+    else:
+        return
+    raise OutputError(
+        f"work folder {folder} {problem}, who could place code in it; remove it, or choose one of your own by --work-dir"
+    )
+
+
+def make_private(folder: Path) -> None:
+    """Create a work folder that is open to this user only; an existing one must be as `require_private` asks."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_private(folder)
+
+
+def _keeps_modes(folder: Path) -> bool:
+    """Whether the file system of a folder knows modes: some show 777 whatever is asked for."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    try:
+        folder.chmod(mode & ~_OTHERS_WRITE)
+        return stat.S_IMODE(folder.stat().st_mode) != mode
+    except OSError:
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            folder.chmod(mode)
 
 
 def set_environment(scratch: Path) -> None:

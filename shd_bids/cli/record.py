@@ -1,6 +1,7 @@
 """The record of one call: kept beside the outputs from the first minute, so that a killed call tells of itself too."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,10 @@ from shd_bids.files import write_json, write_text
 from shd_bids.settings import Settings
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+
+RESERVE = ".reserve"
+RESERVED_BYTES = 100_000
+"""For the records of one subject."""
 
 
 @dataclass
@@ -104,10 +109,32 @@ class Record:
             }
             write_json(self.folder(subject) / "status.json", content)
 
-    def write_settings(self) -> None:
-        """Write the resolved settings of every subject as TOML that `--config-file` reads."""
+    def write_beginning(self) -> None:
+        """Write what holds from the first minute, and keep some room for the end on a disk that runs full."""
         for subject in self.subjects:
             write_text(self.folder(subject) / "shd_bids.toml", self.settings.to_toml())
+        self.write_status()
+        self._reserve.write_bytes(os.urandom(RESERVED_BYTES * len(self.subjects)))
+
+    def write_end(self, crash_dir: Path) -> OSError | None:
+        """Write all records as far as they fit, the shortest first, and return the error of what does not."""
+        errors: list[OSError] = []
+        self._reserve.unlink(missing_ok=True)
+        for write in (self.write_status, self.write_provenance, self.copy_log, lambda: self.keep_crashes(crash_dir)):
+            try:
+                write()
+            except OSError as error:
+                errors.append(error)
+        return next(iter(errors), None)
+
+    @property
+    def log(self) -> Path:
+        """Log of the call; the other subjects get a copy."""
+        return self.folder(self.subjects[0]) / "shd_bids.log"
+
+    @property
+    def _reserve(self) -> Path:
+        return self.folder(self.subjects[0]) / RESERVE
 
     def write_provenance(self) -> None:
         """Write ``provenance.json`` of every subject: how each file was made."""
@@ -129,14 +156,18 @@ class Record:
             }
             write_json(self.folder(subject) / "provenance.json", content)
 
-    def keep_logs(self, log_file: Path, crash_dir: Path) -> None:
-        """Copy the log to every subject, and to each the crash files that name one of its series."""
-        for subject in self.subjects:
-            shutil.copy(log_file, self.folder(subject) / "shd_bids.log")
-            names = [run.key for run in self.runs if run.subject == subject]
-            for crash in crash_dir.glob("crash*"):
-                if any(f".{name}_wf." in crash.read_text("utf-8", errors="replace") for name in names):
-                    shutil.copy(crash, self.folder(subject) / crash.name)
+    def copy_log(self) -> None:
+        """Give every subject a copy of the log."""
+        for subject in self.subjects[1:]:
+            shutil.copy(self.log, self.folder(subject) / self.log.name)
+
+    def keep_crashes(self, crash_dir: Path) -> None:
+        """Copy to every subject the crash files that name one of its series."""
+        for crash in crash_dir.glob("crash*"):
+            text = crash.read_text("utf-8", errors="replace")
+            named = {run.subject for run in self.runs if f".{run.key}_wf." in text}
+            for subject in named:
+                shutil.copy(crash, self.folder(subject) / crash.name)
 
 
 def exit_code(series: Mapping[str, Mapping[str, Any]], *, n_skipped: int = 0) -> int:

@@ -1,8 +1,10 @@
 """What all interfaces share: one plain function each, the version in the hash, a record of failures and of facts."""
 
+import contextlib
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from shd_bids import __version__
-from shd_bids.errors import ShdError
-from shd_bids.files import write_json
+from shd_bids.errors import OutputError, ShdError
+from shd_bids.files import lacks_space, write_json
 from shd_bids.interfaces.isolation import call_isolated
 from shd_bids.options import Options, Runtime
 
@@ -30,6 +32,7 @@ __all__ = [
     "StageInputSpec",
     "StageInterface",
     "StageOutputSpec",
+    "failure_of",
     "log_progress",
     "options_input",
     "qc_column",
@@ -50,27 +53,64 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one run stopped: what the user reads and what the program returns."""
+    """Why one run stopped: what the user reads and what the program returns.
+
+    Attributes
+    ----------
+    run, node, error, message : str
+        Series, stage, type of the error, and what the user reads.
+    exit_code : int
+        Of the program.
+    call : str
+        Which call failed; what another one left in the same folder counts for nothing.
+    """
 
     run: str
     node: str
     error: str
     exit_code: int
     message: str
+    call: str = ""
+
+
+_noted: dict[Path, Failure] = {}
+"""Failures of this process by the run's folder, as the disk may be full."""
 
 
 def write_failure(run_dir: Path, failure: Failure) -> None:
-    """Write the failure into the run's folder unless an earlier one lies there: the first is the cause."""
-    if not (run_dir / FAILURE_FILE).exists():
+    """Write the failure into the run's folder unless one of the same call lies there: the first is the cause."""
+    if read_failure(run_dir, failure.call):
+        return
+    _noted[run_dir] = failure
+    with contextlib.suppress(OSError):
         write_json(run_dir / FAILURE_FILE, asdict(failure))
 
 
-def read_failure(run_dir: Path) -> Failure | None:
-    """Read the failure of a run, ``None`` where it has none."""
+def read_failure(run_dir: Path, call: str) -> Failure | None:
+    """Return the failure of a run in this call, ``None`` where it has none."""
     try:
-        return Failure(**read_json(run_dir / FAILURE_FILE))
-    except FileNotFoundError:
-        return None
+        failure = Failure(**read_json(run_dir / FAILURE_FILE))
+    except (OSError, ValueError, TypeError):  # absent, or of another version
+        failure = None
+    found = (failure, _noted.get(run_dir))
+    return next((one for one in found if one is not None and one.call == call), None)
+
+
+def failure_of(inputs: "StageInputSpec", error: Exception, folder: Path) -> Failure:
+    """Return an error of a stage as the failure of its series; ``folder`` is where the stage writes."""
+    exit_code, message = ShdError.exit_code, f"{type(error).__name__}: {str(error) or 'no message'}"
+    if isinstance(error, ShdError):
+        exit_code, message = error.exit_code, str(error)
+    if exit_code == ShdError.exit_code and lacks_space("".join(traceback.format_exception(error)), folder):
+        exit_code, message = OutputError.exit_code, f"the disk is full; free some space ({message.splitlines()[-1]})"
+    return Failure(
+        run=inputs.series,
+        node=inputs.stage,
+        error=type(error).__name__,
+        exit_code=exit_code,
+        message=message,
+        call=inputs.call,
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -133,6 +173,7 @@ class StageInputSpec(BaseInterfaceInputSpec):
     app_version = traits.Str(__version__, usedefault=True, desc="a new version must not find old results in the cache")
     series = traits.Str("series", usedefault=True, nohash=True, desc="names the series in messages")
     run_dir = traits.Str(desc="the run's work folder, where a failure is recorded", nohash=True, hash_files=False)
+    call = traits.Str("", usedefault=True, nohash=True, desc="which call of the program this is")
     stage = traits.Str("stage", usedefault=True, nohash=True, desc="names the stage in messages")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="set by the node from its n_procs")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="whether the scheduler counts it as a GPU node")
@@ -209,7 +250,8 @@ class StageInterface(SimpleInterface):
         try:
             results = self._call(self._arguments() | {"out_dir": out_dir})
         except Exception as exception:
-            self._record(exception)
+            if isdefined(inputs.run_dir):  # where the command line finds it
+                write_failure(Path(inputs.run_dir), failure_of(inputs, exception, out_dir))
             raise
         facts = {"stage": inputs.stage, "n_threads": inputs.num_threads} | results.pop("facts")
         for note in facts.get("notes", ()):
@@ -242,22 +284,6 @@ class StageInterface(SimpleInterface):
         if not self.is_isolated:
             return function(**arguments)
         return call_isolated(function, arguments, n_threads=self.inputs.num_threads)
-
-    def _record(self, exception: Exception) -> None:
-        """Leave the failure where the command line finds it."""
-        inputs = self.inputs
-        if not isdefined(inputs.run_dir):
-            return
-        is_ours = isinstance(exception, ShdError)
-        text = str(exception) or "no message"
-        failure = Failure(
-            run=inputs.series,
-            node=inputs.stage,
-            error=type(exception).__name__,
-            exit_code=getattr(exception, "exit_code", ShdError.exit_code) if is_ours else ShdError.exit_code,
-            message=text if is_ours else f"{type(exception).__name__}: {text}",
-        )
-        write_failure(Path(inputs.run_dir), failure)
 
 
 def _plain(value: Any, trait: Any) -> Any:

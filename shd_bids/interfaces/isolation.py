@@ -7,7 +7,6 @@ exit status.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import pickle
@@ -15,20 +14,21 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import shd_bids
 from shd_bids.errors import ShdError
+from shd_bids.processes import die_with_parent, end_after
 
-__all__ = ["LogSetup", "StageKilledError", "call_isolated", "die_with_parent", "thread_environment"]
+__all__ = ["LogSetup", "StageKilledError", "call_isolated", "thread_environment"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StageKilledError(ShdError):
@@ -76,6 +76,7 @@ class LogSetup:
         logger.handlers[:] = handlers
         logger.propagate = False
         logger.setLevel(self.level)
+        logging.raiseExceptions = False  # a line that a full disk does not take is lost, nothing else
 
 
 def call_isolated(
@@ -105,37 +106,42 @@ def call_isolated(
     Exception
         Whatever the function raised.
     """
-    with tempfile.TemporaryDirectory(prefix="call_", dir=Path.cwd()) as folder:
-        call_file, answer_file = Path(folder) / "call.pkl", Path(folder) / "answer.pkl"
-        call_file.write_bytes(pickle.dumps((function, arguments, LogSetup.of_this_process())))
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(call_file), str(answer_file), str(os.getpid())],
-            env=os.environ | thread_environment(n_threads) | {"PYTHONPATH": _python_path()},
-            stdin=subprocess.DEVNULL,
-        )
-        try:
-            status = process.wait()
-        finally:  # after an interrupt nothing may live on
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            process.wait()
-        if not answer_file.exists():
-            raise StageKilledError(_death_notice(status))
-        result, error = pickle.loads(answer_file.read_bytes())
+    ours, theirs = Pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
+        env=os.environ | thread_environment(n_threads) | {"PYTHONPATH": _python_path()},
+        stdin=subprocess.DEVNULL,
+        pass_fds=[theirs.fileno()],
+    )
+    theirs.close()
+    try:
+        answer = _exchange(ours, (function, arguments, LogSetup.of_this_process()))
+        status = process.wait()
+    finally:  # after an interrupt nothing may live on
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+        ours.close()
+    if answer is None:
+        raise StageKilledError(_death_notice(status))
+    result, error = answer
     if error is not None:
         raise error
     return result
 
 
+def _exchange(connection: Connection, call: object) -> tuple[dict[str, Any], Exception | None] | None:
+    """Send a call and return its answer, ``None`` where the other process ended first; no file is needed for it."""
+    try:
+        connection.send(call)
+        return connection.recv()
+    except (EOFError, ConnectionError):
+        return None
+
+
 def thread_environment(n_threads: int) -> dict[str, str]:
     """Return the environment variables that hold numerical libraries to ``n_threads`` threads."""
     return dict.fromkeys(_THREAD_VARIABLES, str(n_threads))
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends (Linux; elsewhere nothing happens)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _python_path() -> str:
@@ -155,15 +161,17 @@ def _death_notice(status: int) -> str:
     )
 
 
-def _answer(call_file: str, answer_file: str, parent: str) -> None:
-    """Do in the child what the call file says and write what came of it."""
+def _answer(descriptor: str, parent: str) -> None:
+    """Do in the child what the other end of a connection asks for and send back what came of it."""
     die_with_parent()
     if os.getppid() != int(parent):  # it ended before the kernel was asked
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    connection = Connection(int(descriptor))
     result, error = None, None
     try:
-        function, arguments, log_setup = pickle.loads(Path(call_file).read_bytes())
+        function, arguments, log_setup = connection.recv()
+        end_after(lambda: connection.poll(None))  # nothing more is sent: it can only be the end of the parent
         log_setup.apply()
         result = function(**arguments)
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -171,9 +179,7 @@ def _answer(call_file: str, answer_file: str, parent: str) -> None:
         result["facts"]["cpu_seconds"] = round(used.ru_utime + used.ru_stime, 1)
     except Exception as exception:
         error = _portable(exception)
-    partial = Path(answer_file).with_suffix(".part")
-    partial.write_bytes(pickle.dumps((result, error)))
-    partial.replace(answer_file)  # an answer that exists is whole
+    connection.send((result, error))
 
 
 def _portable(exception: Exception) -> Exception:

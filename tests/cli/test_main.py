@@ -62,7 +62,7 @@ class Graph:
 
         monkeypatch.setattr(base, "init_shd_wf", lambda runs, settings: self.calls.append((runs, settings)))
         monkeypatch.setattr(plugins, "run_workflow", self.run)
-        monkeypatch.setattr(plugins, "read_failures", lambda work_dir, runs: self.failures)
+        monkeypatch.setattr(plugins, "read_failures", lambda work_dir, runs, call: self.failures)
 
     def run(self, workflow, **options):
         from shd_bids.workflows.base import run_folder

@@ -17,7 +17,7 @@ def one_thread(monkeypatch):
 
 def run(interface, tmp_path, **inputs):
     (tmp_path / "node").mkdir()
-    stage = interface(value=2.0, series="sub-01", stage="double", run_dir=str(tmp_path / "run"), **inputs)
+    stage = interface(value=2.0, series="sub-01", stage="double", run_dir=str(tmp_path / "run"), call="1", **inputs)
     return stage.run(cwd=tmp_path / "node")
 
 
@@ -28,25 +28,26 @@ def test_facts_lie_in_the_node_and_in_the_run(tmp_path):
     assert facts["stage"] == "double"
     assert facts["seconds"] >= 0
     assert result.outputs.facts_file == str(tmp_path / "node" / "facts.json")
-    assert read_failure(tmp_path / "run") is None
+    assert read_failure(tmp_path / "run", "1") is None
 
 
 def test_own_error_is_recorded_as_the_user_shall_read_it(tmp_path):
     with pytest.raises(InputError):
         run(Refuse, tmp_path)
-    assert read_failure(tmp_path / "run") == Failure(
+    assert read_failure(tmp_path / "run", "1") == Failure(
         run="sub-01",
         node="double",
         error="InputError",
         exit_code=65,
         message="value: found 2, expected another\nsecond problem",
+        call="1",
     )
 
 
 def test_unforeseen_error_is_recorded_with_its_type(tmp_path):
     with pytest.raises(ZeroDivisionError):
         run(Fail, tmp_path)
-    failure = read_failure(tmp_path / "run")
+    failure = read_failure(tmp_path / "run", "1")
     assert (failure.exit_code, failure.message) == (1, "ZeroDivisionError: nothing left")
 
 
@@ -54,7 +55,7 @@ def test_first_failure_is_kept(tmp_path):
     first = Failure(run="a", node="b", error="c", exit_code=65, message="cause")
     write_failure(tmp_path, first)
     write_failure(tmp_path, Failure(run="a", node="b", error="c", exit_code=1, message="consequence"))
-    assert read_failure(tmp_path) == first
+    assert read_failure(tmp_path, "") == first
 
 
 def test_hash_depends_on_version_and_values_only():
@@ -62,7 +63,7 @@ def test_hash_depends_on_version_and_values_only():
         return Double(value=1.0, **inputs).inputs.get_hashval()[1]
 
     assert hash_of(app_version="1") != hash_of(app_version="2")
-    assert hash_of() == hash_of(series="x", stage="y", run_dir="/z", num_threads=4, use_gpu=True)
+    assert hash_of() == hash_of(series="x", stage="y", run_dir="/z", call="c", num_threads=4, use_gpu=True)
     assert Double(value=1.0).inputs.get_hashval()[1] != Double(value=2.0).inputs.get_hashval()[1]
 
 

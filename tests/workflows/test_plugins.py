@@ -14,6 +14,8 @@ from shd_bids.workflows.base import WORKFLOW_NAME
 from shd_bids.workflows.plugins import SafeMultiProcPlugin, configure_nipype, run_workflow
 from tests.interfaces.stage_functions import Die, Double, KillWorker, Refuse, Wait
 
+CALL = "this call"
+
 
 @pytest.fixture
 def graph(tmp_path):
@@ -44,8 +46,8 @@ def finished(tmp_path, series):
     return sorted(path.stem for path in folder.glob("*.json"))
 
 
-def failure(tmp_path, series):
-    return read_failure(tmp_path / WORKFLOW_NAME / series)
+def failure(tmp_path, series, call=CALL):
+    return read_failure(tmp_path / WORKFLOW_NAME / series, call)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,7 @@ def in_folder(tmp_path, monkeypatch):
 
 def test_failed_series_leaves_the_others_alone(graph, tmp_path, capfd):
     workflow = graph(good=[(Double, 1.0), (Double, 2.0)], bad=[(Refuse, 1.0), (Double, 2.0)], killed=[(Die, 1.0)])
-    run_workflow(workflow, n_procs=2, memory_gb=4)
+    run_workflow(workflow, call=CALL, n_procs=2, memory_gb=4)
     assert finished(tmp_path, "good") == ["stage_0", "stage_1"]
     assert failure(tmp_path, "good") is None
     assert finished(tmp_path, "bad") == []  # what follows a failure is not run
@@ -68,7 +70,7 @@ def test_failed_series_leaves_the_others_alone(graph, tmp_path, capfd):
 def test_killed_worker_ends_its_stage_and_not_the_run(graph, tmp_path):
     began = time.monotonic()
     workflow = graph(killed=[(KillWorker, 1.0), (Double, 1.0)], later=[(Double, 1.0), (Double, 2.0), (Double, 3.0)])
-    run_workflow(workflow, n_procs=1, memory_gb=4)
+    run_workflow(workflow, call=CALL, n_procs=1, memory_gb=4)
     assert time.monotonic() - began < 60
     assert failure(tmp_path, "killed").error == "StageKilledError"
     assert "memory" in failure(tmp_path, "killed").message
@@ -80,23 +82,23 @@ def test_second_run_executes_nothing_and_clears_the_failure(graph, tmp_path, mon
     def chain(second):
         return graph(a=[(Double, 1.0), (second, 2.0)])
 
-    run_workflow(chain(Refuse), n_procs=1, memory_gb=4)
-    assert failure(tmp_path, "a").node == "stage_1"
+    run_workflow(chain(Refuse), call="1", n_procs=1, memory_gb=4)
+    assert failure(tmp_path, "a", "1").node == "stage_1"
     first = tmp_path / WORKFLOW_NAME / "a" / "stage_0" / "double.txt"
     written = first.stat().st_mtime_ns
-    run_workflow(chain(Double), n_procs=1, memory_gb=4)
+    run_workflow(chain(Double), call=CALL, n_procs=1, memory_gb=4)
     assert failure(tmp_path, "a") is None
     assert finished(tmp_path, "a") == ["stage_0", "stage_1"]
     assert first.stat().st_mtime_ns == written  # resumed after what was done
     monkeypatch.setattr(SafeMultiProcPlugin, "_submit", lambda *_: pytest.fail("a cached stage was submitted"))
-    run_workflow(chain(Double), n_procs=1, memory_gb=4)
+    run_workflow(chain(Double), call=CALL, n_procs=1, memory_gb=4)
 
 
 @pytest.mark.parametrize("plugin", ["Linear", "MultiProc"])
 def test_plugin_file(graph, tmp_path, plugin):
     file = tmp_path / "plugin.yml"
     file.write_text(f"plugin: {plugin}\nplugin_args: {{n_procs: 1}}\n")
-    run_workflow(graph(a=[(Double, 1.0)], b=[(Refuse, 1.0)]), n_procs=2, memory_gb=4, plugin_file=file)
+    run_workflow(graph(a=[(Double, 1.0)], b=[(Refuse, 1.0)]), call=CALL, n_procs=2, memory_gb=4, plugin_file=file)
     assert finished(tmp_path, "a") == ["stage_0"]
     assert failure(tmp_path, "b").exit_code == 65
 
@@ -105,7 +107,7 @@ def test_wrong_plugin_file_is_told(graph, tmp_path):
     file = tmp_path / "plugin.yml"
     file.write_text("plugins: Linear\n")
     with pytest.raises(InputError, match=r"expected YAML with 'plugin: NAME'"):
-        run_workflow(graph(a=[(Double, 1.0)]), n_procs=1, memory_gb=4, plugin_file=file)
+        run_workflow(graph(a=[(Double, 1.0)]), call=CALL, n_procs=1, memory_gb=4, plugin_file=file)
 
 
 def test_interrupt_passes_and_leaves_no_process(graph, tmp_path):
@@ -120,7 +122,7 @@ def test_interrupt_passes_and_leaves_no_process(graph, tmp_path):
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_workflow(graph(a=[(Wait, 60.0)]), n_procs=1, memory_gb=4)
+            run_workflow(graph(a=[(Wait, 60.0)]), call=CALL, n_procs=1, memory_gb=4)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
