@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shd_bids.gradients.table import GradientTable, gradient_table
+from shd_bids.gradients.table import GradientTable, Shell, gradient_table
 
 
 def uniform_directions(rng: np.random.Generator, n: int, *, n_steps: int = 60) -> np.ndarray:
@@ -35,7 +35,7 @@ def random_gradients(rng: np.random.Generator) -> GradientTable:
     """Draw a protocol: one to five shells between b = 500 and 13 000 s/mm2, six to 120 directions each.
 
     A third are single shells of clinical and research use, a third rich multi-shell series, the rest anything between; one
-    shell always has 12 directions.
+    shell always has 12 directions. Some series lack up to half of their volumes, as scans that were cut short or cleaned do.
     """
     kind = rng.random()
     if kind < 0.35:
@@ -53,7 +53,20 @@ def random_gradients(rng: np.random.Generator) -> GradientTable:
         shells = _separate(shells)
     if rng.random() < 0.25 and len(shells) > 1:
         shells[min(shells)] = int(rng.integers(6, 16))
-    return make_gradients(rng, shells, n_b0=int(rng.integers(1, 10)))
+    if rng.random() < 0.85:
+        return make_gradients(rng, shells, n_b0=int(rng.integers(1, 10)))
+    share = rng.uniform(0.5, 1.0)
+    planned = {b: round(n / share) for b, n in shells.items()}
+    whole = make_gradients(rng, planned, n_b0=int(rng.integers(1, 10)))
+    return whole.select(
+        np.sort(np.concatenate([whole.b0_indices, *(_drawn(rng, s, shells) for s in whole.shells[1:])]))
+    )
+
+
+def _drawn(rng: np.random.Generator, shell: Shell, counts: dict[float, int]) -> np.ndarray:
+    """Draw as many of the volumes of a shell as ``counts`` holds for its b-value."""
+    nearest = min(counts, key=lambda b: abs(b - shell.bvalue))
+    return rng.choice(shell.indices, counts[nearest], replace=False)
 
 
 def _direction_count(rng: np.random.Generator, least: int, most: int) -> int:

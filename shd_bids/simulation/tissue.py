@@ -104,10 +104,11 @@ def random_tissue(rng: np.random.Generator, size: int, *, narrowest: float) -> T
         background_csf=float(rng.choice([0.0, 0.1, 1.0], p=[0.6, 0.25, 0.15])),
         purity=rng.uniform(0.92, 1.0),
     )
-    if rng.random() < 0.15:
+    if rng.random() < 0.2:
         return tissue
     length = rng.uniform(0.4, 1.5)
-    return thinned(winding(tissue, rng, angle=np.deg2rad(rng.uniform(3.0, 25.0)), length=length), rng, length=length)
+    angle = np.deg2rad(np.exp(rng.uniform(np.log(1.5), np.log(20.0))))
+    return thinned(winding(tissue, rng, angle=angle, length=length), rng, length=length)
 
 
 def winding(tissue: Tissue, rng: np.random.Generator, *, angle: float, length: float) -> Tissue:
