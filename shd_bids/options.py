@@ -295,9 +295,11 @@ class PeakOptions(Options):
     """Which maxima of an fODF count as fibre directions; angles in degrees, ``None`` lets the data decide."""
 
     peak_max: int = option(5, "most peaks in a voxel", bounds=(1, 20), sloppy=3)
-    peak_relative_threshold: float = option(0.1, "least amplitude, as a share of the voxel's largest", bounds=(0, 1))
+    peak_relative_threshold: float = option(
+        0.1, "least height above the isotropic part of the fODF, as a share of the voxel's largest", bounds=(0, 1)
+    )
     peak_absolute_threshold: float | None = option(
-        None, "least amplitude; auto: from the amplitudes in cerebrospinal fluid", bounds=(0, 1e3)
+        None, "least height; auto: from the peaks in cerebrospinal fluid", bounds=(0, 1e3)
     )
     peak_separation: float = option(15.0, "least angle between peaks", bounds=(1, 90), metavar="DEG")
     peak_prominence: float = option(

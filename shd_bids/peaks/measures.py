@@ -37,6 +37,6 @@ def dec(coefficients: np.ndarray) -> np.ndarray:
     return colour * (np.maximum(afd_total(coefficients), 0)[:, None] / np.where(length > 0, length, 1))
 
 
-def largest_amplitude(coefficients: np.ndarray | torch.Tensor, *, device: str | torch.device = "cpu") -> np.ndarray:
-    """Return the amplitude of the largest peak of (n, C) coefficients, (n,); 0 where none is positive."""
-    return find_peaks(coefficients, max_peaks=1, relative_threshold=0.0, device=device).afd_max
+def largest_height(coefficients: np.ndarray | torch.Tensor, *, device: str | torch.device = "cpu") -> np.ndarray:
+    """Return the height of the largest peak of (n, C) coefficients above their isotropic part, (n,); 0 without a peak."""
+    return find_peaks(coefficients, max_peaks=1, relative_threshold=0.0, device=device).heights[:, 0]

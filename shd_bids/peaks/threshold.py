@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from shd_bids.peaks.measures import largest_amplitude
+from shd_bids.peaks.measures import largest_height
 
 FLUID_QUANTILE = 0.95
 """Share of the voxels of fluid that shows no peak."""
@@ -18,10 +18,10 @@ def noise_threshold(
 ) -> float:
     """Return an absolute peak threshold from voxels that hold fluid and so, no fibre.
 
-    The threshold is what `FLUID_QUANTILE` of the largest amplitudes of CSF-dominated voxels stay below (after the ventricle
-    rule of Dell'Acqua et al. 2013), held between 2 and 15 percent of the median largest amplitude of WM-dominated voxels, so
+    The threshold is what `FLUID_QUANTILE` of the largest heights of CSF-dominated voxels stay below (after the ventricle
+    rule of Dell'Acqua et al. 2013), held between 2 and 15 percent of the median largest height of WM-dominated voxels, so
     that neither a perfect fit nor a wrong tissue map decides alone. With fewer than 20 such voxels the lower bound (for CSF)
-    or the largest amplitudes present (for WM) take their place.
+    or the voxels with most white matter (for WM) take their place.
 
     Parameters
     ----------
@@ -41,11 +41,11 @@ def noise_threshold(
     fluid = _sample_of(np.flatnonzero(np.asarray(csf_fraction) > 0.9))
     if len(white) < 20:
         white = np.argsort(-np.asarray(wm_fraction), kind="stable")[:200]
-    reference = float(np.median(largest_amplitude(coefficients[white], device=device))) if len(white) else 0.0
+    reference = float(np.median(largest_height(coefficients[white], device=device))) if len(white) else 0.0
     low, high = 0.02 * reference, 0.15 * reference
     if len(fluid) < 20:
         return low
-    return float(np.clip(np.quantile(largest_amplitude(coefficients[fluid], device=device), FLUID_QUANTILE), low, high))
+    return float(np.clip(np.quantile(largest_height(coefficients[fluid], device=device), FLUID_QUANTILE), low, high))
 
 
 def _sample_of(indices: np.ndarray, limit: int = 5000) -> np.ndarray:

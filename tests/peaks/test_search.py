@@ -95,6 +95,16 @@ def test_scale_scales_amplitudes_only(rng):
     np.testing.assert_allclose(thrice.directions, once.directions, atol=1e-5)
 
 
+def test_an_isotropic_part_raises_the_amplitudes_only(rng):
+    fods = random_fods(rng, 300, 8)
+    low, high = (find_peaks(fods + level * np.eye(1, fods.shape[1]), prominence=0.15) for level in (3.0, 9.0))
+    np.testing.assert_array_equal(high.n_fibres, low.n_fibres)
+    np.testing.assert_allclose(high.directions, low.directions, atol=2e-3)
+    np.testing.assert_allclose(high.heights, low.heights, atol=1e-4 * low.heights.max())
+    raised = (low.amplitudes > 0) * 6.0 / np.sqrt(4 * np.pi)
+    np.testing.assert_allclose(high.amplitudes, low.amplitudes + raised, rtol=1e-4)
+
+
 def test_thresholds_separation_and_number():
     """Lobes of 1, 0.6 and 0.3 at right angles, and one of 0.8 at 35 degrees from the first."""
     turned = [np.cos(np.radians(35)), np.sin(np.radians(35)), 0]
