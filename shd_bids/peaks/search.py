@@ -231,21 +231,26 @@ class _PeakSearch:
         samples = self.basis @ columns  # (V, n)
         isotropic = samples[::_MEDIAN_STRIDE].median(dim=0).values.clamp_min(0)
         columns[0] -= isotropic * SQRT_4PI
-        directions, heights = self._find(columns, samples - isotropic)
+        directions, heights = self._find(columns, samples - isotropic, isotropic)
         return directions, torch.where(heights > 0, heights + isotropic[:, None], 0.0), isotropic
 
-    def _find(self, columns: torch.Tensor, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return directions (n, K, 3) and amplitudes (n, K) of functions (C, n) that are sampled on the grid, (V, n)."""
+    def _find(
+        self, columns: torch.Tensor, samples: torch.Tensor, isotropic: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return directions (n, K, 3) and heights (n, K) of functions (C, n) without their isotropic part, (n,).
+
+        They are sampled on the grid, (V, n).
+        """
         voxel, vertex, is_top = self._candidates(samples)
         directions, amplitudes, is_maximum = self._ascend(columns, voxel, self.axes[vertex], is_top)
         keep = is_maximum & (amplitudes > self.rule.absolute_threshold)
         table = _pad_by_voxel(voxel[keep], directions[keep], amplitudes[keep], columns.shape[1])
         if not self.rule.prominence:
             return _select(*table, self.rule)
-        return self._centred(columns, *_select(*self._joined(columns, *table), self.rule))
+        return self._centred(columns, *_select(*self._joined(columns, isotropic, *table), self.rule))
 
     def _joined(
-        self, columns: torch.Tensor, directions: torch.Tensor, amplitudes: torch.Tensor
+        self, columns: torch.Tensor, isotropic: torch.Tensor, directions: torch.Tensor, amplitudes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Join the maxima (n, K, 3), (n, K) that no saddle of the rule's prominence parts, each with the largest it can."""
         cosine = torch.einsum("nic,njc->nij", directions, directions)
@@ -258,7 +263,8 @@ class _PeakSearch:
         second = second * cosine[voxel, high, low].sign()[:, None]
         saddle = torch.stack([self._values(columns[:, voxel], torch.lerp(first, second, t)) for t in _BETWEEN]).amin(0)
         is_one = torch.zeros_like(near)
-        is_one[voxel, high, low] = saddle > (1 - self.rule.prominence) * amplitudes[voxel, low]
+        lower = amplitudes[voxel, low]
+        is_one[voxel, high, low] = lower - saddle < self.rule.prominence * (lower + isotropic[voxel])
         total = directions * amplitudes[..., None]
         kept = amplitudes > 0
         rank = torch.arange(amplitudes.shape[1], 0, -1, device=self.device)
