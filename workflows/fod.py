@@ -11,7 +11,7 @@ from shd_bids.workflows.resources import Resources
 
 __all__ = ["FOD_MAPS", "PEAK_MAPS", "init_fod_wf", "init_peaks_wf"]
 
-FOD_MAPS = ("wm", "gm", "csf", "vfwm", "vfgm", "vfcsf", "rsquared", "residualstd")
+FOD_MAPS = ("wm", "gm", "csf", "vfwm", "vfgm", "vfcsf", "rsquared", "residualstd", "misfit")
 PEAK_MAPS = (
     "peaks", "peakamp", "peakafd", "peakdispersion", "peakinterval", "nufo", "afdtotal", "afdmax", "afdsum", "dec",
 )  # fmt: skip
@@ -40,7 +40,7 @@ def init_fod_wf(*, options: FodOptions, runtime: Runtime, resources: Resources, 
         All coefficients, (n, C) in the order of the mask.
     precision_file
         How precisely directions are known, see `shd_bids.fod.precision`.
-    wm_file, gm_file, csf_file, vfwm_file, vfgm_file, vfcsf_file, rsquared_file, residualstd_file
+    wm_file, gm_file, csf_file, vfwm_file, vfgm_file, vfcsf_file, rsquared_file, residualstd_file, misfit_file
         Maps; GM and CSF amplitudes may be absent.
     facts_file
     """

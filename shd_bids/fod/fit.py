@@ -59,9 +59,9 @@ def fit_fod(
         fod, n_updates = refine_fod(fod, scan, weights.refinement, progress=_part_of(progress, network_share, 1.0))
     else:
         fod, n_updates = match_b0(fod, scan), 0
-    quality = measure_quality(fod, scan)
-    warnings = domain_warnings(scan.gradients, weights.domain, snr=scan.snr) if weights.is_general else []
     explained = float(np.hypot(scan.sigma, weights.refinement.model_error * scan.scale))
+    quality = measure_quality(fod, scan, error=explained)
+    warnings = domain_warnings(scan.gradients, weights.domain, snr=scan.snr) if weights.is_general else []
     warnings += fit_warnings(quality, error=explained)
     where = choose_device(runtime.device)
     facts = FitFacts(

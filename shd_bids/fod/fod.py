@@ -24,6 +24,8 @@ class Quality:
         Share of the variance of the signal over its volumes that the fit explains.
     residual_std : ndarray, shape (n,)
         Root mean square of the residual of each voxel over its volumes.
+    misfit : ndarray, shape (n,)
+        The same in units of what noise and responses explain: about 1 where the model holds.
     volume_residuals : ndarray, shape (N,)
         The same of each volume, over the voxels.
     shell_residuals : dict
@@ -32,6 +34,7 @@ class Quality:
 
     r_squared: np.ndarray
     residual_std: np.ndarray
+    misfit: np.ndarray
     volume_residuals: np.ndarray
     shell_residuals: dict[float, float]
 

@@ -14,8 +14,8 @@ POOR_FIT = 2.5
 """Residual of a shell, in units of noise and model error, above which something is wrong; four real scans showed 1.3 to 2."""
 
 
-def measure_quality(fod: FOD, scan: Scan) -> Quality:
-    """Compare the predicted with the measured signal, by voxel, volume and shell."""
+def measure_quality(fod: FOD, scan: Scan, *, error: float) -> Quality:
+    """Compare the predicted with the measured signal, by voxel, volume and shell; noise and responses explain ``error``."""
     model, shells = scan.forward(fod.l_max), scan.gradients.shells
     voxels, isotropic = scan.voxels, fod.isotropic(model)
     of_wm, of_isotropic = np.split(model.matrix.numpy(), [fod.wm.shape[1]], axis=1)
@@ -23,17 +23,19 @@ def measure_quality(fod: FOD, scan: Scan) -> Quality:
     r_squared = np.zeros(len(voxels), dtype=np.float32)
     by_volume = np.zeros(voxels.shape[1])
     for part in chunks(len(voxels), VOXELS_PER_CHUNK):
-        error = (voxels[part] - fod.wm[part] @ of_wm.T - isotropic[part] @ of_isotropic.T) ** 2
-        by_volume += error.sum(axis=0)
+        squared = (voxels[part] - fod.wm[part] @ of_wm.T - isotropic[part] @ of_isotropic.T) ** 2
+        by_volume += squared.sum(axis=0)
         variation = np.maximum(voxels[part].var(axis=1) * voxels.shape[1], 1e-12)
-        r_squared[part] = 1 - error.sum(axis=1) / variation
+        r_squared[part] = 1 - squared.sum(axis=1) / variation
         for i, shell in enumerate(shells):
-            by_shell[part, i] = error[:, shell.indices].mean(axis=1)
+            by_shell[part, i] = squared[:, shell.indices].mean(axis=1)
     shares = np.array([len(s.indices) for s in shells]) / voxels.shape[1]
     medians = np.median(np.sqrt(by_shell), axis=0) if len(voxels) else np.zeros(len(shells))
+    residual_std = np.sqrt(by_shell @ shares).astype(np.float32)
     return Quality(
         r_squared=r_squared,
-        residual_std=np.sqrt(by_shell @ shares).astype(np.float32),
+        residual_std=residual_std,
+        misfit=residual_std / np.float32(error),
         volume_residuals=np.sqrt(by_volume / max(len(voxels), 1)),
         shell_residuals={float(s.bvalue): float(m) for s, m in zip(shells, medians, strict=True)},
     )

@@ -128,6 +128,7 @@ def _maps(result: "FOD", n_stored: int, *, fitted: Sequence[str]) -> dict[str, "
     """Return what is stored as images, by name: fODF, amounts of the fitted isotropic tissues, fractions, quality."""
     fractions = dict(zip(("vfwm", "vfgm", "vfcsf"), result.fractions.T, strict=True))
     quality = {"rsquared": result.quality.r_squared, "residualstd": result.quality.residual_std}
+    quality["misfit"] = result.quality.misfit
     isotropic = {name: getattr(result, name)[:, None] for name in fitted}  # a fourth axis of one: SH of degree 0
     return {"wm": result.wm[:, :n_stored]} | fractions | quality | isotropic
 
@@ -175,10 +176,17 @@ def _qc(result: "FOD") -> dict[str, Any]:
     """Return the columns on the quality of the fit."""
     import numpy as np
 
+    from shd_bids.fod.quality import POOR_FIT
+
     quality, facts = result.quality, result.facts
     columns = {
         "fit_r2_median": qc_column(
             float(np.median(quality.r_squared)), "Median share of signal variance explained", "1"
+        ),
+        "fit_misfit_share": qc_column(
+            float(np.mean(quality.misfit > POOR_FIT)),
+            f"Share of voxels whose residual is over {POOR_FIT:g} times what noise and responses explain",
+            "1",
         ),
         "snr": qc_column(facts.snr, "Signal-to-noise ratio of white matter at b = 0", "1"),
         "device": qc_column(facts.device, "Where the network ran"),
@@ -210,6 +218,7 @@ class _FitFODOutputSpec(StageOutputSpec):
     vfcsf_file = File(exists=True)
     rsquared_file = File(exists=True)
     residualstd_file = File(exists=True)
+    misfit_file = File(exists=True)
 
 
 class FitFOD(StageInterface):

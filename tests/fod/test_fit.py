@@ -147,6 +147,7 @@ def test_a_signal_that_the_fit_cannot_explain_is_named(scene, weights):
     drifting = replace(scene, voxels=(scene.voxels * drift).astype(np.float32))
     bad = fit_fod(drifting, weights, runtime=CPU)
     assert any(warning.startswith("b=1000: the predicted signal misses") for warning in bad.facts.warnings)
+    assert np.median(good.quality.misfit) < POOR_FIT / 2 and np.median(bad.quality.misfit) > POOR_FIT
 
 
 def test_grey_matter_that_is_not_fitted_becomes_isotropic_fibre_density(scene, weights):
