@@ -10,7 +10,7 @@ from shd_bids import simulation
 from shd_bids.fod import network
 from shd_bids.fod.config import TrainedDomain
 from shd_bids.fod.fit import fit_fod
-from shd_bids.fod.quality import domain_warnings
+from shd_bids.fod.quality import POOR_FIT, domain_warnings
 from shd_bids.options import Runtime
 from shd_bids.response.forward import forward_model
 from shd_bids.response.response import Responses
