@@ -101,7 +101,7 @@ def test_output_that_cannot_be_written_is_told(tmp_path, facts_file):
     (tmp_path / "out").write_text("a file where the folder should be")
     with pytest.raises(OutputError, match=r"param-wm_dwimap.nii.gz: cannot be written"):
         save(SaveDerivatives, tmp_path, facts_files=[str(facts_file)], wm=source(tmp_path, "wm.nii.gz"))
-    assert read_failure(tmp_path / "run").exit_code == 73
+    assert read_failure(tmp_path / "run", "").exit_code == 73
 
 
 def test_figures_that_came(tmp_path):
