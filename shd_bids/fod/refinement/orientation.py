@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from shd_bids.fod.fod import FOD
 from shd_bids.fod.refinement.amplitudes import fit_amplitudes
 from shd_bids.fod.refinement.dictionary import LobeDictionary
-from shd_bids.fod.refinement.updates import held_out_directions
+from shd_bids.fod.refinement.held_out import first_close, held_out_directions
 from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
@@ -92,7 +92,7 @@ def held_out_prior(fod: FOD, signal: np.ndarray, scan: Scan, dictionary: LobeDic
         return float(((dictionary.predict(field) - signal)[:, hidden] ** 2).mean())
 
     errors = {prior: error(prior) for prior in config.rotations}
-    return next(prior for prior, value in errors.items() if value <= config.tolerance * min(errors.values()))
+    return first_close(errors, tolerance=config.tolerance)
 
 
 def rotated(coefficients: np.ndarray, rotations: np.ndarray, l_max: int) -> np.ndarray:

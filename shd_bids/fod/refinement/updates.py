@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from shd_bids.fod.refinement.dictionary import LobeDictionary, LobeField
+from shd_bids.fod.refinement.held_out import first_close, held_out_directions
 from shd_bids.gradients.table import GradientTable
 from shd_bids.solvers import ISRA, low_rank
 
@@ -61,13 +62,7 @@ def held_out_updates(field: LobeField, signal: np.ndarray, gradients: GradientTa
     for n_updates, updated in enumerate(islice(steps, config.updates[-1] + 1)):
         if n_updates in config.updates[1:]:
             errors[n_updates] = float(((updated @ predicting - wanted) ** 2).mean())
-    return next(n for n, error in errors.items() if error <= config.tolerance * min(errors.values()))
-
-
-def held_out_directions(gradients: GradientTable) -> tuple[np.ndarray, np.ndarray]:
-    """Return the volumes of a fifth of the directions of each shell, and all others."""
-    hidden = np.concatenate([shell.indices[2::5] for shell in gradients.shells[1:]])
-    return hidden, np.setdiff1d(np.arange(gradients.n_volumes), hidden)
+    return first_close(errors, tolerance=config.tolerance)
 
 
 def _everywhere(field: LobeField, dictionary: LobeDictionary) -> Tensor:
