@@ -26,7 +26,6 @@ import numpy as np
 import peers
 import results
 import scenes
-import torch
 from found import Found, find_maxima
 from peers import Method
 from results import METRICS, Figure
@@ -260,10 +259,9 @@ def _find(name: str, method: Method, scene: Scene, cache: Path | None) -> Found:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.command(__doc__, threads=2)
     parser.add_argument("--show", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--weights", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--size", type=int, default=20)
     parser.add_argument(
@@ -276,11 +274,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--geometry", type=Path, help="folder of published geometries (control points and radii)")
     parser.add_argument("--model", default="sticks", choices=["sticks", "tensors"])
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    results.add_options(parser)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    return options
+    return results.parse(parser)
 
 
 if __name__ == "__main__":

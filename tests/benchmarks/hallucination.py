@@ -22,14 +22,13 @@ import numpy as np
 import peers
 import results
 import scenes
-import torch
 from found import Found
 from results import Figure
 from scenes import Scene
 from scores import full_fibre_amplitude, peaks_per_voxel
 
 from shd_bids import simulation
-from shd_bids.fod.weights import load_weights
+from shd_bids.fod.weights import Weights, load_weights
 from shd_bids.simulation.scoring import score_peaks
 
 SHARE = 0.1
@@ -40,20 +39,16 @@ GROUPS = {"gm": "grey matter", "csf": "CSF", "single": "one fibre"}
 
 def main() -> int:
     """Measure every noise level and number of directions with every method."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.command(__doc__, threads=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--weights", type=Path)
     parser.add_argument("--methods", nargs="+", default=["amortised", "msmt_csd", "csd"])
     parser.add_argument("--snr", nargs="+", type=float, default=[8, 15, 30, 60])
     parser.add_argument("--directions", nargs="+", type=int, default=[6, 12, 20, 30, 60, 90])
     parser.add_argument("--bvalue", type=float, default=1000)
     parser.add_argument("--size", type=int, default=18)
-    parser.add_argument("--threads", type=int, default=2)
-    results.add_options(parser)
-    options = parser.parse_args()
+    options = results.parse(parser)
     warnings.simplefilter("ignore")
-    torch.set_num_threads(options.threads)
     weights = load_weights(options.weights)
     records = []
     for n_directions in options.directions:
@@ -73,14 +68,14 @@ def main() -> int:
         options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if options.figure:
         draw(records, options.figure)
-    return results.finish("hallucination", recorded(records, options, weights.sha256), options)
+    return results.finish("hallucination", recorded(records, options, weights), options)
 
 
-def recorded(records: list[dict], options: argparse.Namespace, sha256: str) -> list[Figure]:
+def recorded(records: list[dict], options: argparse.Namespace, weights: Weights) -> list[Figure]:
     """Return the false and missed fibres for each number of directions, noise level and method."""
     figures = []
     for record in records:
-        sha = sha256[:12] if peers.uses_weights(record["method"]) else ""
+        sha = peers.sha_of(record["method"], weights)
         names = [name for name in (*GROUPS, "missed", "angular_error") if name in record]
         row = f"{record['directions']}, {record['snr']:g}"
         figures += [Figure(row, record["method"], name, record[name], options.threads, sha) for name in names]

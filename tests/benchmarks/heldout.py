@@ -25,7 +25,6 @@ import nibabel as nib
 import numpy as np
 import peers
 import results
-import torch
 from results import Figure
 
 from shd_bids.fod.fit import fit_fod
@@ -57,20 +56,16 @@ class Series:
 
 def main() -> int:
     """Predict the left-out volumes of every scan and print the errors by shell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.command(__doc__, threads=2)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--weights", type=Path)
     parser.add_argument("--slices", type=int, default=None)
     parser.add_argument("--apart", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--folds", type=int, default=1, choices=range(1, N_FOLDS + 1))
     parser.add_argument("--fits", nargs="+", default=["amortised"], choices=["amortised", "subject"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    results.add_options(parser)
-    options = parser.parse_args()
+    options = results.parse(parser)
     warnings.simplefilter("ignore")
-    torch.set_num_threads(options.threads)
     weights = load_weights(options.weights)
     records = []
     for folder in options.folders:
@@ -86,14 +81,14 @@ def main() -> int:
             facts |= {"seed": options.seed, "records": records}
             options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(*table(records), sep="\n")
-    return results.finish("heldout", recorded(records, options, weights.sha256), options)
+    return results.finish("heldout", recorded(records, options, weights), options)
 
 
-def recorded(records: list[dict], options: argparse.Namespace, sha256: str) -> list[Figure]:
+def recorded(records: list[dict], options: argparse.Namespace, weights: Weights) -> list[Figure]:
     """Return the error and its median for each scan, shell and method."""
     figures = []
     for record in records:
-        sha = sha256[:12] if peers.uses_weights(record["method"]) else ""
+        sha = peers.sha_of(record["method"], weights)
         for shell in (key[1:] for key in record if key[:1] == "b" and key[1:].isdigit()):
             row = f"{record['scan']}, {shell}, {options.folds}"
             for metric, key in (("rmse", f"b{shell}"), ("rmse_median", f"b{shell}_median")):

@@ -13,7 +13,6 @@ fibre, along the main axis of the tensor; three in a voxel are rare in white mat
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,22 +25,18 @@ import heldout
 import numpy as np
 import peers
 import results
-import torch
 from counts import Samples
 from found import Found, own_peaks
 from heldout import Series
 from matplotlib.figure import Figure as Picture
 from peers import Method
-from results import METRICS, Figure
+from results import METRICS, Values
 
 from shd_bids.fod.weights import Weights, load_weights
 from shd_bids.gradients.dti import fit_tensor, fractional_anisotropy
 from shd_bids.gradients.table import GradientTable
 from shd_bids.report.glyphs import draw_sticks
 from shd_bids.report.view import slice_of, world_view
-
-Values = dict[str, dict[str, dict[str, float]]]
-"""Method -> region -> metric -> value."""
 
 _TENSOR_DIRECTIONS = 12  # that the shell of the tensor has at least
 _PREDICT = ("amortised", "subject", "msmt_csd")  # give what predicts the signal
@@ -65,14 +60,14 @@ def main() -> int:
             draw(options.picture.with_stem(f"{options.picture.stem}_{scan.name}"), scan, shown)
         title = f"{scan.name} ({options.slices} slices)" if options.slices else scan.name
         print(*table(title, values), sep="\n", flush=True)
-        figures += _figures(title, values, options.threads, weights.sha256[:12])
+        figures += peers.figures_of(title, values, weights, threads=options.threads)
     return results.finish("invivo", figures, options)
 
 
 def measure(scan: Series, methods: Mapping[str, Method], measures: list[str]) -> tuple[Values, dict[str, Found]]:
     """Return the figures of the peaks of a scan and of its halves, and the peaks."""
     tensors = fit_tensor(*_tensor_input(scan))
-    values: Values = {}
+    values = {}
     shown: dict[str, Found] = {}
     for name, method in methods.items():
         samples: dict[str, Samples] = {}
@@ -164,18 +159,8 @@ def _tensor_input(scan: Series) -> tuple[np.ndarray, GradientTable]:
     return scan.signal[scan.mask][:, rows], scan.gradients.select(rows)
 
 
-def _figures(scan: str, values: Values, threads: int, sha: str) -> list[Figure]:
-    """Return what is recorded, one figure for each region, method and metric."""
-    return [
-        Figure(f"{scan}, {region}", name, metric, value, threads, sha if peers.uses_weights(name) else "")
-        for name, parts in values.items()
-        for region, metrics in parts.items()
-        for metric, value in metrics.items()
-    ]
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.command(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--methods", nargs="+", default=["amortised", "msmt_csd"])
     measures = ["peaks", "halves", "left_out"]
@@ -183,13 +168,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--slices", type=int, help="middle axial slices only")
     parser.add_argument("--apart", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--picture", type=Path, metavar="FILE")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    results.add_options(parser)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    os.environ["MRTRIX_NTHREADS"] = str(options.threads)
-    return options
+    return results.parse(parser)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ import results
 import scenes
 import torch
 from found import Found, find_maxima
-from results import METRICS, Figure
+from results import METRICS
 from scenes import Scene
 from selection import select
 
@@ -64,8 +63,8 @@ def main() -> int:
     for name in (name for name in options.methods if name in methods):
         values = measure(methods[name], scan)
         print(_line([name, *(METRICS[key].form.format(values[key]) for key in _NAMES)]), flush=True)
-        sha = weights.sha256[:12] if peers.uses_weights(name) else ""
-        figures += [Figure(row, name, key, values[key], options.threads, sha) for key in _NAMES]
+        recorded = {name: {"": {key: values[key] for key in _NAMES}}}
+        figures += peers.figures_of(row, recorded, weights, threads=options.threads)
     return results.finish("networks", figures, options)
 
 
@@ -120,18 +119,12 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.command(__doc__)
     parser.add_argument("--methods", nargs="+", default=[*RECIPES, "amortised", "msmt_csd"])
     parser.add_argument("--steps", type=int, default=100, help="of each training")
     parser.add_argument("--size", type=int, default=9, help="of the cube, voxels")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    results.add_options(parser)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    os.environ["MRTRIX_NTHREADS"] = str(options.threads)
-    return options
+    return results.parse(parser)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from found import MAX_PEAKS, Found, best_shell, find_maxima
+from results import Figure, Values
 from selection import select
 
 from shd_bids.fod.fit import fit_fod
@@ -84,6 +85,21 @@ def methods(
 def uses_weights(name: str) -> bool:
     """Whether the result of a method changes with the network's weights."""
     return name in ("amortised", "network", "subject")
+
+
+def figures_of(row: str, values: Values, weights: Weights, *, threads: int) -> list[Figure]:
+    """Return what is recorded of the values by method, region and metric, one figure each."""
+    return [
+        Figure(f"{row}, {region}" if region else row, name, metric, value, threads, sha_of(name, weights))
+        for name, parts in values.items()
+        for region, metrics in parts.items()
+        for metric, value in metrics.items()
+    ]
+
+
+def sha_of(name: str, weights: Weights) -> str:
+    """Return the first digits of the SHA-256 of the weights, empty for a method that has none."""
+    return weights.sha256[:12] if uses_weights(name) else ""
 
 
 def ours(

@@ -12,19 +12,26 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent / "results"
 WEIGHTS = ROOT / "shd_bids" / "data" / "shd_bids.safetensors"
 ACCURACY, TIME = 0.02, 0.05
 """Relative changes for the worse that are flagged."""
+
+
+Values = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Method -> region -> metric -> value."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--save`` and ``--compare`` to a benchmark."""
     parser.add_argument("--save", action="store_true", help="write the figures to results/ beside this script")
     parser.add_argument("--compare", action="store_true", help="exit 1 where a figure is worse than the recorded one")
+
+
+def command(description: str, *, threads: int = 1) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark of methods, with what all of them take; `parse` reads it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--threads", type=int, default=threads)
+    add_options(parser)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line, and let torch and MRtrix3 use as many threads as it says."""
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    os.environ["MRTRIX_NTHREADS"] = str(options.threads)
+    return options
 
 
 def finish(name: str, figures: Iterable[Figure], options: argparse.Namespace, *, on: str = "") -> int:

@@ -13,21 +13,18 @@ share with a peak. Between two bundles at 40 degrees that each disperse by 20 th
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import dispersed
 import peers
 import results
-import torch
 from counts import Samples, measure, pool
 from dispersed import ROWS
 from found import own_peaks
-from results import METRICS, Figure
+from results import METRICS, Values
 
 from shd_bids.fod.weights import load_weights
 
@@ -53,13 +50,11 @@ def main() -> int:
                     samples[name].setdefault(region.name, []).append(values)
         pooled = {name: {region: pool(s) for region, s in parts.items()} for name, parts in samples.items()}
         print(*table(f"{protocol}, SNR {snr}", pooled, seconds), sep="\n", flush=True)
-        figures += _figures(f"{protocol}, {snr}", pooled, options.threads, weights.sha256[:12])
+        figures += peers.figures_of(f"{protocol}, {snr}", pooled, weights, threads=options.threads)
     return results.finish("tissue", figures, options)
 
 
-def table(
-    title: str, values: Mapping[str, Mapping[str, Mapping[str, float]]], seconds: Mapping[str, float]
-) -> list[str]:
+def table(title: str, values: Values, seconds: Mapping[str, float]) -> list[str]:
     """Return Markdown: a line for each region, a column for each method, the metrics of a cell apart by ``/``."""
     names = list(values)
     lines = ["", title, "", _line(["", *names]), "|---" * (len(names) + 1) + "|"]
@@ -79,29 +74,13 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _figures(row: str, values: Mapping[str, Mapping[str, Mapping[str, float]]], threads: int, sha: str) -> list[Figure]:
-    """Return what is recorded, one figure for each region, method and metric."""
-    return [
-        Figure(f"{row}, {region}", name, metric, value, threads, sha if peers.uses_weights(name) else "")
-        for name, parts in values.items()
-        for region, metrics in parts.items()
-        for metric, value in metrics.items()
-    ]
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.command(__doc__)
     parser.add_argument("--methods", nargs="+", default=["amortised", "msmt_csd", "csd", "dipy_csd", "rumba"])
     parser.add_argument("--rows", nargs="+", type=int, default=list(range(len(ROWS))), choices=range(len(ROWS)))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--side", type=int, default=5, help="of a cube, voxels")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    results.add_options(parser)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    os.environ["MRTRIX_NTHREADS"] = str(options.threads)
-    return options
+    return results.parse(parser)
 
 
 if __name__ == "__main__":
