@@ -29,29 +29,39 @@ def scene():
     return tiny_scan()
 
 
+@pytest.fixture(scope="module")
+def fitted(scene, weights):
+    """What the defaults give."""
+    return fit_fod(scene, weights, runtime=CPU)
+
+
+@pytest.fixture(scope="module")
+def unrefined(scene, weights):
+    """The answer of the network."""
+    return fit_fod(scene, weights, runtime=CPU, refine=False)
+
+
 def brighter(scan, factor):
     """The same scan in another unit of signal."""
     responses = Responses(*(response.scaled(factor) for response in scan.responses.tissues))
     return replace(scan, voxels=factor * scan.voxels, responses=responses, sigma=factor * scan.sigma)
 
 
-def test_fractions_are_shares_and_one_row_stands_for_each_voxel(scene, weights):
-    result = fit_fod(scene, weights, runtime=CPU)
-    assert len(result) == len(result.gm) == len(result.quality.r_squared) == scene.mask.sum()
-    np.testing.assert_allclose(result.fractions.sum(axis=1), 1.0, atol=1e-5)
-    assert result.wm.dtype == np.float32 and np.isfinite(result.wm).all()
+def test_fractions_are_shares_and_one_row_stands_for_each_voxel(scene, fitted):
+    assert len(fitted) == len(fitted.gm) == len(fitted.quality.r_squared) == scene.mask.sum()
+    np.testing.assert_allclose(fitted.fractions.sum(axis=1), 1.0, atol=1e-5)
+    assert fitted.wm.dtype == np.float32 and np.isfinite(fitted.wm).all()
 
 
-def test_the_unit_of_the_signal_does_not_matter(scene, weights):
-    plain, scaled = (fit_fod(scan, weights, runtime=CPU) for scan in (scene, brighter(scene, 8)))
-    np.testing.assert_allclose(scaled.wm, plain.wm, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(scaled.quality.residual_std, 8 * plain.quality.residual_std, rtol=1e-3)
+def test_the_unit_of_the_signal_does_not_matter(scene, weights, fitted):
+    scaled = fit_fod(brighter(scene, 8), weights, runtime=CPU)
+    np.testing.assert_allclose(scaled.wm, fitted.wm, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(scaled.quality.residual_std, 8 * fitted.quality.residual_std, rtol=1e-3)
 
 
-def test_little_memory_gives_the_same_result(scene, weights):
-    whole = fit_fod(scene, weights, runtime=Runtime(device="cpu", memory_gb=8.0))
+def test_little_memory_gives_the_same_result(scene, weights, fitted):
     tiled = fit_fod(scene, weights, runtime=Runtime(device="cpu", memory_gb=0.01))
-    np.testing.assert_allclose(tiled.wm, whole.wm, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(tiled.wm, fitted.wm, rtol=1e-4, atol=1e-5)
 
 
 class Device:
@@ -68,8 +78,7 @@ class Device:
         self._tiles(net, mask, memory_bytes=memory_bytes, **options)
 
 
-def test_a_device_out_of_memory_gets_smaller_tiles_then_the_cpu_goes_on(scene, weights, monkeypatch, caplog):
-    expected = fit_fod(scene, weights, runtime=CPU)
+def test_a_device_out_of_memory_gets_smaller_tiles_then_the_cpu_goes_on(scene, weights, unrefined, monkeypatch, caplog):
     for fails, tried in (
         ([torch.OutOfMemoryError()] * 2, [8, 4, 2]),
         ([torch.OutOfMemoryError(), ValueError("not enough for the smallest tile")], [8, 4, 8]),
@@ -77,9 +86,9 @@ def test_a_device_out_of_memory_gets_smaller_tiles_then_the_cpu_goes_on(scene, w
     ):
         with monkeypatch.context() as patch:
             device = Device(patch, fails=fails)
-            found = fit_fod(scene, weights, runtime=Runtime(device="auto", memory_gb=8.0))
+            found = fit_fod(scene, weights, runtime=Runtime(device="auto", memory_gb=8.0), refine=False)
         assert device.tried == tried
-        np.testing.assert_array_equal(found.wm, expected.wm)
+        np.testing.assert_array_equal(found.wm, unrefined.wm)
     assert "going on with tiles of 4096 MB" in caplog.text and "going on with the CPU" in caplog.text
 
 
@@ -94,37 +103,33 @@ def test_who_insists_on_a_device_is_told_that_its_memory_is_not_enough(scene, we
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "atol"), [("float32", 1e-4), ("tf32", 5e-3), ("bf16", 3e-2)])
-def test_a_gpu_gives_the_result_of_the_cpu(scene, weights, precision, atol):
-    here = fit_fod(scene, weights, runtime=CPU)
+def test_a_gpu_gives_the_result_of_the_cpu(scene, weights, fitted, precision, atol):
     there = fit_fod(scene, weights, runtime=Runtime(device="cuda", precision=precision))
     assert "cuda" in there.facts.device and there.facts.peak_gpu_mb > 0
-    np.testing.assert_allclose(there.wm, here.wm, atol=atol)
+    np.testing.assert_allclose(there.wm, fitted.wm, atol=atol)
 
 
 @pytest.mark.gpu
-def test_a_gpu_without_free_memory_leaves_the_work_to_the_cpu(scene, weights):
-    expected = fit_fod(scene, weights, runtime=CPU)
+def test_a_gpu_without_free_memory_leaves_the_work_to_the_cpu(scene, weights, fitted):
     torch.cuda.set_per_process_memory_fraction(1e-6)
     try:
         found = fit_fod(scene, weights, runtime=Runtime())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    np.testing.assert_allclose(found.wm, expected.wm, atol=1e-4)
+    np.testing.assert_allclose(found.wm, fitted.wm, atol=1e-4)
 
 
-def test_residual_of_a_shell_is_that_of_its_volumes(scene, weights):
-    result = fit_fod(scene, weights, runtime=CPU)
-    error = scene.voxels - result.predict(forward_model(scene.gradients, scene.responses, l_max=4))
+def test_residual_of_a_shell_is_that_of_its_volumes(scene, fitted):
+    error = scene.voxels - fitted.predict(forward_model(scene.gradients, scene.responses, l_max=4))
     shell = scene.gradients.shells[1]
     expected = np.median(np.sqrt((error[:, shell.indices] ** 2).mean(axis=1)))
-    assert result.quality.shell_residuals[shell.bvalue] == pytest.approx(expected, rel=1e-3)
-    np.testing.assert_allclose(result.quality.residual_std, np.sqrt((error**2).mean(axis=1)), rtol=1e-3)
+    assert fitted.quality.shell_residuals[shell.bvalue] == pytest.approx(expected, rel=1e-3)
+    np.testing.assert_allclose(fitted.quality.residual_std, np.sqrt((error**2).mean(axis=1)), rtol=1e-3)
 
 
-def test_the_answer_of_the_network_can_be_left_as_it_is(scene, weights):
-    plain, refined = (fit_fod(scene, weights, runtime=CPU, refine=refine) for refine in (False, True))
-    assert plain.facts.correction_updates == 0 and np.abs(plain.wm - refined.wm).max() > 0.01
-    assert np.square(refined.quality.residual_std).mean() < np.square(plain.quality.residual_std).mean()
+def test_the_answer_of_the_network_can_be_left_as_it_is(fitted, unrefined):
+    assert unrefined.facts.correction_updates == 0 and np.abs(unrefined.wm - fitted.wm).max() > 0.01
+    assert np.square(fitted.quality.residual_std).mean() < np.square(unrefined.quality.residual_std).mean()
 
 
 def test_acquisitions_outside_the_training_are_named():
@@ -140,14 +145,13 @@ def test_acquisitions_outside_the_training_are_named():
     assert any("signal-to-noise ratio 3" in w for w in domain_warnings(inside, TrainedDomain(), snr=3))
 
 
-def test_a_signal_that_the_fit_cannot_explain_is_named(scene, weights):
-    good = fit_fod(scene, weights, runtime=CPU)
-    assert not any("misses" in warning for warning in good.facts.warnings)
+def test_a_signal_that_the_fit_cannot_explain_is_named(scene, weights, fitted):
+    assert not any("misses" in warning for warning in fitted.facts.warnings)
     drift = np.where(np.arange(scene.gradients.n_volumes) % 2, 0.2, 1.8)  # as scaling between volumes would
     drifting = replace(scene, voxels=(scene.voxels * drift).astype(np.float32))
     bad = fit_fod(drifting, weights, runtime=CPU)
     assert any(warning.startswith("b=1000: the predicted signal misses") for warning in bad.facts.warnings)
-    assert np.median(good.quality.misfit) < POOR_FIT / 2 and np.median(bad.quality.misfit) > POOR_FIT
+    assert np.median(fitted.quality.misfit) < POOR_FIT / 2 and np.median(bad.quality.misfit) > POOR_FIT
 
 
 def test_grey_matter_that_is_not_fitted_becomes_isotropic_fibre_density(scene, weights):

@@ -1,0 +1,39 @@
+"""Peaks of the true fODF: right directions, right files."""
+
+import json
+
+import numpy as np
+
+from shd_bids.images import load_volume
+from shd_bids.interfaces.base import options_input, read_json
+from shd_bids.interfaces.peaks import FindPeaks
+from shd_bids.options import PeakOptions
+from tests.interfaces.stages import ON_CPU, run
+
+
+def test_peaks_follow_the_fibres_and_the_mrtrix_layout(true_fod, tmp_path, simulated):
+    phantom = simulated[2]
+    options = PeakOptions(peak_max=3, peak_relative_threshold=0.2, peak_separation=25.0)
+    outputs = run(FindPeaks, tmp_path / "peaks", **true_fod, **options_input(options), **ON_CPU)
+    peaks = load_volume(outputs.peaks_file, keep_negative=True).data
+    assert peaks.shape[3] == 9
+    alone = (phantom.fractions[..., 0] > 0.9) & (load_volume(true_fod["mask_file"]).data > 0)
+    first = peaks[alone][:, :3]
+    cosine = np.abs(np.sum(first * phantom.directions[alone][:, 0], axis=1)) / np.linalg.norm(first, axis=1)
+    assert np.rad2deg(np.arccos(cosine.clip(max=1))).max() < 1.0
+    amplitude = load_volume(outputs.peakamp_file).data
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), amplitude[alone][:, 0], rtol=1e-4)
+    assert load_volume(outputs.nufo_file).data[alone].max() == 1
+    density, dispersion, interval = (
+        load_volume(path).data[alone]
+        for path in (outputs.peakafd_file, outputs.peakdispersion_file, outputs.peakinterval_file)
+    )
+    assert density.shape[1] == 3 and dispersion.shape[1] == 6 and interval.shape[1] == 3
+    assert (density[:, 0] > 0).all() and (density[:, 1:] == 0).all()
+    assert (dispersion[:, :2] > 0).all() and (dispersion[:, 2:] == 0).all()
+    assert (interval[:, 0] > 0).all() and (interval[:, 1:] == 0).all()
+    np.testing.assert_allclose(load_volume(outputs.afdtotal_file).data[alone], phantom.wm[alone], rtol=0.05)
+    facts = read_json(tmp_path / "peaks" / "facts.json")
+    assert facts["sidecar"]["peaks"]["PeakMaximumNumber"] == 3
+    assert facts["is_threshold_automatic"]
+    json.dumps(facts, allow_nan=False)
