@@ -210,6 +210,11 @@ class ExecutionOptions(Options):
     )
     device: str = option("auto", "where networks run", metavar="{auto,cpu,cuda,cuda:N}")
     precision: str = option("float32", "arithmetic of the network on the device", choices=("float32", "tf32", "bf16"))
+    cohort_processes: int = option(
+        1,
+        "processes that share the training of the group level, each with a GPU of its own where there are",
+        bounds=(1, 64),
+    )
     use_plugin: Path | None = option(
         None, "Nipype plugin settings", flags=("--nipype-plugin-file",), metavar="YAML", is_file=True
     )

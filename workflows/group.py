@@ -39,6 +39,7 @@ def init_group_wf(runs: Sequence[DWIRun], settings: Settings) -> pe.Workflow:
         dwi_files={run.prefix: str(run.dwi) for run in runs},
         **options_input(settings.fod),
         **runtime_inputs(settings.runtime),
+        n_processes=settings.cohort_processes,
         use_gpu=may_use_gpu(settings.device),
     )
     mem_gb = min(settings.mem, NETWORK_GB + max(map(memory_beside_network, runs)))

@@ -20,7 +20,7 @@ from shd_bids.options import FodOptions, GradientOptions, PeakOptions, TrackingO
 from shd_bids.settings import OPTIONS, Settings
 
 IN_DIGEST = (
-    *("level", "precision", "random_seed", "sloppy"),
+    *("level", "precision", "random_seed", "sloppy", "cohort_processes"),
     *(item.name for group in (GradientOptions, FodOptions, PeakOptions, TrackingOptions) for item in fields(group)),
 )
 """Settings that change the result by themselves."""

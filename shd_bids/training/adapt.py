@@ -97,7 +97,7 @@ def adapt(
     """
     torch.manual_seed(options.seed)
     start, training, loss = _start(weights, recipe, scans[0])
-    _check_shares(training)
+    training = _shared(training)
     if options.lambda_tv is not None:
         loss = replace(loss, smoothness=options.lambda_tv)
     crops = [ScanCrops(scan, start, training, seed=(options.seed, n), device=device) for n, scan in enumerate(scans)]
@@ -135,10 +135,14 @@ def _training_from(weights: Weights) -> ScanTraining:
     return replace(_FROM_WEIGHTS, batch=_PATCHES if weights.config.form == "patch" else 1)
 
 
-def _check_shares(training: ScanTraining) -> None:
+def _shared(training: ScanTraining) -> ScanTraining:
+    """Return the training of processes that share each step; a step of one crop becomes one for each process."""
     n = distributed.n_processes()
+    if training.batch == 1:
+        return replace(training, batch=n)
     if training.batch % n:
         raise TrainingError(f"{n} processes cannot share batches of {training.batch} evenly; change either")
+    return training
 
 
 def untrained(recipe: NetworkRecipe, scan: Scan) -> Weights:
