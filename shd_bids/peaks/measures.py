@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from shd_bids.boxes import chunks
-from shd_bids.peaks.search import find_peaks
+from shd_bids.peaks.search import Peaks, find_peaks
 from shd_bids.sphere.harmonics import SQRT_4PI, l_max_of, sh_basis
 from shd_bids.sphere.healpix import hemisphere
 
@@ -37,6 +37,6 @@ def dec(coefficients: np.ndarray) -> np.ndarray:
     return colour * (np.maximum(afd_total(coefficients), 0)[:, None] / np.where(length > 0, length, 1))
 
 
-def largest_height(coefficients: np.ndarray | torch.Tensor, *, device: str | torch.device = "cpu") -> np.ndarray:
-    """Return the height of the largest peak of (n, C) coefficients above their isotropic part, (n,); 0 without a peak."""
-    return find_peaks(coefficients, max_peaks=1, relative_threshold=0.0, device=device).heights[:, 0]
+def largest_peak(coefficients: np.ndarray | torch.Tensor, *, device: str | torch.device = "cpu") -> Peaks:
+    """Return the largest peak of (n, C) coefficients."""
+    return find_peaks(coefficients, max_peaks=1, relative_threshold=0.0, device=device)

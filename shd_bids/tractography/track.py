@@ -16,7 +16,7 @@ from nibabel.streamlines import ArraySequence
 from shd_bids.boxes import chunks
 from shd_bids.errors import InputError
 from shd_bids.options import TrackingOptions
-from shd_bids.peaks.measures import largest_height
+from shd_bids.peaks.measures import largest_peak
 from shd_bids.peaks.search import Peaks, find_peaks
 from shd_bids.tractography.field import AmplitudeField, voxel_frame
 
@@ -129,7 +129,7 @@ def track(
 def reference_amplitude(coefficients: np.ndarray) -> float:
     """Return the median over voxels of the largest fODF amplitude, of at most 5000 of the (n, C) coefficients."""
     rows = np.linspace(0, len(coefficients) - 1, min(5000, len(coefficients))).astype(int)
-    return float(np.median(largest_height(coefficients[rows])))
+    return float(np.median(largest_peak(coefficients[rows]).heights))
 
 
 def _parameters(
