@@ -34,8 +34,13 @@ def run_adaptation(scene, weights, *, checkpoint=None, progress=lambda stage, sh
     )
 
 
-def test_adaptation_improves_what_the_network_never_saw(scene, weights):
-    adapted = run_adaptation(scene, weights)
+@pytest.fixture(scope="module")
+def adapted(scene, weights):
+    """What twenty steps make of the weights."""
+    return run_adaptation(scene, weights)
+
+
+def test_adaptation_improves_what_the_network_never_saw(adapted, weights):
     assert adapted.improved and (adapted.weights.name, adapted.weights.sha256) == (weights.name, weights.sha256)
     assert adapted.facts["held_out_after"] < adapted.facts["held_out_before"]
     assert all(np.isfinite(r["loss"]) for r in adapted.facts["history"] if "loss" in r)
@@ -47,18 +52,16 @@ def test_the_penalty_of_the_total_variation_is_used(scene, weights):
     assert second > 2 * first, "differences below one are larger than their squares"
 
 
-def test_a_harmful_adaptation_is_not_kept(scene, weights, monkeypatch):
-    good = run_adaptation(scene, weights, max_steps=60).weights
+def test_a_harmful_adaptation_is_not_kept(scene, adapted, monkeypatch):
+    good = adapted.weights
     monkeypatch.setattr("shd_bids.training.adapt._FROM_WEIGHTS", ScanTraining(steps=60, learning_rate=30.0))
-    adapted = run_adaptation(scene, good, max_steps=10)
-    assert not adapted.improved
-    for name, value in adapted.weights.state.items():
+    worse = run_adaptation(scene, good, max_steps=10)
+    assert not worse.improved
+    for name, value in worse.weights.state.items():
         torch.testing.assert_close(value, good.state[name], rtol=0, atol=0)
 
 
-def test_an_interrupted_adaptation_goes_on_to_the_same_network(scene, weights, tmp_path):
-    whole = run_adaptation(scene, weights)
-
+def test_an_interrupted_adaptation_goes_on_to_the_same_network(scene, weights, adapted, tmp_path):
     def stop(stage, share):
         if share == 0.6:
             raise KeyboardInterrupt
@@ -68,8 +71,8 @@ def test_an_interrupted_adaptation_goes_on_to_the_same_network(scene, weights, t
         run_adaptation(scene, weights, checkpoint=checkpoint, progress=stop)
     assert checkpoint.exists()
     parts = run_adaptation(scene, weights, checkpoint=checkpoint)
-    assert parts.facts["history"] == whole.facts["history"]
-    for name, value in whole.weights.state.items():
+    assert parts.facts["history"] == adapted.facts["history"]
+    for name, value in adapted.weights.state.items():
         torch.testing.assert_close(parts.weights.state[name], value, rtol=0, atol=0)
     assert not checkpoint.exists()
 
