@@ -134,7 +134,7 @@ class _AdaptToCohortInputSpec(RuntimeInputSpec):
     mask_files = traits.List(File(exists=True), mandatory=True, desc="masks on their grids")
     gradients_files = traits.List(File(exists=True), mandatory=True, desc="tables made by PrepareGradients")
     wm_responses = traits.List(File(exists=True), mandatory=True, desc="those of other tissues lie beside them")
-    n_processes = traits.Int(1, usedefault=True, nohash=True, desc="that train together")
+    n_processes = traits.Int(1, usedefault=True, desc="that train together")
 
 
 class _AdaptToCohortOutputSpec(StageOutputSpec):

@@ -46,6 +46,7 @@ def test_inputs_are_named_by_uri(run, settings, tmp_path):
         ({"random_seed": 1}, False),
         ({"tractogram_format": ("tck",)}, False),
         ({"max_steps": 7}, False),
+        ({"cohort_processes": 2}, False),
         ({"b0_threshold": 10.0}, False),
     ],
 )

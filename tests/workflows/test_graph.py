@@ -71,12 +71,14 @@ def test_series_do_not_depend_on_one_another(dataset):
 def test_the_group_graph_joins_all_series_in_one_adaptation(dataset, given):
     responses = (dataset / "sub-01" / "dwi" / "wm.txt",) if given else ()
     runs = [dwi_run(dataset), dwi_run(dataset, entities={"sub": "01", "acq": "b"})]
-    workflow = init_group_wf(runs, settings_for(dataset, responses=responses))
+    workflow = init_group_wf(runs, settings_for(dataset, responses=responses, cohort_processes=2))
     parts = {part.name: part for part in workflow._graph.nodes()}
     assert sorted(parts) == ["cohort_wf", "sub_01_acq_b_wf", "sub_01_wf"]
     assert {(a.name, b.name) for a, b in workflow._graph.edges()} == {(run_name(run), "cohort_wf") for run in runs}
     assert not nodes(workflow, "fod") and not nodes(workflow, "ds_qc")
-    names = list(workflow.get_node("cohort_wf.cohort").inputs.dwi_files)
+    cohort = workflow.get_node("cohort_wf.cohort").inputs
+    names = list(cohort.dwi_files)
+    assert cohort.n_processes == 2
     flat = workflow._create_flat_graph()
     for number, run in enumerate(runs, start=1):  # images and what was made of them stand at equal places
         assert names[number - 1] == run.prefix
