@@ -1,4 +1,4 @@
-"""Build the CPU kernel with the package where a C++ compiler is found; the package installs and works without one."""
+"""Build the CPU kernels with the package where a C++ compiler is found; the package installs without one."""
 
 import os
 from importlib.util import module_from_spec, spec_from_file_location
@@ -7,14 +7,15 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.sdist import sdist
 
-CPU = Path("shd_bids/nn/backends/cpu")
+KERNELS = (Path("shd_bids/nn/backends/cpu/spectral"), Path("shd_bids/tractography/kernel"))
 LINK = "shd_bids/workflows"
 FOLDERS = (".ci", ".github", "shd_bids", "tests", "workflows")
 FILES = (".dockerignore", ".gitignore", "CITATION.cff", "Dockerfile", "Makefile", "constraints.txt", "singularity.def")
 
-spec = spec_from_file_location("build", CPU / "build.py")  # by its path: the package needs what is not installed yet
-build = module_from_spec(spec)
-spec.loader.exec_module(build)
+# By its path: the package needs what is not installed yet.
+spec = spec_from_file_location("compiled", "shd_bids/compiled.py")
+compiled = module_from_spec(spec)
+spec.loader.exec_module(compiled)
 
 
 class CompleteSdist(sdist):
@@ -29,23 +30,19 @@ class CompleteSdist(sdist):
         os.symlink(os.readlink(LINK), Path(base_dir, LINK))
 
 
-def sources(ending: str) -> list[str]:
-    """Return the kernel's files with an ending as setuptools wants them, relative to this folder."""
-    return [str(CPU / "spectral" / path.name) for path in build.sources(ending)]
+def extension(folder: Path) -> Extension:
+    """Return how the kernel in a folder is built; it is loaded by ctypes: it is no Python module."""
+    kernel = compiled.Kernel(folder, signatures={}, without="")
+    return Extension(
+        ".".join([*folder.parent.parts, f"_{folder.name}"]),
+        [path.as_posix() for path in kernel.sources(".cpp")],
+        depends=[path.as_posix() for path in kernel.sources(".h")],
+        language="c++",
+        define_macros=[("SHD_SOURCE", f'"{kernel.digest()}"')],
+        extra_compile_args=["-std=c++17", "-O3", "-pthread"],
+        extra_link_args=["-pthread"],
+        optional=True,
+    )
 
 
-setup(
-    cmdclass={"sdist": CompleteSdist},
-    ext_modules=[
-        Extension(
-            "shd_bids.nn.backends.cpu._spectral",  # loaded by ctypes: it is no Python module
-            sources(".cpp"),
-            depends=sources(".h"),
-            language="c++",
-            define_macros=[("SHD_SOURCE", f'"{build.digest()}"')],
-            extra_compile_args=["-std=c++17", "-O3", "-pthread"],
-            extra_link_args=["-pthread"],
-            optional=True,
-        )
-    ],
-)
+setup(cmdclass={"sdist": CompleteSdist}, ext_modules=[extension(folder) for folder in KERNELS])
