@@ -317,12 +317,20 @@ class TrackingOptions(Options):
     """How streamlines are tracked and stored; lengths in mm, angles in degrees, ``None`` lets the data decide."""
 
     tracking_algorithm: str = option(
-        "prob", "deterministic, probabilistic or parallel transport", choices=("det", "prob", "ptt")
+        "prob", "probabilistic, or deterministic along the lobes of the fODF", choices=("det", "prob")
     )
     seeds: int = option(2, "seeds per voxel of white matter", bounds=(1, 10_000), sloppy=1)
     select: int = option(0, "streamlines to keep, drawn at random (default: 0, all)", bounds=(0, 1e9), sloppy=2000)
-    step_size: float | None = option(None, "auto: half a voxel, for ptt a fifth", bounds=(0.01, 10), metavar="MM")
-    max_angle: float = option(45.0, "largest turn in one step", bounds=(1, 90), metavar="DEG")
+    act: str = option(
+        "auto",
+        "auto: streamlines end where white matter does and never in ventricles, where grey matter was fitted",
+        choices=("auto", "off"),
+    )
+    tracking_cutoff: float | None = option(
+        None, "least amplitude to go on; auto: above noise and a twentieth of the usual peak", bounds=(0, 1e3)
+    )
+    step_size: float | None = option(None, "auto: half a voxel", bounds=(0.01, 10), metavar="MM")
+    max_angle: float = option(30.0, "largest turn in one step", bounds=(1, 90), metavar="DEG")
     min_length: float = option(20.0, "shorter streamlines are dropped", bounds=(0, 1000), metavar="MM")
     max_length: float = option(250.0, "longer streamlines are dropped", bounds=(1, 10_000), metavar="MM")
     tractogram_format: tuple[str, ...] = option(

@@ -42,7 +42,7 @@ def test_no_two_groups_share_a_name():
         (FodOptions, {"lambda_tv": -1}, "--lambda-tv: found -1, expected 0 to 1e"),
         (PeakOptions, {"peak_max": 0}, "--peak-max: found 0, expected 1 to 20"),
         (TrackingOptions, {"min_length": 50.0, "max_length": 20.0}, "no streamline could pass"),
-        (TrackingOptions, {"tracking_algorithm": "fact"}, "found 'fact', expected one of det, prob, ptt"),
+        (TrackingOptions, {"tracking_algorithm": "fact"}, "found 'fact', expected one of det, prob"),
         (ExecutionOptions, {"device": "tpu"}, "expected auto, cpu, cuda"),
     ],
 )

@@ -189,7 +189,7 @@ def _add_tractography(
     )
     workflow.connect([
         (gradients, tractography_wf, _same("mask_file")),
-        (fod_wf, tractography_wf, _through("fod_file", "vfwm_file")),
+        (fod_wf, tractography_wf, _through("fod_file", "vfwm_file", "vfgm_file", "vfcsf_file")),
         (gradients, tractography_figures_wf, _same("mask_file", "b0_file")),
         (tractography_wf, tractography_figures_wf, _through("preview_file", "tdi_file")),
         (tractography_wf, tractography_derivatives_wf, [

@@ -26,9 +26,9 @@ GRADIENTS_PER_VALUE = 1e-7  # of the image
 RESPONSE_PER_VALUE = 1.2e-6  # in the mask
 FOD_PER_VOXEL = 1.4e-3
 PEAKS_PER_VOXEL = 4e-4
-TRACKING_PER_VOXEL = 5e-5  # table of amplitudes
-TRACKING_PER_POINT = {"det": 9e-6, "prob": 9e-6, "ptt": 4e-5}
-STEP_SHARE = {"det": 0.5, "prob": 0.5, "ptt": 0.2}  # of a voxel, where --step-size is auto
+TRACKING_PER_VOXEL = 1e-5
+TRACKING_PER_POINT = {"det": 5e-6, "prob": 1.2e-5}
+STEP_SHARE = 0.5  # of a voxel, where --step-size is auto
 ADAPTATION_STEPS = {True: 60, False: 400}  # at most: from given weights, from none
 SECONDS_PER_STEP = 4.0
 PATCH_EPOCHS, PATCH_BATCH, MOST_PATCH_STEPS = 50, 16, 45_000  # of the published network
@@ -38,7 +38,7 @@ THREADS_GAIN = 0.9  # exponent: two processors take 0.54 of the time of one
 SECONDS_ON_GPU = 0.1  # share of the CPU's time that the network takes on a GPU
 
 BASE_GB = 0.7  # interpreter, torch, tables
-TRACKING_GB = 1.8  # amplitudes and batches of streamlines
+TRACKING_GB = 1.0  # fODFs and batches of streamlines
 NETWORK_GB_PER_AREA = 1.4e-3  # voxels of a cross-section: their number to the power 2/3; tiles fit into less
 POINT_BYTES = 12
 
@@ -193,7 +193,7 @@ def _n_seeds(run: DWIRun, settings: Settings) -> float:
 
 def _points(run: DWIRun, settings: Settings) -> float:
     """Return the points of a usual streamline."""
-    step = settings.step_size or min(run.voxel_size) * STEP_SHARE[settings.tracking_algorithm]
+    step = settings.step_size or min(run.voxel_size) * STEP_SHARE
     return USUAL_LENGTH / step
 
 

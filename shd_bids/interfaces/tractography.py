@@ -1,6 +1,7 @@
 """Streamlines and their density."""
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +14,41 @@ if TYPE_CHECKING:
     import numpy as np
     from nibabel.streamlines import ArraySequence
 
-    from shd_bids.tractography.track import Tractogram
+    from shd_bids.tractography.field import FibreField
+    from shd_bids.tractography.track import TrackingFacts
 
 __all__ = ["TrackStreamlines"]
 
 ALGORITHMS = {
-    "det": "deterministic: the direction of largest amplitude within the cone",
-    "prob": "probabilistic: a direction within the cone, drawn in proportion to amplitude",
-    "ptt": "parallel transport tractography (Aydogan and Shi 2021)",
+    "det": "deterministic: the nearest maximum of the fODF, by the midpoint rule (after Tournier, Calamante and Connelly 2012)",
+    "prob": "probabilistic: arcs drawn in proportion to the fODF along them (after Tournier, Calamante and Connelly 2010)",
 }
-SEED_WM_FRACTION = 0.5  # seeded where white matter makes most of the signal
 PREVIEW_STREAMLINES = 4000
 MIN_STREAMLINES = 100  # fewer mean that something is wrong, not that there are few tracts
 
 
+@dataclass(frozen=True)
+class TrackingFiles:
+    """What streamlines are tracked through.
+
+    Attributes
+    ----------
+    fod_file, mask_file : Path
+        ``fod.npy`` of `fit_image` and its mask.
+    vfwm_file, vfgm_file, vfcsf_file : Path
+        Signal fractions, which decide where to seed and, with anatomy, where to end.
+    """
+
+    fod_file: Path
+    mask_file: Path
+    vfwm_file: Path
+    vfgm_file: Path
+    vfcsf_file: Path
+
+
 def track_image(
     *,
-    fod_file: Path,
-    mask_file: Path,
-    vfwm_file: Path,
+    files: TrackingFiles,
     options: TrackingOptions,
     runtime: Runtime,
     n_threads: int,
@@ -42,8 +59,7 @@ def track_image(
 
     Parameters
     ----------
-    fod_file, mask_file, vfwm_file : Path
-        ``fod.npy`` of `fit_image`, its mask, and the WM signal fraction, which decides where to seed.
+    files : TrackingFiles
     options : TrackingOptions
     runtime : Runtime
         Its seed is used.
@@ -54,50 +70,73 @@ def track_image(
     """
     import numpy as np
 
-    from shd_bids.images import load_mask, load_volume, save_volume
+    from shd_bids.images import load_volume, save_volume
     from shd_bids.tractography.density import track_density
-    from shd_bids.tractography.files import save_tractogram
+    from shd_bids.tractography.files import copy_trx, read_trx, trx_writer
     from shd_bids.tractography.track import track
+    from shd_bids.tractography.tracker import Batch
 
-    reference = load_volume(mask_file)
-    mask = load_mask(mask_file, reference)
-    tractogram = track(
-        np.load(fod_file, mmap_mode="r"),
-        mask,
-        reference.affine,
-        options,
-        seed_mask=mask & (load_volume(vfwm_file).data > SEED_WM_FRACTION),
-        random_seed=runtime.seed,
-        nprocs=n_threads,
-        progress=log_progress(label),
-    )
+    field = _read(files)
+    grid = (field.affine, field.mask.shape)
+    density = np.zeros(field.mask.shape, dtype=np.int32)
+    all_lengths: list[np.ndarray] = []
+    container = out_dir / "tractogram.trx"
+    with trx_writer(container, *grid) as writer:
+
+        def keep(batch: Batch) -> None:
+            length = batch.arc_lengths
+            writer.add(batch.points, batch.lengths, {"length": length, "ends": batch.ends})
+            density.__iadd__(track_density(batch.streamlines, *grid))
+            all_lengths.append(length)
+
+        facts = track(field, options, keep, random_seed=runtime.seed, n_threads=n_threads, progress=log_progress(label))
     for form in options.tractogram_format:
-        save_tractogram(out_dir / f"tractogram.{form}", tractogram.streamlines, reference.affine, mask.shape)
-    density = track_density(tractogram.streamlines, reference.affine, mask.shape)
+        if form != "trx":
+            copy_trx(container, out_dir / f"tractogram.{form}", *grid)
+    reference = load_volume(files.mask_file)
     save_volume(out_dir / "tdi.nii.gz", density, reference.affine, reference_header=reference.header)
-    _save_preview(out_dir / "preview.npz", tractogram.streamlines)
+    _save_preview(out_dir / "preview.npz", read_trx(container))
+    if "trx" not in options.tractogram_format:
+        container.unlink()
     return {
         "tractogram_files": [str(out_dir / f"tractogram.{form}") for form in options.tractogram_format],
         "tdi_file": str(out_dir / "tdi.nii.gz"),
         "preview_file": str(out_dir / "preview.npz"),
         "facts": {
-            "sidecar": {"tractography": _bep046(tractogram, options, seed=runtime.seed)},
-            "notes": _notes(tractogram),
-            "qc": _qc(tractogram, density, mask),
+            "sidecar": {"tractography": _bep046(facts, options, seed=runtime.seed)},
+            "notes": _notes(facts),
+            "tracking": asdict(facts),
+            "qc": _qc(facts, np.concatenate(all_lengths), coverage=float((density[field.mask] > 0).mean())),
         },
     }
 
 
-def _notes(tractogram: "Tractogram") -> list[str]:
+def _read(files: TrackingFiles) -> "FibreField":
+    import numpy as np
+
+    from shd_bids.images import gather, load_mask, load_volume
+    from shd_bids.tractography.field import FibreField
+
+    reference = load_volume(files.mask_file)
+    mask = load_mask(files.mask_file, reference)
+    fractions = [gather(load_volume(path).data, mask) for path in (files.vfwm_file, files.vfgm_file, files.vfcsf_file)]
+    coefficients = np.load(files.fod_file, mmap_mode="r")
+    return FibreField(coefficients, np.stack(fractions, axis=1), mask, reference.affine)
+
+
+def _notes(facts: "TrackingFacts") -> list[str]:
     """Return what the user should look at."""
-    if tractogram.n_accepted >= MIN_STREAMLINES:
+    if facts.n_accepted >= MIN_STREAMLINES:
         return []
-    return [f"only {tractogram.n_accepted} streamlines from {tractogram.n_seeds} seeds: look at the fODFs first"]
+    return [f"only {facts.n_accepted} streamlines from {facts.n_seeds} seeds: look at the fODFs first"]
 
 
-def _bep046(tractogram: "Tractogram", options: TrackingOptions, *, seed: int) -> dict[str, Any]:
+def _bep046(facts: "TrackingFacts", options: TrackingOptions, *, seed: int) -> dict[str, Any]:
     """Return the sidecar blocks of BEP046."""
+    from shd_bids.tractography.field import SEED_WM_FRACTION
+
     name, lengths = options.tracking_algorithm, {"MaximumLength": options.max_length}
+    anatomy = "signal fractions of the tissues" if facts.uses_tissue else "none"
     return {
         "Name": "wholebrain",
         "StreamlineSeeding": {
@@ -105,21 +144,28 @@ def _bep046(tractogram: "Tractogram", options: TrackingOptions, *, seed: int) ->
             "AcceptanceCriteria": [{"Metric": "WM signal fraction", "Threshold": SEED_WM_FRACTION}],
         },
         "StreamlinePropagation": {
-            "Algorithm": {"Name": name, "Description": ALGORITHMS[name], "URL": "https://dipy.org"},
+            "Algorithm": {"Name": name, "Description": ALGORITHMS[name]},
             "AnglePerStep": options.max_angle,
             "Interpolation": "Linear",
-            "StepSize": tractogram.step_size,
+            "StepSize": facts.step_size,
         },
         "StreamlineTermination": {
-            "Anisotropy": [{"Metric": "fODF amplitude", "Threshold": tractogram.stop_amplitude}],
+            "Anisotropy": [{"Metric": "fODF amplitude", "Threshold": facts.cutoff}],
             "AnglePerStep": options.max_angle,
+            "Anatomy": anatomy,
+            "Ends": facts.n_ends,
             **lengths,
         },
-        "StreamlineAcceptanceCriteria": {"MinimumLength": options.min_length, **lengths},
+        "StreamlineAcceptanceCriteria": {
+            "MinimumLength": options.min_length,
+            **lengths,
+            "Refused": facts.n_refused,
+            "OtherLength": facts.n_other_length,
+        },
         "StreamlineReconstructionDensity": {
-            "Seeds": tractogram.n_seeds,
-            "GeneratedStreamlines": tractogram.n_generated,
-            "AcceptedStreamlines": tractogram.n_accepted,
+            "Seeds": facts.n_seeds,
+            "GeneratedStreamlines": facts.n_generated,
+            "AcceptedStreamlines": facts.n_accepted,
         },
         "RandomSeed": seed,
     }
@@ -136,22 +182,20 @@ def _save_preview(path: Path, streamlines: "ArraySequence") -> None:
     np.savez(path, points=points, counts=np.array([len(line) for line in few], dtype=int))
 
 
-def _qc(tractogram: "Tractogram", density: "np.ndarray", mask: "np.ndarray") -> dict[str, Any]:
+def _qc(facts: "TrackingFacts", lengths: "np.ndarray", *, coverage: float) -> dict[str, Any]:
     """Return the columns on streamlines."""
     import numpy as np
 
-    lengths = np.array([np.linalg.norm(np.diff(points, axis=0), axis=1).sum() for points in tractogram.streamlines])
     measures: dict[str, Callable[[np.ndarray], Any]] = {
         "mean": np.mean,
         "median": np.median,
         "p95": lambda values: np.percentile(values, 95),
     }
+    refused = sum(facts.n_refused.values()) / max(facts.n_generated, 1)
     columns = {
-        "n_streamlines": qc_column(tractogram.n_accepted, "Streamlines accepted", "1"),
-        "streamlines_out_of_bounds": qc_column(
-            tractogram.n_out_of_box, "Streamlines removed because they left the image", "1"
-        ),
-        "mask_coverage": qc_column(float((density[mask] > 0).mean()), "Share of the mask that streamlines visit", "1"),
+        "n_streamlines": qc_column(facts.n_accepted, "Streamlines accepted", "1"),
+        "streamlines_refused": qc_column(refused, "Share of the streamlines refused for the place of an end", "1"),
+        "mask_coverage": qc_column(coverage, "Share of the mask that streamlines visit", "1"),
     }
     for name, measure in measures.items():
         value = float(measure(lengths)) if len(lengths) else None
@@ -163,6 +207,8 @@ class _TrackStreamlinesInputSpec(RuntimeInputSpec):
     fod_file = File(exists=True, mandatory=True, desc="coefficients in the order of the mask")
     mask_file = File(exists=True, mandatory=True)
     vfwm_file = File(exists=True, mandatory=True, desc="WM signal fraction")
+    vfgm_file = File(exists=True, mandatory=True, desc="GM signal fraction")
+    vfcsf_file = File(exists=True, mandatory=True, desc="CSF signal fraction")
 
 
 class _TrackStreamlinesOutputSpec(StageOutputSpec):
@@ -177,5 +223,6 @@ class TrackStreamlines(StageInterface):
     input_spec = _TrackStreamlinesInputSpec
     output_spec = _TrackStreamlinesOutputSpec
     function = staticmethod(track_image)
+    files_type = TrackingFiles
     options_type = TrackingOptions
     wants = ("n_threads", "label")

@@ -66,9 +66,20 @@ REFERENCES = {
         "Garyfallidis E, et al. Dipy, a library for the analysis of diffusion MRI data. Front Neuroinform 2014;8:8.",
         "https://doi.org/10.3389/fninf.2014.00008",
     ),
-    "ptt": (
-        "Aydogan DB, Shi Y. Parallel transport tractography. IEEE Trans Med Imaging 2021;40:635-647.",
-        "https://doi.org/10.1109/TMI.2020.3034038",
+    "sdstream": (
+        "Tournier JD, Calamante F, Connelly A. MRtrix: diffusion tractography in crossing fiber regions. Int J Imaging Syst "
+        "Technol 2012;22:53-66.",
+        "https://doi.org/10.1002/ima.22005",
+    ),
+    "ifod2": (
+        "Tournier JD, Calamante F, Connelly A. Improved probabilistic streamlines tractography by 2nd order integration over "
+        "fibre orientation distributions. Proc ISMRM 2010;18:1670.",
+        "",
+    ),
+    "act": (
+        "Smith RE, Tournier JD, Calamante F, Connelly A. Anatomically-constrained tractography: improved diffusion MRI "
+        "streamlines tractography through effective use of anatomical information. NeuroImage 2012;62:1924-1938.",
+        "https://doi.org/10.1016/j.neuroimage.2012.06.005",
     ),
     "bidsapps": (
         "Gorgolewski KJ, et al. BIDS apps: Improving ease of use, accessibility, and reproducibility of neuroimaging "
@@ -190,14 +201,17 @@ def _on_peaks(run: RunReport, cite: Cite) -> Iterable[str]:
 def _on_streamlines(run: RunReport, cite: Cite) -> Iterable[str]:
     block = dig(run.facts["tractography"], "sidecar", "tractography") or {}
     algorithm = str(dig(block, "StreamlinePropagation", "Algorithm", "Name") or "")
-    kind = {"det": "deterministic", "prob": "probabilistic", "ptt": "parallel transport"}.get(algorithm, algorithm)
-    source = cite("ptt", "dipy") if algorithm == "ptt" else cite("dipy")
+    kinds = {"det": ("deterministic", "sdstream"), "prob": ("probabilistic, second-order", "ifod2")}
+    kind, source = kinds.get(algorithm, (algorithm, "ifod2"))
     accepted = dig(block, "StreamlineReconstructionDensity", "AcceptedStreamlines")
     propagation = dig(block, "StreamlinePropagation") or {}
     yield (
-        f"{html_value(accepted)} streamlines were made by {escape(kind)} tractography {source} (step "
+        f"{html_value(accepted)} streamlines were made by {escape(kind)} tractography {cite(source)} (step "
         f"{html_value(propagation.get('StepSize'))} mm, at most {html_value(propagation.get('AnglePerStep'))}° per step)."
     )
+    anatomy = str(dig(block, "StreamlineTermination", "Anatomy") or "none")
+    if anatomy != "none":
+        yield f"They end in grey matter and keep out of fluid, by the {escape(anatomy)} {cite('act')}."
 
 
 def _reference(key: str) -> str:

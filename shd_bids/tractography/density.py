@@ -7,7 +7,6 @@ import numpy as np
 from nibabel.streamlines import ArraySequence
 
 from shd_bids.boxes import chunks
-from shd_bids.tractography.files import lengths
 
 
 def track_density(streamlines: ArraySequence, affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -34,7 +33,7 @@ def track_density(streamlines: ArraySequence, affine: np.ndarray, shape: tuple[i
     for some in chunks(len(streamlines), 2000):
         part = streamlines[some]
         points = nib.affines.apply_affine(to_voxel, part.get_data())
-        owner = np.repeat(np.arange(len(part)), lengths(part))
+        owner = np.repeat(np.arange(len(part)), _lengths(part))
         joined = np.flatnonzero(owner[1:] == owner[:-1])  # first point of every segment
         steps = points[joined + 1] - points[joined]
         pieces = max(1, math.ceil(4 * np.abs(steps).max(initial=0)))
@@ -47,3 +46,8 @@ def track_density(streamlines: ArraySequence, affine: np.ndarray, shape: tuple[i
         visits = np.unique(owner[inside] * density.size + index)
         density += np.bincount(visits % density.size, minlength=density.size)
     return density.reshape(shape).astype(np.int32)
+
+
+def _lengths(streamlines: ArraySequence) -> np.ndarray:
+    """Return the number of points of each streamline."""
+    return np.fromiter(map(len, streamlines), dtype=np.int64, count=len(streamlines))

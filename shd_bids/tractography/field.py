@@ -1,90 +1,86 @@
-"""The table of fODF amplitudes in which dipy's trackers step.
+"""fODFs on a grid, with what tracking needs to know of the tissue there."""
 
-dipy steps along voxel axes (in mm) through a table of amplitudes sampled on directions. The one border between the two
-frames is `voxel_frame`: the table of the tracker's direction v holds the fODF at the world direction R v, with R the
-columns of the affine at unit length. No coefficient is rotated.
-"""
+from dataclasses import dataclass
+from functools import cached_property
 
 import nibabel as nib
 import numpy as np
-from dipy.core.sphere import Sphere
-from dipy.direction.pmf import SimplePmfGen
-from dipy.tracking.stopping_criterion import BinaryStoppingCriterion
+from scipy.ndimage import distance_transform_edt
 
-from shd_bids.boxes import chunks
 from shd_bids.errors import InputError
-from shd_bids.sphere.harmonics import l_max_of, sh_basis
-from shd_bids.sphere.spiral import spiral
+from shd_bids.peaks.measures import largest_peak
+from shd_bids.peaks.threshold import noise_threshold
 
-_TABLE_BYTES = 1.6e9  # amplitudes of the bounding box, float64 because dipy reads no other
-_DIRECTIONS = (250, 750)  # 9 to 5 degrees apart, over a hemisphere
-_PTT_DIRECTIONS = 250  # PTT looks for the nearest direction hundreds of times a step, and steps along a smooth curve
+SEED_WM_FRACTION = 0.5
+"""Seeded where white matter makes more of the signal."""
+
+DEEP = 15.0
+"""Depth in mm below the edge of the mask from which on fluid is that of ventricles; that of sulci lies above."""
+
+LEAST_SHARE = 0.05
+"""Streamlines end below this share of the median height of the largest peaks of white matter."""
+
+_SAMPLE = 1000  # voxels, of which that median is taken
 
 
-class AmplitudeField:
-    """Amplitudes on a box around a mask, with what dipy needs to know of them.
-
-    Parameters
-    ----------
-    coefficients : (n, C) array
-        Even real SH coefficients in world axes, in C order of the mask.
-    mask : (x, y, z) bool array
-        Voxels of the rows of ``coefficients``.
-    affine : (4, 4) array
-        Voxel to world mm (RAS+).
-    stop_amplitude : float
-        Smaller amplitudes count as zero.
-    algorithm : {"det", "prob", "ptt"}
-        Decides how many directions are of use.
+@dataclass(frozen=True, eq=False)
+class FibreField:
+    """fODFs on a grid with the tissues of their voxels.
 
     Attributes
     ----------
+    coefficients : (n, C) array
+        Even real SH coefficients in world axes (MRtrix3 basis), in C order of the mask.
+    fractions : (n, 3) array
+        Signal fractions of white matter, grey matter and CSF.
+    mask : (x, y, z) bool array
     affine : (4, 4) array
-        Voxel of the box to world mm.
-    pmf : dipy.direction.pmf.SimplePmfGen
-        The amplitudes, on directions along voxel axes.
-    stopping : dipy.tracking.stopping_criterion.BinaryStoppingCriterion
-        Open where some amplitude is positive.
+        Voxel to world mm (RAS+).
 
     Raises
     ------
-    InputError
-        No amplitude reaches the stop amplitude.
+    ValueError
+        If shapes disagree.
     """
 
-    def __init__(
-        self, coefficients: np.ndarray, mask: np.ndarray, affine: np.ndarray, *, stop_amplitude: float, algorithm: str
-    ) -> None:
-        corners = np.argwhere(mask)
-        low = corners.min(axis=0) - 1  # one voxel more all around: what lies beyond the image then reads as zero
-        shape = corners.max(axis=0) + 2 - low
-        most = _PTT_DIRECTIONS if algorithm == "ptt" else _DIRECTIONS[1]
-        vertices = spiral(int(np.clip(_TABLE_BYTES / (8 * shape.prod()), _DIRECTIONS[0], most)))
-        table = np.zeros((*shape, len(vertices)))
-        rows = np.ravel_multi_index(tuple((corners - low).T), tuple(shape))
-        flat = table.reshape(-1, len(vertices))
-        _fill(flat, rows, coefficients, vertices @ voxel_frame(affine)[1].T, stop_amplitude)
-        is_open = flat.any(axis=1).reshape(tuple(shape))
-        if not is_open.any():
-            raise InputError(
-                f"no fODF amplitude reaches the stop amplitude {stop_amplitude:g}; look at the fODF or lower it"
+    coefficients: np.ndarray
+    fractions: np.ndarray
+    mask: np.ndarray
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        n = np.count_nonzero(self.mask)
+        if self.mask.ndim != 3 or len(self.coefficients) != n or self.fractions.shape != (n, 3):
+            raise ValueError(
+                f"found mask {self.mask.shape} with {n} voxels, {len(self.coefficients)} rows of coefficients and "
+                f"fractions {self.fractions.shape}; expected one row a mask voxel"
             )
-        self.affine = affine @ nib.affines.from_matvec(np.eye(3), low)
-        self.pmf = SimplePmfGen(table, Sphere(xyz=vertices))
-        self.stopping = BinaryStoppingCriterion(is_open)
 
+    @cached_property
+    def usual_cutoff(self) -> float:
+        """The amplitude that noise reaches (`noise_threshold`), and at least a share of the usual peak in white matter."""
+        white = np.flatnonzero(self.fractions[:, 0] > SEED_WM_FRACTION)
+        some = white[np.linspace(0, len(white) - 1, min(_SAMPLE, len(white))).astype(int)]
+        usual = float(np.median(largest_peak(self.coefficients[some]).heights)) if len(some) else 0.0
+        noise = noise_threshold(self.coefficients, self.fractions[:, 2], wm_fraction=self.fractions[:, 0])
+        return max(noise, LEAST_SHARE * usual)
 
-def voxel_frame(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return voxel sizes (3,) in mm and R (3, 3), which turns a direction along voxel axes into a world direction."""
-    sizes = nib.affines.voxel_sizes(affine)
-    return sizes, affine[:3, :3] / sizes
+    @property
+    def shares(self) -> np.ndarray:
+        """White matter, and fluid so deep in the mask that it is that of ventricles, (n, 2)."""
+        sizes = nib.affines.voxel_sizes(self.affine)
+        depth = distance_transform_edt(np.pad(self.mask, 1), sampling=sizes)[1:-1, 1:-1, 1:-1][self.mask]
+        return np.stack([self.fractions[:, 0], np.where(depth > DEEP, self.fractions[:, 2], 0)], axis=1)
 
+    def seeded_voxels(self) -> np.ndarray:
+        """Return the voxels (v, 3) of white matter.
 
-def _fill(
-    table: np.ndarray, rows: np.ndarray, coefficients: np.ndarray, directions: np.ndarray, stop_amplitude: float
-) -> None:
-    """Write the amplitudes of each voxel on world directions into its row of the table, (v, d)."""
-    basis = sh_basis(directions, l_max_of(coefficients.shape[1])).astype(np.float32)
-    for part in chunks(len(rows)):
-        amplitudes = np.asarray(coefficients[part], dtype=np.float32) @ basis.T
-        table[rows[part]] = np.where(amplitudes >= stop_amplitude, np.maximum(amplitudes, 0), 0)
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        voxels = np.argwhere(self.mask)[self.fractions[:, 0] > SEED_WM_FRACTION]
+        if not len(voxels):
+            raise InputError("no voxel holds white matter enough to be seeded; look at the WM signal fraction")
+        return voxels

@@ -192,7 +192,7 @@ class TestPlan:
             return json.loads(capsys.readouterr().out)["expected"]
 
         usual = expected("--seeds", "10000")
-        assert expected("--seeds", "10000", "--tracking-algorithm", "ptt")["minutes"] > 5 * usual["minutes"]
+        assert expected("--seeds", "10000", "--step-size", "0.1")["minutes"] > 5 * usual["minutes"]
         assert expected("--seeds", "10000", "--select", "10")["minutes"] < usual["minutes"]
         assert expected("--seeds", "10000", "--omp-nthreads", "1", "--level", "peaks")["minutes"] < usual["minutes"]
         assert expected("--fit", "subject", "--max-steps", "900")["minutes"] > 5

@@ -41,7 +41,7 @@ def true_fod(prepared, tmp_path_factory, simulated):
     np.save(folder / "precision.npy", np.array([[2.0, 40.0], [1.0, 4.0], [0.2, 4.0]]))
     files = {f"{name}_file": str(folder / f"{name}.npy") for name in ("fod", "precision")}
     files["mask_file"] = prepared.mask_file
-    for name, volume in (("vfwm", phantom.wm), ("vfcsf", phantom.csf)):
+    for name, volume in (("vfwm", phantom.wm), ("vfgm", phantom.gm), ("vfcsf", phantom.csf)):
         nib.save(nib.Nifti1Image((volume * mask).astype(np.float32), RAS), folder / f"{name}.nii.gz")
         files[f"{name}_file"] = str(folder / f"{name}.nii.gz")
     return files

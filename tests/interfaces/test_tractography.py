@@ -15,7 +15,7 @@ from tests.interfaces.stages import ON_CPU, run
 @pytest.fixture
 def tracked_from(true_fod):
     """Inputs of the stage."""
-    return {name: true_fod[name] for name in ("fod_file", "mask_file", "vfwm_file")}
+    return {name: true_fod[name] for name in ("fod_file", "mask_file", "vfwm_file", "vfgm_file", "vfcsf_file")}
 
 
 def test_streamlines_in_every_format(prepared, tracked_from, tmp_path):

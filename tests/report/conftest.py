@@ -39,7 +39,7 @@ def facts():
         "tractography": {
             "sidecar": {
                 "tractography": {
-                    "StreamlinePropagation": {"Algorithm": {"Name": "ptt"}, "StepSize": 0.5, "AnglePerStep": 45.0},
+                    "StreamlinePropagation": {"Algorithm": {"Name": "prob"}, "StepSize": 0.5, "AnglePerStep": 45.0},
                     "StreamlineReconstructionDensity": {"AcceptedStreamlines": 12345},
                 }
             },

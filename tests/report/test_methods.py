@@ -14,7 +14,7 @@ def test_methods_cite_each_listed_reference_once_in_order(facts):
     body, _, references = text.partition("<ol")
     numbers = [int(number) for group in re.findall(r"\[([\d, ]+)\]", body) for number in group.split(",")]
     assert list(dict.fromkeys(numbers)) == list(range(1, references.count("<li>") + 1))
-    assert "parallel transport" in body
+    assert "probabilistic, second-order" in body
     assert "degree 12" in body
 
 

@@ -1,0 +1,67 @@
+// Functions on the sphere between voxels, by trilinear interpolation of their coefficients.
+
+#pragma once
+#include "sphere.h"
+
+namespace shd {
+
+// Place in voxels of the box, split into the voxel below and the share on the way to the next.
+struct Cell {
+  int low[3];
+  float share[3];
+  bool is_inside; // all eight corners lie in the box
+
+  SHD_INLINE Cell(const ShdField &field, Vec3 p) : is_inside(true) {
+    for (int axis = 0; axis < 3; ++axis) {
+      const double *row = field.to_voxel + 4 * axis;
+      const double at = row[0] * p.x + row[1] * p.y + row[2] * p.z + row[3], floor = std::floor(at);
+      low[axis] = int(floor), share[axis] = float(at - floor);
+      is_inside = is_inside && floor >= 0 && floor < field.shape[axis] - 1;
+    }
+  }
+  SHD_INLINE int64_t corner(const ShdField &field, int number) const {
+    return (int64_t(low[0] + (number >> 2)) * field.shape[1] + low[1] + ((number >> 1) & 1)) * field.shape[2] + low[2] +
+           (number & 1);
+  }
+  SHD_INLINE float weight(int number) const {
+    return (number & 4 ? share[0] : 1 - share[0]) * (number & 2 ? share[1] : 1 - share[1]) *
+           (number & 1 ? share[2] : 1 - share[2]);
+  }
+  // Row of the nearest voxel, -1 where there is none.
+  int32_t nearest(const ShdField &field) const {
+    if (!is_inside) return -1;
+    return field.rows[corner(field, (share[0] >= 0.5f) << 2 | (share[1] >= 0.5f) << 1 | (share[2] >= 0.5f))];
+  }
+};
+
+// Coefficients at a place; voxels without a function count as zero.
+SHD_INLINE void interpolate(const ShdField &field, const Cell &cell, float *__restrict out) {
+  for (int i = 0; i < field.n; ++i) out[i] = 0;
+  if (!cell.is_inside) return;
+  for (int number = 0; number < 8; ++number) {
+    const int32_t row = field.rows[cell.corner(field, number)];
+    const float weight = cell.weight(number);
+    if (row < 0 || weight == 0) continue;
+    const float *__restrict c = field.coefficients + int64_t(row) * field.stride;
+    for (int i = 0; i < field.n; ++i) out[i] += weight * c[i];
+  }
+}
+
+// Shares of white matter and of fluid where no streamline may be.
+struct Tissue {
+  float white, fluid;
+};
+
+inline Tissue tissue_at(const ShdField &field, const Cell &cell) {
+  Tissue t{};
+  if (!cell.is_inside) return t;
+  for (int number = 0; number < 8; ++number) {
+    const int32_t row = field.rows[cell.corner(field, number)];
+    if (row < 0) continue;
+    const float weight = cell.weight(number), *shares = field.tissue + 2 * int64_t(row);
+    t.white += weight * shares[0], t.fluid += weight * shares[1];
+  }
+  return t;
+}
+
+} // namespace shd
