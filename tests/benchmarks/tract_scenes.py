@@ -1,0 +1,110 @@
+"""A ball of white-matter bundles that end in a rim of grey matter, with the regions in which each of them ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scenes import FIRST_SEED, PROTOCOLS, Scene, observe
+
+from shd_bids import simulation
+from shd_bids.simulation.phantoms import membership
+
+SIDE = 44
+"""Of the volume, voxels."""
+
+VOXEL = 2.0
+"""Edge, mm."""
+
+WHITE, GREY, FLUID = 17.0, 18.6, 20.0
+"""Radii in voxels at which white matter, grey matter and fluid end."""
+
+_DEPTH, _MARGIN = 2.5, 1.0  # of an end region: along the bundle, and beyond its border
+_APART = 1.5  # voxels between the ends of two bundles
+_ATTEMPTS = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class TractScene:
+    """One simulated ball and what a tractogram of it is compared with.
+
+    Attributes
+    ----------
+    scene : Scene
+    affine : ndarray, shape (4, 4)
+        Voxel to world mm.
+    inside : ndarray of bool, shape (bundles, X, Y, Z)
+        Voxels of each bundle.
+    ends : ndarray of int, shape (X, Y, Z)
+        Twice the number of a bundle, plus one at its far end, in the regions where bundles end; -1 elsewhere.
+    """
+
+    scene: Scene
+    affine: np.ndarray
+    inside: np.ndarray
+    ends: np.ndarray
+
+
+def make_scene(protocol: str, snr: float, *, seed: int, n_bundles: int = 20) -> TractScene:
+    """Draw a ball of bundles and measure it with a protocol of `scenes.PROTOCOLS`."""
+    rng = np.random.default_rng(FIRST_SEED + 500 + seed)
+    bundles = _bundles(rng, n_bundles)
+    offset = np.stack(np.meshgrid(*[np.arange(SIDE) - (SIDE - 1) / 2] * 3, indexing="ij"), axis=-1)
+    distance = np.linalg.norm(offset, axis=-1)
+    csf = 1 / (1 + np.exp((GREY - distance) / 0.3))
+    phantom = simulation.build_phantom(bundles, (SIDE,) * 3, csf=csf)
+    shells, n_b0 = PROTOCOLS[protocol]
+    scene = observe(rng, phantom, shells, n_b0=n_b0, snr=snr)
+    scene = Scene(scene.signal, scene.gradients, distance < FLUID, phantom)
+    affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
+    affine[:3, 3] = -VOXEL * (SIDE - 1) / 2
+    voxels = np.indices((SIDE,) * 3).reshape(3, -1).T.astype(float)
+    inside = np.stack([membership(b, voxels, border=0.22)[0].reshape((SIDE,) * 3) > 0.5 for b in bundles])
+    return TractScene(scene, affine, inside, _end_regions(bundles, voxels))
+
+
+def _bundles(rng: np.random.Generator, n: int) -> tuple[simulation.Bundle, ...]:
+    """Draw bundles whose ends lie on a sphere, apart from one another."""
+    ends: list[tuple[np.ndarray, float]] = []
+    bundles: list[simulation.Bundle] = []
+    for _ in range(_ATTEMPTS):
+        if len(bundles) == n:
+            break
+        radius = rng.uniform(1.4, 2.8)
+        first, last = _on_sphere(rng), _on_sphere(rng)
+        if np.degrees(np.arccos(first @ last)) < 50:
+            continue
+        new = [(WHITE * first, radius), (WHITE * last, radius)]
+        if any(np.linalg.norm(p - q) < r + s + 2 * _MARGIN + _APART for p, r in new for q, s in ends):
+            continue
+        ends += new
+        curve = _curve(WHITE * first, WHITE * last, rng.uniform(0.35, 0.8, 2)) + (SIDE - 1) / 2
+        bundles.append(simulation.Bundle(curve, np.full(len(curve), radius), density=rng.uniform(0.6, 1.0)))
+    return tuple(bundles)
+
+
+def _curve(first: np.ndarray, last: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Return a cubic Bezier curve that leaves the sphere's surface at right angles, a point each quarter voxel."""
+    t = np.linspace(0, 1, 2000)[:, None]
+    a, b = first * (1 - depth[0]), last * (1 - depth[1])
+    fine = (1 - t) ** 3 * first + 3 * t * (1 - t) ** 2 * a + 3 * t**2 * (1 - t) * b + t**3 * last
+    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(fine, axis=0), axis=1))])
+    places = np.linspace(0, along[-1], int(4 * along[-1]))
+    return np.stack([np.interp(places, along, axis) for axis in fine.T], axis=1)
+
+
+def _end_regions(bundles: tuple[simulation.Bundle, ...], voxels: np.ndarray) -> np.ndarray:
+    regions = np.full(len(voxels), -1)
+    for number, bundle in enumerate(bundles):
+        for side, (end, before) in enumerate(((0, 1), (-1, -2))):
+            tangent = bundle.curve[end] - bundle.curve[before]
+            offset = voxels - bundle.curve[end]
+            along = offset @ (tangent / np.linalg.norm(tangent))
+            across = np.sqrt(np.maximum((offset**2).sum(axis=1) - along**2, 0))
+            regions[(np.abs(along) < _DEPTH) & (across < bundle.radius[end] + _MARGIN)] = 2 * number + side
+    return regions.reshape((SIDE,) * 3)
+
+
+def _on_sphere(rng: np.random.Generator) -> np.ndarray:
+    point = rng.normal(size=3)
+    return point / np.linalg.norm(point)
