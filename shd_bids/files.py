@@ -21,6 +21,9 @@ FEW_BYTES = 10_000_000
 
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
+POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")
+MOST_POINTER_BYTES = 2000
+
 
 def read_text(path: Path) -> str:
     """Return the text of a regular file in UTF-8, without a byte order mark.
@@ -31,13 +34,13 @@ def read_text(path: Path) -> str:
         The path is no regular file (pipes and devices may never end), too large, or not UTF-8.
     """
     try:
-        if path.exists() and not path.is_file():
+        if reason := absence(path):
+            raise InputError(f"{path}: {reason}")
+        if not path.is_file():
             raise InputError(f"{path}: not a regular file; give a file of text")
         if path.stat().st_size > MOST_BYTES:
             raise InputError(f"{path}: {path.stat().st_size} bytes, expected a file of text; correct the file")
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({type(error).__name__}); correct the file") from error
 
@@ -59,6 +62,17 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: found {json.dumps(content)[:30]}, expected a JSON object {{...}}; correct the file")
     return content
+
+
+def absence(path: Path) -> str:
+    """Return why the content of a file is not here, nothing where it is: no file, or a placeholder of git-annex or LFS."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)[-60:]}, which is not here; fetch it (datalad get, git annex get) or mend the link"
+    if not path.exists():
+        return "no such file"
+    if path.is_file() and path.stat().st_size < MOST_POINTER_BYTES and path.read_bytes().startswith(POINTERS):
+        return "a placeholder of git; fetch the content (datalad get, git annex get, git lfs pull)"
+    return ""
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from shd_bids.boxes import chunks
 from shd_bids.errors import InputError
+from shd_bids.files import absence
 
 AFFINE_TOLERANCE = 1e-3  # mm, over the whole field of view: headers hold float32
 MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}  # of the codes of NIfTI for metre, millimetre and micrometre
@@ -25,8 +26,9 @@ def open_image(path: Path) -> nib.Nifti1Image:
     InputError
         Missing, not NIfTI, damaged.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    reason = absence(path) or ("" if path.is_file() else "not a regular file")
+    if reason:
+        raise InputError(f"{path}: {reason}")
     try:
         image = nib.load(path)
     except (ImageFileError, HeaderDataError, ValueError) as error:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from shd_bids.files import atomic_path, write_json, write_text
+from shd_bids.files import absence, atomic_path, write_json, write_text
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -32,3 +32,24 @@ def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "b.json", float("nan"))
     assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["/annex/objects/MD5E-s5--x.nii.gz\n", "version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_placeholders_of_git_are_told_from_files(tmp_path, content):
+    path = tmp_path / "a.nii.gz"
+    assert absence(path) == "no such file"
+    path.write_text(content)
+    assert "fetch the content" in absence(path)
+    path.write_text("content")
+    assert not absence(path)
+
+
+def test_links_whose_content_was_not_fetched_are_told_from_files_that_never_were(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    path.symlink_to("../.git/annex/objects/x/MD5E-s5--x.nii.gz")
+    assert "fetch it (datalad get" in absence(path)
+    path.unlink()
+    path.symlink_to(path.name)
+    assert "mend the link" in absence(path)

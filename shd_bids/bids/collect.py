@@ -149,15 +149,19 @@ def collect_runs(settings: Settings) -> tuple[DWIRun, ...]:
     require_labels(settings, datasets)
     runs: list[DWIRun] = []
     problems: list[str] = []
+    skipped: list[str] = []
     for images in images_by_session(settings, datasets, filters["dwi"]).values():
-        found, troubles = _session_runs(settings, datasets, filters["mask"], images)
+        found, troubles, too_few = _session_runs(settings, datasets, filters["mask"], images)
         runs += found
         problems += troubles
+        skipped += too_few
     problems += _response_problems(settings, runs)
-    if problems:
-        raise InputError(problems)
+    if problems or (skipped and not runs):
+        raise InputError(problems or skipped)
     if not runs:
         raise NoInputError(nothing_found(settings, datasets))
+    for text in skipped:
+        logger.warning("%s; skipped", text)
     return tuple(runs)
 
 
@@ -180,36 +184,48 @@ def _response_problems(settings: Settings, runs: Sequence[DWIRun]) -> list[str]:
 
 def _session_runs(
     settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any], images: list[tuple[Dataset, Path]]
-) -> tuple[list[DWIRun], list[str]]:
-    """Return the series of one session and their problems; an image without diffusion weighting gives way to others."""
+) -> tuple[list[DWIRun], list[str], list[str]]:
+    """Return the series of one session, their problems, and why images with too few volumes are none."""
     problems = list(ambiguities(images))
     if problems:
-        return [], problems
+        return [], problems, []
     runs, skipped = [], []
     for dataset, path in images:
         try:
-            run = _find_files(settings, dataset, path)
-            n_weighted = _n_weighted(run, settings.b0_threshold)
-            if n_weighted is not None and n_weighted < MIN_DIRECTIONS:
-                skipped.append(
-                    f"{path.name}: {n_weighted} diffusion-weighted volumes, at least {MIN_DIRECTIONS} are needed"
-                )
-                continue
-            runs.append(_checked(run, settings, datasets, mask_filters))
+            run = None if (reason := _no_series(dataset, path)) else _find_files(settings, dataset, path)
+            reason = reason or _hardly_weighted(run, settings.b0_threshold)
+            if reason:
+                skipped.append(f"{path.name}: {reason}")
+            else:
+                runs.append(_checked(run, settings, datasets, mask_filters))
         except InputError as error:
             stem = path.name.partition(".")[0]
             problems += [text if stem in text else f"{path.name}: {text}" for text in error.problems]
-    if runs or problems:
-        for text in skipped:
-            logger.warning("%s; skipped", text)
-        return runs, problems
-    return [], skipped
+    return runs, problems, skipped
+
+
+def _no_series(dataset: Dataset, dwi: Path) -> str:
+    """Return why an image without tables can be no series, such as a b=0 beside one; nothing where it can, or has them."""
+    if _world_table(dwi).is_file() or all(_inherited(dataset, dwi, extension) for extension in (".bval", ".bvec")):
+        return ""
+    n_volumes = count_volumes(dwi)
+    if n_volumes > MIN_DIRECTIONS:
+        return ""
+    return f"{n_volumes} volume{'s' if n_volumes > 1 else ''} without tables, at least {MIN_DIRECTIONS + 1} are needed"
+
+
+def _hardly_weighted(run: DWIRun, b0_threshold: float) -> str:
+    """Return why the table of an image makes it no series, nothing where it does or where it cannot be told."""
+    n_weighted = _n_weighted(run, b0_threshold)
+    if n_weighted is None or n_weighted >= MIN_DIRECTIONS:
+        return ""
+    return f"{n_weighted} diffusion-weighted volumes, at least {MIN_DIRECTIONS} are needed"
 
 
 def _find_files(settings: Settings, dataset: Dataset, dwi: Path) -> DWIRun:
     """Return the series with its gradients and metadata."""
     entities = source_entities(dwi)
-    world_table = dwi.with_name(dwi.name.partition(".")[0] + ".b")
+    world_table = _world_table(dwi)
     reads_world_table = settings.input_type in ("auto", "qsiprep")
     grad_b = world_table if reads_world_table and world_table.is_file() else None
     bval, bvec = _inherited(dataset, dwi, ".bval"), _inherited(dataset, dwi, ".bvec")
@@ -250,6 +266,11 @@ def _find_files(settings: Settings, dataset: Dataset, dwi: Path) -> DWIRun:
         links={dataset.name: dataset.root},
         notes=tuple(notes),
     )
+
+
+def _world_table(dwi: Path) -> Path:
+    """Return where QSIPrep keeps the table in world axes of an image."""
+    return dwi.with_name(dwi.name.partition(".")[0] + ".b")
 
 
 def _candidates(dataset: Dataset, dwi: Path, extension: str) -> list[Path]:

@@ -11,7 +11,7 @@ from shd_bids import __version__
 from shd_bids.cli.arguments import absolute, add_options, add_positionals
 from shd_bids.cli.resources import available_cpus, available_memory
 from shd_bids.errors import ShdError, TrainingError
-from shd_bids.files import read_text
+from shd_bids.files import absence, read_text
 from shd_bids.options import (
     ExecutionOptions,
     FodOptions,
@@ -190,7 +190,7 @@ def _check_paths(parser: argparse.ArgumentParser, settings: Settings) -> None:
             parser.error(f"{name}: no such folder: {folder}")
     for name, file in _files_given(settings):
         if not file.is_file():
-            parser.error(f"{flag(name)}: no such file: {file}")
+            parser.error(f"{flag(name)}: {absence(file) or 'not a regular file'}: {file}")
     database = settings.bids_database_dir
     if database is not None and database.exists() and not database.is_dir():
         parser.error(f"--bids-database-dir: a file, expected a folder: {database}")

@@ -1,5 +1,6 @@
 """Gradient tables in files: those of FSL and BIDS, and those of MRtrix3 and QSIPrep."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from shd_bids.errors import GradientError, InputError
 from shd_bids.files import read_text
 from shd_bids.gradients.frames import fsl_to_world
 from shd_bids.gradients.table import B0_THRESHOLD, GradientTable, bvalue_problems, direction_problems, gradient_table
+
+DECIMAL_COMMA = re.compile(r"(?<!\S)[+-]?\d+,\d+(e[+-]?\d+)?(?!\S)", re.IGNORECASE)
+"""A word of one comma between digits; words of several, and commas before blanks, part numbers."""
 
 
 def read_fsl(bval_file: Path, bvec_file: Path, affine: ArrayLike, n_volumes: int, **options: float) -> GradientTable:
@@ -75,7 +79,11 @@ def _read_numbers(path: Path, problems: list[str]) -> np.ndarray | None:
         return None
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split("#")[0].replace(",", " ").split()
+        found = line.split("#")[0]
+        if len(found.split()) > 1 and (comma := DECIMAL_COMMA.search(found)):
+            problems.append(f"{path}: line {number} holds {comma[0]!r}, a decimal comma; write decimal points")
+            return None
+        words = found.replace(",", " ").split()
         try:
             values = [float(word) for word in words]
         except ValueError:

@@ -33,6 +33,8 @@ class OrientationCheck:
         Whether no candidate is clearly better; the only field a caller needs for go or stop.
     is_fixable : bool
         Whether the best transform is unique; with three slices or fewer a flip across them cannot be seen.
+    is_linear : bool
+        Whether fibres run along the long axes of the tensors, not along the normals of discs as with planar encoding.
     is_conclusive : bool
         Whether the data could tell the candidates apart at all.
     confidence : float
@@ -48,6 +50,7 @@ class OrientationCheck:
     best_transform: np.ndarray
     is_given_best: bool
     is_fixable: bool
+    is_linear: bool
     is_conclusive: bool
     confidence: float
     scores: list[tuple[str, np.ndarray, float]]
@@ -73,6 +76,9 @@ def check_orientation(
     with e the principal direction and w the FA. The similarity does not depend on P, so one tensor fit serves all
     candidates, and the removal of the means makes neither voxel size nor a uniform region favour one of them.
 
+    Planar encoding, whose vectors are normals of planes, turns the tensor D of a fibre into the disc (tr D - D) / 2. The
+    same score along its shortest axis tells that.
+
     Parameters
     ----------
     signal : array, shape (x, y, z, N)
@@ -93,9 +99,9 @@ def check_orientation(
     58 (2019) 82; score and test differ from theirs.
     """
     axes = np.flatnonzero(np.array(mask.shape) > 3)
-    candidates = _candidates(axes)
-    moments = _coherence_moments(signal, mask, table, affine, axes=axes, min_fa=min_fa)
-    return _judge(candidates, moments)
+    tensors = fit_tensor(signal.reshape(-1, signal.shape[-1])[np.flatnonzero(mask)], table)  # (n, 3, 3)
+    along, across = _coherence_moments(tensors, mask, affine, axes=axes, min_fa=min_fa)
+    return _judge(_candidates(axes), along, across)
 
 
 def corrected(table: GradientTable, check: OrientationCheck, affine: ArrayLike) -> GradientTable:
@@ -150,14 +156,14 @@ def _label(matrix: np.ndarray) -> str:
 
 
 def _coherence_moments(
-    signal: np.ndarray, mask: np.ndarray, table: GradientTable, affine: ArrayLike, *, axes: np.ndarray, min_fa: float
-) -> np.ndarray:
-    """Return the sum of w M_ij E_kl over the voxels of each block of the image, (blocks, 3, 3, 3, 3), in image axes.
+    tensors: np.ndarray, mask: np.ndarray, affine: ArrayLike, *, axes: np.ndarray, min_fa: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sums of w M_ij E_kl over the voxels of each block of the image, (blocks, 3, 3, 3, 3), in image axes.
 
-    M = sum_o s_ao o o^T with the doubly centred similarity s, and E = e e^T; see :func:`check_orientation`.
+    M = sum_o s_ao o o^T with the doubly centred similarity s, and E = e e^T with e the longest, then the shortest axis
+    of each tensor; see :func:`check_orientation`.
     """
     inside = np.flatnonzero(mask)
-    tensors = fit_tensor(signal.reshape(-1, signal.shape[-1])[inside], table)  # (n, 3, 3)
     rotation = image_rotation(affine)
     tensors = rotation.T @ tensors @ rotation
     fa = fractional_anisotropy(tensors)
@@ -165,7 +171,7 @@ def _coherence_moments(
     is_usable = (norm > 0) & (fa < 1)  # FA >= 1 has negative eigenvalues: noise
     inside, tensors, fa, norm = inside[is_usable], tensors[is_usable], fa[is_usable], norm[is_usable]
     shape = (tensors - np.trace(tensors, axis1=1, axis2=2)[:, None, None] * np.eye(3) / 3) / norm[:, None, None]
-    e = np.linalg.eigh(tensors)[1][..., 2]  # (n, 3)
+    vectors = np.linalg.eigh(tensors)[1]  # (n, 3, 3), in columns, the longest axis last
 
     position = np.stack(np.unravel_index(inside, mask.shape), axis=1)
     usable = np.zeros(mask.shape, dtype=bool)
@@ -185,29 +191,34 @@ def _coherence_moments(
         similarity -= is_pair * (similarity.sum(1) / np.maximum(is_pair.sum(1), 1))[:, None]
         similarity -= is_pair * (similarity.sum(0) / np.maximum(is_pair.sum(0), 1))
     moment = np.einsum("ao,oi,oj->aij", similarity, offsets, offsets)
-    direction = np.einsum("a,ak,al->akl", fa[centre], e[centre], e[centre])
     scale = np.sqrt((fa[centre, None] * similarity**2).sum() * (fa[centre, None] * is_pair).sum() * 4 / 45)
 
     block = np.ravel_multi_index(tuple((position[centre] // BLOCK).T), tuple(np.array(mask.shape) // BLOCK + 1))
     _, block = np.unique(block, return_inverse=True)
-    outer = np.einsum("aij,akl->aijkl", moment, direction).reshape(len(centre), 81)
-    sums = np.zeros((block.max(initial=-1) + 1, 81))
-    np.add.at(sums, block, outer)
-    return sums.reshape(-1, 3, 3, 3, 3) / (scale if scale > 0 else 1)
+    n_blocks = block.max(initial=-1) + 1
+    sums = []
+    for e in (vectors[centre, :, 2], vectors[centre, :, 0]):
+        direction = np.einsum("a,ak,al->akl", fa[centre], e, e)
+        outer = np.einsum("aij,akl->aijkl", moment, direction).reshape(len(centre), 81)
+        total = np.zeros((n_blocks, 81))
+        np.add.at(total, block, outer)
+        sums.append(total.reshape(-1, 3, 3, 3, 3) / (scale if scale > 0 else 1))
+    return sums[0], sums[1]
 
 
-def _judge(candidates: list[tuple[str, np.ndarray]], moments: np.ndarray) -> OrientationCheck:
+def _judge(candidates: list[tuple[str, np.ndarray]], along: np.ndarray, across: np.ndarray) -> OrientationCheck:
     """Return the scores of the candidates and whether one beats the identity, which is the first of them."""
-    by_block = np.stack([np.einsum("bijkl,ik,jl->b", moments, p, p) for _, p in candidates], axis=1)  # (b, P)
+    by_block = np.stack([np.einsum("bijkl,ik,jl->b", along, p, p) for _, p in candidates], axis=1)  # (b, P)
+    normals = np.einsum("bijij->b", across)
     total = by_block.sum(axis=0)
     ranking = np.argsort(-total, kind="stable")
     best = int(ranking[0])
 
     def lead(winner: int, loser: int) -> float:
-        difference = by_block[:, winner] - by_block[:, loser]
-        error = np.sqrt(np.square(difference).sum())  # of a sum of independent blocks with mean zero
-        return float(difference.sum() / error) if error > 0 else 0.0
+        return _standard_errors(by_block[:, winner] - by_block[:, loser])
 
+    lead_of_normals = _standard_errors(normals - by_block[:, 0])
+    is_linear = bool(lead_of_normals < CLEAR_LEAD or normals.sum() < total[best])
     is_given_best = best == 0 or lead(best, 0) < CLEAR_LEAD
     reference = 0 if is_given_best else best
     rivals = [lead(reference, other) for other in range(len(candidates)) if other != reference]
@@ -215,7 +226,13 @@ def _judge(candidates: list[tuple[str, np.ndarray]], moments: np.ndarray) -> Ori
     is_conclusive = not is_given_best or confidence >= CLEAR_LEAD
     label, transform = candidates[best] if not is_given_best else candidates[0]
     numbers = f"coherence {total[0]:.3f}"
-    if not is_given_best:
+    if not is_linear:
+        message = (
+            "the encoding may not be linear: fibres run on from voxel to voxel along the shortest axes of the tensors "
+            f"(coherence {normals.sum():.3f} against {total[0]:.3f} along the longest, lead {lead_of_normals:.1f} standard "
+            "errors), as planar encoding makes them; linear encoding is expected, leave this series out"
+        )
+    elif not is_given_best:
         message = (
             f"the gradient directions do not fit the anatomy: taken along the image axes as ({label}) fibres run on "
             f"from voxel to voxel better (coherence {total[best]:.3f} against {total[0]:.3f}, lead {lead(best, 0):.1f} "
@@ -233,9 +250,16 @@ def _judge(candidates: list[tuple[str, np.ndarray]], moments: np.ndarray) -> Ori
         best=float(total[best]),
         best_transform=transform,
         is_given_best=is_given_best,
-        is_fixable=len(candidates) == 24,
+        is_fixable=is_linear and len(candidates) == 24,
+        is_linear=is_linear,
         is_conclusive=is_conclusive,
         confidence=confidence,
         scores=[(candidates[k][0], candidates[k][1], float(total[k])) for k in ranking],
         message=message,
     )
+
+
+def _standard_errors(by_block: np.ndarray) -> float:
+    """Return the sum over blocks in standard errors of a sum of independent blocks with mean zero."""
+    error = np.sqrt(np.square(by_block).sum())
+    return float(by_block.sum() / error) if error > 0 else 0.0

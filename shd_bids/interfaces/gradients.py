@@ -185,7 +185,10 @@ def _checked(
     if action == "off":
         return table, None, None
     check = check_orientation(table.take(volume.data), mask, table, volume.affine)
-    if check.is_given_best:
+    if not check.is_linear and action != "warn":
+        remedy = "by --bids-filter-file, or go on with --gradient-check warn or off"
+        return table, check, f"{name}: {check.message} {remedy}"
+    if check.is_given_best and check.is_linear:
         return table, check, None
     if action == "error":
         remedy = "or use --gradient-check fix (takes the better one), warn or off"
@@ -205,6 +208,7 @@ def _check_facts(check: "OrientationCheck", *, action: str, stop: str | None) ->
         "action": action,
         "stop": stop,
         "is_given_best": check.is_given_best,
+        "is_linear": check.is_linear,
         "is_conclusive": check.is_conclusive,
         "given": check.given,
         "best": check.best,
@@ -255,7 +259,7 @@ def _qc(
             "gradient_coherence_given": qc_column(check.given, "Coherence of fibres with the directions as given", "1"),
             "gradient_coherence_best": qc_column(check.best, "Coherence of fibres with the best orientation", "1"),
             "gradient_flip_suggested": qc_column(
-                "n/a" if check.is_given_best else check.scores[0][0],
+                "n/a" if check.is_given_best or not check.is_linear else check.scores[0][0],
                 "Orientation that fits clearly better than the given",
             ),
         }

@@ -258,7 +258,8 @@ def _warnings(run: RunReport) -> tuple[str, ...]:
     found = list(run.warnings)
     check = dig(run.facts, "gradients", "orientation_check") or {}
     is_failure = bool(check.get("stop"))  # shown as such
-    if check and not is_failure and not (check.get("is_given_best", True) and check.get("is_conclusive", True)):
+    is_fine = all(check.get(name, True) for name in ("is_given_best", "is_linear", "is_conclusive"))
+    if check and not is_failure and not is_fine:
         found.append(str(check.get("message", "the orientation check failed")))
     for facts in run.facts.values():
         found += [str(note) for note in facts.get("notes") or ()]

@@ -249,6 +249,20 @@ class TestNotDiffusion:
         assert keys(root) == ["sub-01_dir-AP"]
         assert "sub-01_dir-PA_dwi.nii.gz: 0 diffusion-weighted volumes" in caplog.text
 
+    @pytest.mark.parametrize("shape", [SHAPE, (*SHAPE, 2)], ids=["one volume", "trace"])
+    def test_images_that_cannot_be_a_series_need_no_tables(self, tmp_path, caplog, shape):
+        root = raw_dataset(tmp_path / "raw", "sub-01_dir-AP_dwi")
+        write_image(root / "sub-01" / "dwi" / "sub-01_dir-PA_dwi.nii.gz", np.ones(shape, np.int16))
+        write_image(root / "sub-02" / "dwi" / "sub-02_dwi.nii.gz", np.ones(shape, np.int16))
+        assert keys(root) == ["sub-01_dir-AP"]
+        assert caplog.text.count("at least 7 are needed; skipped") == 2
+
+    def test_images_long_enough_need_their_tables(self, tmp_path):
+        root = raw_dataset(tmp_path / "raw", "sub-01_dir-AP_dwi")
+        write_image(root / "sub-01" / "dwi" / "sub-01_dir-PA_dwi.nii.gz", np.ones((*SHAPE, 7), np.int16))
+        with pytest.raises(InputError, match=r"no \.bval and no \.bvec"):
+            collect(root)
+
     def test_alone_they_are_a_problem(self, tmp_path):
         root = write_description(tmp_path / "raw")
         write_dwi(root, "sub-01_dwi", n_b0=2, n_weighted=4)

@@ -33,6 +33,7 @@ def test_all_problems_of_both_files_are_told(tmp_path):
     [
         ("0 1 2\n0 abc 1\n0 0 0\n", "line 2 holds 'abc', expected numbers"),
         ("1 0 0\n0 1\n0 0 1\n", "unequal length"),
+        ("0 0,5 1\n0 -0,1 1\n0 0 0\n", "line 1 holds '0,5', a decimal comma"),
         ("", "empty"),
         ("\n".join(["0 " * 32] * 4), "found 4 x 32 numbers, expected 3 rows of 32"),
         ("\n".join(["0 " * 31] * 3), "31 directions, expected 32"),
@@ -55,6 +56,15 @@ def test_problems_of_the_numbers_name_the_file_they_are_in(tmp_path, protocol):
     first, second = caught.value.problems
     assert first.startswith(f"{bval}: no b=0")
     assert second.startswith(f"{bvec}: the directions of 2 volumes")
+
+
+@pytest.mark.parametrize("separator", [",", ", ", " ,"])
+def test_commas_may_part_numbers(tmp_path, protocol, separator):
+    files = write_fsl(tmp_path, protocol.bvals, protocol.directions.T)
+    plain = read_fsl(*files, np.eye(4), 32)
+    for path in files:
+        path.write_text(path.read_text().replace(" ", separator))
+    np.testing.assert_array_equal(read_fsl(*files, np.eye(4), 32).directions, plain.directions)
 
 
 def test_a_binary_file_is_refused(tmp_path, protocol):

@@ -6,6 +6,7 @@ import pytest
 
 from shd_bids import simulation
 from shd_bids.errors import GradientError
+from shd_bids.gradients.dti import fit_tensor
 from shd_bids.gradients.frames import image_rotation
 from shd_bids.gradients.orientation import check_orientation, corrected
 from shd_bids.gradients.table import GradientTable
@@ -91,3 +92,24 @@ def test_few_slices_are_judged_in_plane_only_and_not_fixed(head):
     assert not check.is_fixable
     with pytest.raises(GradientError, match="too few slices"):
         corrected(mirrored, check, affine)
+
+
+def test_planar_encoding_is_told_from_wrong_axes(head):
+    signal, mask, table, affine = head
+    weighted = table.bvals > 0
+    tensors = fit_tensor(signal.reshape(-1, signal.shape[-1]), table)
+    projected = np.einsum("ni,vij,nj->vn", table.directions[weighted], tensors, table.directions[weighted])
+    b0 = signal[..., ~weighted].mean(axis=-1).reshape(-1, 1)
+    planar = signal.copy()
+    trace = np.trace(tensors, axis1=1, axis2=2)[:, None]
+    planar[..., weighted] = (b0 * np.exp(-1000 * (trace - projected) / 2)).reshape(*mask.shape, -1)
+    check = check_orientation(planar, mask, table, affine)
+    assert not check.is_linear
+    assert not check.is_fixable
+    assert "encoding may not be linear" in check.message
+
+
+def test_linear_encoding_with_wrong_axes_stays_linear(head):
+    signal, mask, table, affine = head
+    for _, matrix, _ in check_orientation(signal, mask, table, affine).scores[::5]:
+        assert check_orientation(signal, mask, disturbed(table, affine, matrix), affine).is_linear
