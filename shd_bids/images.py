@@ -20,6 +20,7 @@ VOXEL_SIZES = (0.01, 30.0)  # mm; specimens under a microscope coil, and quick s
 MAX_BAD_IN_MASK = 0.20  # share of values inside the mask that may have been replaced
 NOTED_BAD_IN_MASK = 0.01
 MAX_RADIUS = 4  # voxels, of the median filter; its time grows with the cube
+DARK_MASK = 0.5  # of the level outside; tissues differ less
 USUAL_MASK = (0.05, 0.70)  # share of the field of view a brain takes
 
 
@@ -147,12 +148,12 @@ def check_signal(volume: Volume, mask: np.ndarray) -> tuple[str, ...]:
         )
     first = volume.data[..., 0] if volume.data.ndim == 4 else volume.data
     n_empty = np.count_nonzero(mask & (first == 0))
-    if n_empty == inside:
+    if not volume.data[mask].any():
         raise InputError("the image is zero everywhere inside the mask; check both files")
     notes = []
     if share > NOTED_BAD_IN_MASK:
         notes.append(f"{share:.1%} of the values inside the mask were set to 0 (whole image: {found})")
-    if n_empty:
+    if 0 < n_empty < inside:
         notes.append(f"{n_empty} of {inside} voxels of the mask have no signal in the first volume")
     return tuple(notes)
 
@@ -269,13 +270,16 @@ def read_mask(path: Path, grid: Grid) -> tuple[np.ndarray, tuple[str, ...]]:
     return mask, (cut,)
 
 
-def mask_notes(mask: np.ndarray) -> tuple[str, ...]:
-    """Return a note where a mask covers less or more of the field of view than a brain does."""
+def mask_notes(mask: np.ndarray, b0_mean: np.ndarray) -> tuple[str, ...]:
+    """Return notes where a mask covers less or more of the field of view than a brain does, or is darker than the rest."""
+    notes = []
     share = float(mask.mean())
     low, high = USUAL_MASK
-    if low <= share <= high:
-        return ()
-    return (f"the mask covers {share:.1%} of the field of view, a brain usually {low:.0%} to {high:.0%}",)
+    if not low <= share <= high:
+        notes.append(f"the mask covers {share:.1%} of the field of view, a brain usually {low:.0%} to {high:.0%}")
+    if 0 < share < 1 and b0_mean[mask].mean() < DARK_MASK * b0_mean[~mask].mean():
+        notes.append("the b=0 image is darker inside the mask than outside of it: the mask may lie over air")
+    return tuple(notes)
 
 
 def estimate_mask(b0_mean: np.ndarray, *, voxel_size: ArrayLike = 2.0) -> np.ndarray:

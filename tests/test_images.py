@@ -352,9 +352,11 @@ def test_a_mask_that_cannot_serve_is_refused(tmp_path, dwi, data, affine, messag
 def test_unusual_masks_are_noted():
     mask = np.zeros((10, 10, 10), bool)
     mask[:4] = True
-    assert mask_notes(mask) == ()
-    assert "100.0%" in mask_notes(np.ones_like(mask))[0]
-    assert "0.0%" in mask_notes(np.zeros_like(mask))[0]
+    b0 = np.where(mask, 100.0, 1.0)
+    assert mask_notes(mask, b0) == ()
+    assert "darker inside the mask" in mask_notes(~mask, b0)[-1]
+    assert "100.0%" in mask_notes(np.ones_like(mask), b0)[0]
+    assert "0.0%" in mask_notes(np.zeros_like(mask), b0)[0]
 
 
 def ball(size, radius):

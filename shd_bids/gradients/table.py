@@ -12,6 +12,7 @@ B0_THRESHOLD = 50.0  # s/mm2, as FSL and QSIPrep; MRtrix3's 10 would call the 15
 SHELL_TOLERANCE = 80.0  # s/mm2, MRtrix3's BValueEpsilon
 MIN_DIRECTIONS = 6  # unknowns of a tensor, and of even harmonics of degree 2
 MAX_DROPPED = 0.05  # share of volumes that may lack a direction
+MAX_B = 100_000.0  # s/mm2; beyond what gradients reach
 MAX_SHELLS = 8  # more are a q-space grid
 SHORTEST = 0.1  # a shorter vector is no rounding of a unit vector: the volume has no direction
 WIDTH = 0.05  # of its b-value, which a shell may be wide where that is more than the tolerance
@@ -268,6 +269,10 @@ def bvalue_problems(bvals: np.ndarray, b0_threshold: float) -> list[str]:
         problems.append(
             f"no b=0 volume: the lowest b is {bvals.min():g} s/mm², expected one of at most {b0_threshold:g}; "
             "raise the threshold if that volume is meant to be one"
+        )
+    if bvals.max() > MAX_B:
+        problems.append(
+            f"b-values up to {bvals.max():g}, expected s/mm² of at most {MAX_B:g}; check the unit and divide them"
         )
     if bvals.max() <= b0_threshold:
         problems.append(

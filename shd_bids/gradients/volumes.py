@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shd_bids.errors import GradientError
+from shd_bids.gradients.order import check_order
 from shd_bids.gradients.table import MIN_DIRECTIONS, GradientTable
 
 SAMPLE = 20_000  # voxels of the mask that are compared
@@ -18,6 +19,8 @@ UNLIKE = 0.25  # of that correlation
 NOISE_LIKENESS = 0.1
 BRIGHTER = 1.05  # ratio of a shell to b=0 that noise does not explain
 HARDLY_DARKER = 0.95
+SLOWEST = 0.05e-3  # mm2/s, mean diffusivity that no tissue falls short of, fixed or not
+FREE_WATER = 3.5e-3  # mm2/s, diffusivity that no tissue exceeds, at 37 degrees and with noise
 CLEAR_B = 500.0  # s/mm2, from which tissue is clearly darker than at b=0
 
 
@@ -48,13 +51,17 @@ def check_volumes(signal: np.ndarray, mask: np.ndarray, table: GradientTable) ->
     Raises
     ------
     GradientError
-        More than 20 % of the weighted or of the b=0 volumes do not fit, or a shell is brighter than b=0.
+        More than 20 % of the weighted or of the b=0 volumes do not fit, a shell is brighter than b=0, or its volumes
+        fit the directions of another order.
     """
-    measured = _measure(signal, mask, table)
+    values = _sample(signal, mask)
+    measured = _measure(values, table)
     reasons = _reasons(measured, table)
-    problems = _too_many(reasons, table)
-    if problems:
-        raise GradientError(problems)
+    _require(_too_many(reasons, table))
+    fitting = np.setdiff1d(np.arange(table.n_volumes), list(reasons))
+    swapped, problems, order_doubts = check_order(values[:, fitting].astype(np.float64), table.without(list(reasons)))
+    reasons |= {int(fitting[row]): reason for row, reason in swapped.items()}
+    _require(problems + _too_many(reasons, table))
     rows = sorted(reasons)
     names = "; ".join(f"volume {table.source_volumes[row]} {reasons[row]}" for row in rows)
     notes = [f"{len(rows)} of {table.n_volumes} volumes dropped: {names}"] if rows else []
@@ -64,15 +71,22 @@ def check_volumes(signal: np.ndarray, mask: np.ndarray, table: GradientTable) ->
     index = np.setdiff1d(np.arange(table.n_volumes), rows)
     remaining = _Volumes(measured.level[index], measured.zeros[index], measured.likeness[index])
     problems, doubts = _compare_shells(remaining, kept)
+    _require(problems)
+    return kept.noted(*notes, *doubts, *order_doubts)
+
+
+def _require(problems: list[str]) -> None:
     if problems:
         raise GradientError(problems)
-    return kept.noted(*notes, *doubts)
 
 
-def _measure(signal: np.ndarray, mask: np.ndarray, table: GradientTable) -> _Volumes:
+def _sample(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return some voxels of the mask, shape (n, N)."""
     inside = np.flatnonzero(mask)
-    inside = inside[:: max(1, len(inside) // SAMPLE)]
-    values = signal.reshape(-1, signal.shape[-1])[inside]
+    return signal.reshape(-1, signal.shape[-1])[inside[:: max(1, len(inside) // SAMPLE)]]
+
+
+def _measure(values: np.ndarray, table: GradientTable) -> _Volumes:
     likeness = np.ones(table.n_volumes)
     for shell in table.shells:
         if len(shell.indices) > 2:
@@ -178,6 +192,7 @@ def _compare_shells(volumes: _Volumes, table: GradientTable) -> tuple[list[str],
     problems, doubts = [], _two_levels(level, table)
     for shell in table.shells[1:]:
         ratio = float(np.median(level[shell.indices])) / b0 if b0 > 0 else 0.0
+        ratio = max(ratio, 1e-12)
         if ratio > BRIGHTER:
             problems.append(
                 f"the volumes of b = {shell.bvalue:.0f} s/mm² are {ratio:.2f} times as bright as those of b=0, expected "
@@ -187,6 +202,16 @@ def _compare_shells(volumes: _Volumes, table: GradientTable) -> tuple[list[str],
             doubts.append(
                 f"the volumes of b = {shell.bvalue:.0f} s/mm² are hardly darker than those of b=0 (ratio {ratio:.2f}): "
                 "the mask may lie over air, the b-values may be in another unit, or labels be exchanged"
+            )
+        elif shell.bvalue >= CLEAR_B and -np.log(ratio) / shell.bvalue < SLOWEST:
+            doubts.append(
+                f"the signal at b = {shell.bvalue:.0f} s/mm² is {ratio:.2g} of that at b=0, more than tissue keeps: the "
+                "b-values may be in another unit"
+            )
+        elif -np.log(ratio) / shell.bvalue > FREE_WATER:
+            doubts.append(
+                f"the signal at b = {shell.bvalue:.0f} s/mm² is {ratio:.2g} of that at b=0, less than free water keeps: "
+                "the b-values may be in another unit"
             )
         if len(shell.indices) >= MIN_DIRECTIONS and np.median(volumes.likeness[shell.indices]) < NOISE_LIKENESS:
             doubts.append(f"the volumes of b = {shell.bvalue:.0f} s/mm² resemble each other no more than noise does")

@@ -148,7 +148,7 @@ def _find_mask(volume: "Volume", b0: "np.ndarray", mask_file: Path | None) -> tu
     from shd_bids.images import check_signal, estimate_mask, load_mask, mask_notes
 
     mask = estimate_mask(b0, voxel_size=volume.voxel_size) if mask_file is None else load_mask(mask_file, volume)
-    notes = [*volume.notes, *mask_notes(mask), *check_signal(volume, mask)]
+    notes = [*volume.notes, *mask_notes(mask, b0), *check_signal(volume, mask)]
     if mask_file is None:
         notes.append("no mask was given; it was estimated from the b=0 images: look at it in the report")
     return mask, notes

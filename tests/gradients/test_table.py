@@ -16,6 +16,11 @@ def shells_of(bvals, rng) -> list[tuple[float, int]]:
     return [(round(shell.bvalue), len(shell.indices)) for shell in table.shells]
 
 
+def test_bvalues_in_another_unit_are_refused(rng):
+    with pytest.raises(GradientError, match="b-values up to 1e\\+06, expected s/mm²"):
+        gradient_table(np.r_[0.0, np.full(12, 1e6)], rng.normal(size=(13, 3)))
+
+
 def test_b_values_around_a_nominal_shell_stay_together(rng):
     """The published code rounds to multiples of 200 and parts 1495 from 1505."""
     nominal = [0, *([1495, 1505] * 10), *([695, 705] * 5)]

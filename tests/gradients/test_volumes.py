@@ -17,9 +17,12 @@ def table(rng):
 
 @pytest.fixture
 def signal(rng, table):
-    """Tissue of different brightness and diffusivity, with noise, shape (12, 12, 12, 36)."""
-    brightness, diffusivity = rng.uniform(400, 1200, (12, 12, 12, 1)), rng.uniform(0.4e-3, 1e-3, (12, 12, 12, 1))
-    return brightness * np.exp(-table.bvals * diffusivity) + rng.normal(0, 15, (12, 12, 12, table.n_volumes))
+    """Tissue of different brightness, diffusivity and direction, with noise, shape (12, 12, 12, 36)."""
+    brightness, diffusivity = rng.uniform(400, 1200, (12, 12, 12, 1)), rng.uniform(0.3e-3, 0.8e-3, (12, 12, 12, 1))
+    fibres = rng.normal(size=(12, 12, 12, 3))
+    along = (fibres @ table.directions.T / np.linalg.norm(fibres, axis=-1, keepdims=True)) ** 2
+    attenuation = np.exp(-table.bvals * (diffusivity + 0.5e-3 * along))
+    return brightness * attenuation + rng.normal(0, 15, (12, 12, 12, table.n_volumes))
 
 
 def of_shell(table, number, count):
@@ -88,3 +91,8 @@ def test_noise_and_a_mask_over_air_are_told(table, rng):
     notes = " ".join(check_volumes(air, MASK, table).notes)
     assert "hardly darker" in notes
     assert "no more than noise" in notes
+
+
+def test_a_signal_that_falls_faster_than_water_is_told(signal, table):
+    signal[..., table.bvals > 0] *= 0.01
+    assert any("less than free water keeps" in note for note in check_volumes(signal, MASK, table).notes)
