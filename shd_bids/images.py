@@ -16,6 +16,7 @@ from shd_bids.nifti import affine_in_mm, corner_distance, header_notes, is_same_
 GRID_TOLERANCE = 0.03  # of the smallest edge of a voxel
 WHOLE_TOLERANCE = 1e-3  # deviation from a whole number that is rounding
 MAX_PROBABILITY = 1.5  # of a map that interpolation has taken above 1
+LARGEST_SIGNAL = 1e10  # and one over the smallest maximum; float32 holds the square of it
 VOXEL_SIZES = (0.01, 30.0)  # mm; specimens under a microscope coil, and quick scouts
 MAX_BAD_IN_MASK = 0.20  # share of values inside the mask that may have been replaced
 NOTED_BAD_IN_MASK = 0.01
@@ -91,7 +92,7 @@ def load_volume(path: Path, *, n_dims: tuple[int, ...] = (3, 4), keep_negative: 
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) not in n_dims or 0 in shape:
+    if len(shape) not in n_dims or min(shape) < 1:
         expected = " or ".join(str(n) for n in n_dims)
         raise InputError(f"{path}: an image of {len(shape)} dimensions {shape}, expected {expected} dimensions")
     if image.get_data_dtype().kind not in "iuf":
@@ -117,6 +118,17 @@ def load_volume(path: Path, *, n_dims: tuple[int, ...] = (3, 4), keep_negative: 
         repaired=repaired,
         notes=header_notes(image),
     )
+
+
+def signal_problem(volume: Volume) -> str:
+    """Return why the values of an image can be no signal, nothing where they can."""
+    top = float(volume.data.max(initial=0))
+    if not top:
+        found = ", ".join(f"{count} {kind}" for kind, count in volume.n_repaired.items() if count)
+        return f"no value above 0 ({found or 'all zero'}), expected signal; convert or copy it again"
+    if not 1 / LARGEST_SIGNAL < top < LARGEST_SIGNAL:
+        return f"values up to {top:.3g}, expected those of a signal; check the scale factor in the header"
+    return ""
 
 
 def count_volumes(path: Path) -> int:

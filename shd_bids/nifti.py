@@ -5,9 +5,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
 
 from shd_bids.boxes import chunks
 from shd_bids.errors import InputError
@@ -31,10 +29,10 @@ def open_image(path: Path) -> nib.Nifti1Image:
         raise InputError(f"{path}: {reason}")
     try:
         image = nib.load(path)
-    except (ImageFileError, HeaderDataError, ValueError) as error:
-        raise InputError(f"{path}: not a NIfTI image ({_first_line(error)})") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read, damaged or truncated ({_first_line(error)})") from None
+    except Exception as error:  # a damaged header fails wherever nibabel first computes with it
+        raise InputError(f"{path}: not a NIfTI image ({_first_line(error)})") from None
     if not isinstance(image, nib.Nifti1Image):
         raise InputError(f"{path}: an image of type {type(image).__name__}, expected NIfTI (.nii, .nii.gz)")
     return image

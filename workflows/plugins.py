@@ -20,10 +20,11 @@ import nipype.pipeline.engine as pe
 import yaml
 from nipype import config as nipype_config
 from nipype import logging as nipype_logging
+from nipype.pipeline import plugins
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from shd_bids.errors import InputError, OutputError, ShdError
-from shd_bids.files import lacks_space
+from shd_bids.files import lacks_space, read_text
 from shd_bids.interfaces.base import Failure, StageInterface, failure_of, read_failure, write_failure
 from shd_bids.interfaces.isolation import LogSetup, StageKilledError, thread_environment
 from shd_bids.processes import die_with_parent, end_after
@@ -222,13 +223,17 @@ def _plugin(own: dict[str, Any], plugin_file: Path | None) -> tuple[Any, dict[st
     if plugin_file is None:
         return SafeMultiProcPlugin(own), {}
     try:
-        chosen = yaml.safe_load(plugin_file.read_text(encoding="utf-8"))
-        name, arguments = chosen["plugin"], own | (chosen.get("plugin_args") or {})
-    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        chosen = yaml.safe_load(read_text(plugin_file))
+    except yaml.YAMLError:
+        chosen = None
+    extra = chosen.get("plugin_args") or {} if isinstance(chosen, dict) else None
+    name = chosen.get("plugin") if isinstance(chosen, dict) else None
+    if not isinstance(name, str) or not isinstance(extra, dict) or not hasattr(plugins, f"{name}Plugin"):
         raise InputError(
-            f"--use-plugin {plugin_file}: expected YAML with 'plugin: NAME' and 'plugin_args: {{...}}' "
-            f"({type(error).__name__}: {error})"
-        ) from error
+            f"--use-plugin {plugin_file}: expected YAML with 'plugin: NAME', a plugin of Nipype such as MultiProc or SLURM, "
+            "and 'plugin_args: {...}'"
+        )
+    arguments = own | extra
     return (SafeMultiProcPlugin(arguments) if name == "MultiProc" else name), arguments
 
 

@@ -28,7 +28,16 @@ from shd_bids.errors import InputError, NoInputError
 from shd_bids.files import read_json_object, read_text
 from shd_bids.gradients.files import read_fsl, read_mrtrix
 from shd_bids.gradients.table import MIN_DIRECTIONS, GradientTable
-from shd_bids.images import Volume, check_signal, count_volumes, grid_problem, load_volume, read_mask, same_grid
+from shd_bids.images import (
+    Volume,
+    check_signal,
+    count_volumes,
+    grid_problem,
+    load_volume,
+    read_mask,
+    same_grid,
+    signal_problem,
+)
 from shd_bids.response.given import read_given
 from shd_bids.settings import Settings
 
@@ -306,11 +315,8 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
     """Return the series with its mask after reading image, gradients and mask once; raise with every problem found."""
     volume = load_volume(run.dwi, n_dims=(4,))
     problems: list[str] = []
-    if not volume.data.any():
-        found = ", ".join(f"{count} {kind}" for kind, count in volume.n_repaired.items() if count)
-        problems.append(
-            f"{run.dwi}: no value above 0 ({found or 'all zero'}), expected signal; convert or copy it again"
-        )
+    if reason := signal_problem(volume):
+        problems.append(f"{run.dwi}: {reason}")
     try:
         table = _read_gradients(run, settings, volume)
         shells = tuple((shell.bvalue, len(shell.indices)) for shell in table.shells)

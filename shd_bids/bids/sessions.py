@@ -222,6 +222,13 @@ def _layout(settings: Settings, root: Path, name: str) -> Any:
             )
     except UnicodeEncodeError as error:
         raise InputError(f"{root}: a name is not UTF-8 ({ascii(error.object)[:200]}); rename it") from error
+    except Exception as error:  # of the library in which pybids keeps its index
+        if database is None:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"--bids-database-dir {database}: cannot be read ({reason}); remove it, it is made anew"
+        ) from error
 
 
 def _images(settings: Settings, dataset: Dataset, filters: Mapping[str, Any]) -> dict[tuple[str, str], list[Path]]:

@@ -70,13 +70,14 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     from shd_bids.bids.collect import collect_runs
     from shd_bids.cli.group import run_group
     from shd_bids.cli.plan import format_plan, make_plan
-    from shd_bids.cli.preflight import describe_device, require_weights, require_writable
+    from shd_bids.cli.preflight import describe_device, require_names, require_weights, require_writable
     from shd_bids.cli.workplace import hold_series
 
     require_writable(settings, create=False)
     device = describe_device(settings.device)
     require_weights(settings)
     runs = collect_runs(settings)
+    require_names(runs, settings)
     if settings.analysis_level == "group":
         return run_group(runs, settings, argv=argv, device=device)
     inputs = {run.key: provenance.hash_inputs(run, settings) for run in runs}

@@ -66,6 +66,9 @@ def parse_args(argv: Sequence[str], environment: Mapping[str, str] = os.environ)
         With code 2 and one line for a wrong call, with 0 after ``--help`` and ``--version``.
     """
     parser = build_parser()
+    for word in (*argv, str(Path.cwd())):
+        if not _is_utf8(word):
+            parser.error(f"{word!a} is not UTF-8, which records and sidecars are written in; give another name")
     argv = _with_explicit_mode(argv)
     from_file = _config_values(parser, argv)
     if all(name in from_file for name in POSITIONALS) and not _has_positionals(argv):
@@ -113,6 +116,14 @@ def build_parser(*, with_positionals: bool = True) -> argparse.ArgumentParser:
             group.add_argument("--notrack", action="store_true", help=NOTRACK_HELP)
             group.add_argument("-q", "--quiet", action="count", help="say less: warnings and errors only")
     return parser
+
+
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _with_explicit_mode(argv: Sequence[str]) -> list[str]:

@@ -6,13 +6,19 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.names import expected_outputs
 from shd_bids.data import shipped_weights
-from shd_bids.errors import DeviceError, OutputError
+from shd_bids.errors import DeviceError, InputError, OutputError
 from shd_bids.processes import die_with_parent
 from shd_bids.settings import Settings
 from shd_bids.workflows.resources import may_use_gpu
+
+LONGEST_NAME = 221
+"""Bytes; file systems hold 255, and a file that is being written has 34 more."""
 
 CUDA_QUESTION = """
 import sys, torch
@@ -71,6 +77,29 @@ def require_weights(settings: Settings) -> None:
     from shd_bids.fod.weights import load_weights  # with torch, which other calls need not load here
 
     load_weights(Path(settings.weights))
+
+
+def require_names(runs: Sequence[DWIRun], settings: Settings) -> None:
+    """Refuse series whose outputs could not be written under their names.
+
+    Raises
+    ------
+    InputError
+        With every series whose name is too long.
+    """
+    problems = []
+    for run in runs:
+        outputs = expected_outputs(
+            settings.output_dir, run, level="full", method=settings.tracking_algorithm, formats=("trx",)
+        )
+        longest = max(len(os.fsencode(path.name)) for path in outputs)
+        if longest > LONGEST_NAME:
+            problems.append(
+                f"{run.dwi.name}: its outputs would have names of {longest} bytes, expected at most {LONGEST_NAME}; "
+                "shorten the labels in its name"
+            )
+    if problems:
+        raise InputError(problems)
 
 
 def require_writable(settings: Settings, *, create: bool) -> None:
