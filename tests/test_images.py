@@ -19,6 +19,7 @@ from shd_bids.images import (
     same_grid,
     save_volume,
     scatter,
+    signal_problem,
 )
 
 AFFINE = np.array([[-2.0, 0.1, 0, 90], [0.1, 1.9, -0.6, -120], [0, 0.6, 2.4, -70], [0, 0, 0, 1]])
@@ -181,6 +182,18 @@ def singular_affine(path, dwi):
     path.write_bytes(content)
 
 
+def endless_offset(path, dwi):
+    content = bytearray(dwi.read_bytes() if dwi.suffix == ".nii" else gzip.decompress(dwi.read_bytes()))
+    content[108:112] = np.float32(np.inf).tobytes()  # vox_offset
+    path.write_bytes(content)
+
+
+def negative_dimension(path, dwi):
+    content = bytearray(nib.Nifti1Image(np.ones((3, 3, 3), np.float32), np.eye(4)).to_bytes())
+    content[42:44] = np.int16(-3).tobytes()  # dim[1]
+    path.write_bytes(content)
+
+
 def absent(path, dwi):
     pass
 
@@ -199,6 +212,8 @@ def absent(path, dwi):
         (two_dimensions, "x.nii", "2 dimensions"),
         (complex_numbers, "x.nii", "complex64, expected real numbers"),
         (singular_affine, "x.nii", "affine is singular"),
+        (endless_offset, "x.nii", "not a NIfTI image"),
+        (negative_dimension, "x.nii", "dimensions"),
         (absent, "x.nii", "no such file"),
     ],
 )
@@ -258,6 +273,12 @@ def test_an_image_that_is_zero_in_the_mask_is_refused(tmp_path):
 
 
 # --- writing
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0, 1e12])
+def test_values_of_no_signal_are_told(tmp_path, scale):
+    volume = load_volume(nifti(tmp_path / "x.nii", np.full((4, 4, 4, 2), scale, np.float32)))
+    assert bool(signal_problem(volume)) == (scale != 1)
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -145,3 +145,12 @@ def test_links_to_the_root_are_not_followed_for_ever(tmp_path, link):
     (root / link).symlink_to(root)
     (root / "sub-02" / "ses-loop").symlink_to(root / "sub-02")
     assert keys(root) == ["sub-01", "sub-02_ses-1"]
+
+
+def test_a_damaged_database_is_told(tmp_path):
+    root = raw_dataset(tmp_path / "raw")
+    index = tmp_path / "database" / "raw" / "layout_index.sqlite"
+    index.parent.mkdir(parents=True)
+    index.write_text("x")
+    with pytest.raises(InputError, match=r"--bids-database-dir .* cannot be read .*; remove it"):
+        collect(root, bids_database_dir=tmp_path / "database")

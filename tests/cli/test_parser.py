@@ -1,4 +1,5 @@
 import argparse
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -131,6 +132,10 @@ def test_derivatives_may_be_named_or_not_and_repeated(dirs, tmp_path):
 )
 def test_wrong_calls_are_told_in_one_line(capsys, dirs, words, told):
     assert told in refused(capsys, dirs, *words)
+
+
+def test_words_that_are_not_utf8_are_told(capsys, dirs):
+    assert "'/x/\\udcff' is not UTF-8" in refused(capsys, dirs, "--mask", os.fsdecode(b"/x/\xff"))
 
 
 def test_folders_must_make_sense(capsys, dirs, tmp_path):

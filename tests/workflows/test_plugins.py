@@ -103,9 +103,12 @@ def test_plugin_file(graph, tmp_path, plugin):
     assert failure(tmp_path, "b").exit_code == 65
 
 
-def test_wrong_plugin_file_is_told(graph, tmp_path):
+@pytest.mark.parametrize(
+    "text", ["plugins: Linear\n", "plugin: Absent\n", "plugin: [1", "- 1", "plugin: Linear\nplugin_args: 1"]
+)
+def test_wrong_plugin_file_is_told(graph, tmp_path, text):
     file = tmp_path / "plugin.yml"
-    file.write_text("plugins: Linear\n")
+    file.write_text(text)
     with pytest.raises(InputError, match=r"expected YAML with 'plugin: NAME'"):
         run_workflow(graph(a=[(Double, 1.0)]), call=CALL, n_procs=1, memory_gb=4, plugin_file=file)
 
