@@ -20,7 +20,7 @@ _MODE = 0o664
 def locked(path: Path, *, seconds: float = -1, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a lock file, which is removed afterwards; its end is that of the process, however that dies.
 
-    Where the file system has no locks, the existence of the file is the lock.
+    Where the file system has no locks, the existence of a second file is the lock.
 
     Parameters
     ----------
@@ -65,13 +65,12 @@ def _acquired(path: Path, seconds: float) -> BaseFileLock:
         except OSError as error:
             if isinstance(lock, SoftFileLock) or error.errno not in _NO_LOCKS:
                 raise
-            lock = SoftFileLock(path, mode=_MODE)
+            lock = SoftFileLock(f"{path}.soft", mode=_MODE)
         else:
             return lock
 
 
 def _release(lock: BaseFileLock, path: Path) -> None:
     """Remove the file while it is held: who waits for it then finds it gone and makes another."""
-    if not isinstance(lock, SoftFileLock):
-        path.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     lock.release()

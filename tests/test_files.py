@@ -1,8 +1,9 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from shd_bids.files import absence, atomic_path, write_json, write_text
+from shd_bids.files import absence, atomic_path, lacks_space, remove_unfinished, write_json, write_text
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -53,3 +54,21 @@ def test_links_whose_content_was_not_fetched_are_told_from_files_that_never_were
     path.unlink()
     path.symlink_to(path.name)
     assert "mend the link" in absence(path)
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "sub-01_space-orig_x.nii.gz") as temporary:
+        left = temporary.name
+        raise KeyboardInterrupt
+    others = [".bidsignore", "sub-01_space-orig_x.nii.gz", left.replace("sub-01_", "sub-01_acq-b_")]
+    for name in (left, *others):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, "sub-01_(space|desc)-")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_full_disk_is_known_by_the_error_or_by_the_disk(tmp_path, monkeypatch):
+    assert lacks_space("OSError: [Errno 28] No space left on device", tmp_path)
+    assert not lacks_space("ValueError: 2 requested and 0 written", tmp_path / "absent")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4096))
+    assert lacks_space("ValueError: 2 requested and 0 written", tmp_path)

@@ -7,12 +7,11 @@ outlive a program that is killed; and a crash file that cannot be written ends t
 
 import logging
 import os
-import signal
 import traceback
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 from shd_bids.errors import InputError, OutputError, ShdError
 from shd_bids.files import lacks_space, read_text
 from shd_bids.interfaces.base import Failure, StageInterface, failure_of, read_failure, write_failure
-from shd_bids.interfaces.isolation import LogSetup, StageKilledError, thread_environment
-from shd_bids.processes import die_with_parent, end_after
+from shd_bids.interfaces.isolation import LogSetup, StageKilledError, start_worker, thread_environment
 from shd_bids.workflows.base import WORKFLOW_NAME, run_name
 
 __all__ = ["SafeMultiProcPlugin", "configure_nipype", "read_failures", "run_workflow"]
@@ -135,7 +133,7 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         return ProcessPoolExecutor(
             max_workers=self.processors,
             mp_context=get_context(self.plugin_args["mp_context"]),
-            initializer=_start_worker,
+            initializer=start_worker,
             initargs=(self._cwd, LogSetup.of_this_process(), dict(nipype_config._sections["logging"])),
         )
 
@@ -205,17 +203,6 @@ def _failed(node: pe.Node, error: Exception) -> dict[str, Any]:
         inputs = node.inputs
         failure = read_failure(Path(inputs.run_dir), inputs.call) or failure_of(inputs, error, Path(node.base_dir))
     return {"result": None, "traceback": traceback.format_exception(error), "failure": failure}
-
-
-def _start_worker(cwd: str, log_setup: LogSetup, nipype_levels: dict[str, str]) -> None:
-    """Prepare a pool worker: it dies with the program and talks as loudly as it."""
-    die_with_parent()
-    end_after(parent_process().join)
-    os.chdir(cwd)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    nipype_config.update_config({"logging": nipype_levels})
-    nipype_logging.update_logging(nipype_config)
-    log_setup.apply()
 
 
 def _plugin(own: dict[str, Any], plugin_file: Path | None) -> tuple[Any, dict[str, Any]]:

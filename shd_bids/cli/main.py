@@ -34,7 +34,9 @@ logger = logging.getLogger("shd_bids")
 
 def run() -> NoReturn:
     """Run the command ``shd_bids``."""
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    ignore_signals()  # the code is what batch systems know of the end; leaving takes a moment
+    sys.exit(code)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,10 +49,16 @@ def main(argv: Sequence[str]) -> int:
     """
     settings = parse_args(argv)
     start_logging(settings.verbose)
+    with signals_as_exceptions():
+        return _told(settings, argv)
+
+
+def _told(settings: Settings, argv: Sequence[str]) -> int:
+    """Do the call, and tell why it ended early."""
     try:
-        with signals_as_exceptions():
-            return _run(settings, argv)
+        return _run(settings, argv)
     except (KeyboardInterrupt, TerminatedError) as stop:
+        ignore_signals()
         how = "terminated" if isinstance(stop, TerminatedError) else "interrupted"
         logger.error("%s; the same call goes on where this one stopped", how)
         return code_of(stop)

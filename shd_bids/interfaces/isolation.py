@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import Pipe
+from multiprocessing import Pipe, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import shd_bids
 from shd_bids.errors import ShdError
 from shd_bids.processes import die_with_parent, end_after
 
-__all__ = ["LogSetup", "StageKilledError", "call_isolated", "thread_environment"]
+__all__ = ["LogSetup", "StageKilledError", "call_isolated", "start_worker", "thread_environment"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -137,6 +137,22 @@ def _exchange(connection: Connection, call: object) -> tuple[dict[str, Any], Exc
         return connection.recv()
     except (EOFError, ConnectionError):
         return None
+
+
+def start_worker(cwd: str, log_setup: LogSetup, nipype_levels: dict[str, str]) -> None:
+    """Prepare a pool worker: it ends with the program and talks as loudly as it.
+
+    Nipype takes seconds to load; it is imported here, so that no worker that still loads it outlives the program.
+    """
+    die_with_parent()
+    end_after(parent_process().join)
+    os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    from nipype import config, logging
+
+    config.update_config({"logging": nipype_levels})
+    logging.update_logging(config)
+    log_setup.apply()
 
 
 def thread_environment(n_threads: int) -> dict[str, str]:

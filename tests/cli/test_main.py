@@ -150,6 +150,12 @@ class TestBeforeTheGraph:
             assert code == 78
             assert "own.safetensors cannot be read as safetensors" in lines[0]
 
+    def test_a_work_folder_that_others_can_write(self, raw, out, capsys, tmp_path):
+        (tmp_path / "work").mkdir()
+        (tmp_path / "work").chmod(0o777)
+        code, lines = self.refused(raw, out, capsys, "-w", str(tmp_path / "work"))
+        assert (code, len(lines)) == (73, 1)
+
     def test_output_inside_the_input(self, raw, capsys):
         before = sorted(raw.rglob("*"))
         assert call(raw, raw / "results") == 73
@@ -282,7 +288,7 @@ class TestEnds:
         assert (tmp_path / "work" / "shd_bids_wf" / "sub_01_wf" / "facts").is_dir()
         assert not (out / ".work").exists()
 
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
     def test_signals(self, raw, out, graph, monkeypatch, number, code, capsys):
         def interrupt(workflow, **options):
             graph.fail("sub_01", 1, error="StageKilledError")
@@ -296,10 +302,49 @@ class TestEnds:
         finally:
             signal.signal(signal.SIGINT, before)
         assert len(errors(capsys)) == 1
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         for subject, status in records(out).items():
             assert (status["status"], status["exit_code"]) == ("interrupted", code)
             assert status["series"][subject]["status"] == "interrupted"
             assert "nterrupted" in (out / f"{subject}.html").read_text()
+
+    def test_a_signal_that_comes_again_cuts_no_record_short(self, raw, out, graph, monkeypatch):
+        def again(*args):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return True
+
+        def interrupt(workflow, **options):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr("shd_bids.workflows.plugins.run_workflow", interrupt)
+        monkeypatch.setattr("shd_bids.cli.main._write_reports", again)
+        assert call(raw, out) == 143
+        assert {status["status"] for status in records(out, "provenance.json").values()} == {"interrupted"}
+
+    def test_what_another_call_did_meanwhile_is_not_done_again(self, raw, out, graph, monkeypatch):
+        """The lock is free only when the other call, here made before the lock is asked for, is done."""
+        from shd_bids.cli import workplace
+
+        hold_series = workplace.hold_series
+
+        def after_another(settings, runs):
+            monkeypatch.setattr(workplace, "hold_series", hold_series)
+            assert call(raw, out, "--participant-label", "01") == 0
+            return hold_series(settings, runs)
+
+        monkeypatch.setattr(workplace, "hold_series", after_another)
+        assert call(raw, out) == 0
+        assert [[run.subject for run in runs] for runs, _ in graph.calls] == [["01"], ["02"]]
+
+    def test_records_are_written_as_far_as_they_fit(self, raw, out, graph, monkeypatch, capsys):
+        def full(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "provenance.json")
+
+        monkeypatch.setattr("shd_bids.cli.record.Record.write_provenance", full)
+        assert call(raw, out) == 73
+        assert len(errors(capsys)) == 1
+        assert {status["status"] for status in records(out).values()} == {"finished"}
+        assert not list(out.glob("sub-*/log/*/.reserve"))
 
     def test_a_full_disk_is_told_as_such(self, raw, out, graph, monkeypatch, capsys):
         def fill(*args):

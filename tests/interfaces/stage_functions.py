@@ -1,5 +1,6 @@
 """Functions that tests call in processes of their own, where only what can be imported exists."""
 
+import errno
 import logging
 import os
 import signal
@@ -38,6 +39,14 @@ def refuse(*, value: float, out_dir: Path) -> dict:
 def fail(*, value: float, out_dir: Path) -> dict:
     """Raise an error that no one foresaw."""
     raise ZeroDivisionError("nothing left")
+
+
+def fill(*, value: float, out_dir: Path) -> dict:
+    """Raise what a library makes of a full disk."""
+    try:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise RuntimeError("cannot save") from error
 
 
 def die(*, value: float, out_dir: Path) -> dict:
@@ -88,6 +97,12 @@ class Fail(Stage):
     """Breaks."""
 
     function = staticmethod(fail)
+
+
+class Fill(Stage):
+    """Fills the disk."""
+
+    function = staticmethod(fill)
 
 
 class Die(Stage):

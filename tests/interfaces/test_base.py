@@ -7,7 +7,7 @@ import pytest
 from shd_bids.errors import InputError
 from shd_bids.interfaces import base
 from shd_bids.interfaces.base import Failure, log_progress, read_failure, write_failure
-from tests.interfaces.stage_functions import Double, Fail, Refuse
+from tests.interfaces.stage_functions import Double, Fail, Fill, Refuse
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +82,27 @@ def test_progress_is_told_sparingly_and_with_the_time_left(caplog, monkeypatch):
         "sub-01 fod: fit [####################] 100 %",
         "sub-01 fod: maps [###################.]  99 %",
     ]
+
+
+def test_failures_of_other_calls_count_for_nothing(tmp_path):
+    left = Failure(run="a", node="b", error="c", exit_code=1, message="of an orphan", call="killed")
+    write_failure(tmp_path, left)
+    assert read_failure(tmp_path, "next") is None
+    own = Failure(run="a", node="b", error="c", exit_code=65, message="own", call="next")
+    write_failure(tmp_path, own)
+    assert read_failure(tmp_path, "next") == own
+
+
+def test_a_failure_is_known_even_where_it_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    failure = Failure(run="a", node="b", error="c", exit_code=65, message="cause")
+    write_failure(tmp_path / "file" / "run", failure)
+    assert read_failure(tmp_path / "file" / "run", "") == failure
+
+
+def test_a_full_disk_has_its_own_code(tmp_path):
+    with pytest.raises(RuntimeError):
+        run(Fill, tmp_path)
+    failure = read_failure(tmp_path / "run", "1")
+    assert failure.exit_code == 73
+    assert failure.message == "the disk is full; free some space (RuntimeError: cannot save)"

@@ -1,6 +1,9 @@
 """The graph runs to its end whatever happens in a node, and says what happened."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +15,9 @@ from shd_bids.errors import InputError
 from shd_bids.interfaces.base import read_failure
 from shd_bids.workflows.base import WORKFLOW_NAME
 from shd_bids.workflows.plugins import SafeMultiProcPlugin, configure_nipype, run_workflow
-from tests.interfaces.stage_functions import Die, Double, KillWorker, Refuse, Wait
+from tests.helpers import until
+from tests.interfaces import stage_functions
+from tests.interfaces.stage_functions import Die, Double, Fill, KillWorker, Refuse, Wait
 
 CALL = "this call"
 
@@ -76,6 +81,57 @@ def test_killed_worker_ends_its_stage_and_not_the_run(graph, tmp_path):
     assert "memory" in failure(tmp_path, "killed").message
     assert finished(tmp_path, "killed") == []
     assert finished(tmp_path, "later") == ["stage_0", "stage_1", "stage_2"]  # in a new pool
+
+
+def test_nothing_hangs_where_no_record_can_be_written(graph, tmp_path):
+    """As on a full disk: here the folders of the records are files."""
+    workflow = graph(refused=[(Refuse, 1.0)], killed=[(KillWorker, 1.0)], full=[(Fill, 1.0)])
+    for name in ("refused", "killed", "full"):
+        (tmp_path / name).touch()
+        workflow.get_node(f"{name}.stage_0").inputs.run_dir = str(tmp_path / name / "run")
+    run_workflow(workflow, call=CALL, n_procs=1, memory_gb=4)
+    codes = {name: read_failure(tmp_path / name / "run", CALL).exit_code for name in ("refused", "killed", "full")}
+    assert codes == {"refused": 65, "killed": 1, "full": 73}
+
+
+def test_crash_files_that_cannot_be_written_end_nothing(graph, tmp_path):
+    workflow = graph(bad=[(Refuse, 1.0)], good=[(Double, 1.0)])
+    (tmp_path / "crash").touch()
+    run_workflow(workflow, call=CALL, n_procs=1, memory_gb=4)
+    assert failure(tmp_path, "bad").exit_code == 65
+    assert finished(tmp_path, "good") == ["stage_0"]
+
+
+PROGRAM = """
+from pathlib import Path
+import nipype.pipeline.engine as pe
+from shd_bids.workflows.plugins import configure_nipype, run_workflow
+from tests.helpers import until
+from tests.interfaces import stage_functions
+from tests.interfaces.stage_functions import Wait
+
+if __name__ == "__main__":
+    folder = Path.cwd()
+    configure_nipype(crash_dir=folder / "crash")
+    workflow = pe.Workflow(name="shd_bids_wf", base_dir=str(folder))
+    workflow.add_nodes([pe.Node(Wait(value=60.0, run_dir=str(folder / "run")), name="stage")])
+    run_workflow(workflow, call="x", n_procs=1, memory_gb=4)
+"""
+
+
+def test_a_killed_program_leaves_no_process(tmp_path):
+    """Workers are children of a server, not of the program; the kernel does not tell them."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = os.environ | {"PYTHONPATH": str(Path(stage_functions.__file__).parents[2])}
+    program = subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, env=environment)
+    try:
+        until((tmp_path / "shd_bids_wf" / "stage" / "started").exists, seconds=60)
+        below = psutil.Process(program.pid).children(recursive=True)
+    finally:
+        program.kill()
+        program.wait()
+    assert len(below) >= 4  # server, tracker, worker, stage
+    assert not psutil.wait_procs(below, timeout=10)[1]
 
 
 def test_second_run_executes_nothing_and_clears_the_failure(graph, tmp_path, monkeypatch):
