@@ -300,7 +300,8 @@ def _write_reports(record: "Record", earlier: Sequence[tuple["DWIRun", dict[str,
             logger.info("report: %s", page)
         except Exception as error:  # results are worth more than their page
             is_written = False
-            logger.error("sub-%s: no report (%s: %s)", subject, type(error).__name__, error)
+            level = logging.ERROR if record.status == FINISHED else logging.WARNING  # else the cause is told
+            logger.log(level, "sub-%s: no report (%s: %s)", subject, type(error).__name__, error)
             logger.debug("%s", traceback.format_exc())
     return is_written
 
