@@ -3,7 +3,6 @@ import json
 import logging
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from shd_bids.bids.names import expected_outputs
 from shd_bids.cli import preflight
 from shd_bids.cli.main import main
 from shd_bids.cli.record import exit_code
-from shd_bids.errors import DeviceError
 from shd_bids.settings import Settings
 from tests.bids_trees import raw_dataset, write_dwi, write_gradients, write_mask
 
@@ -374,39 +372,6 @@ class TestEnds:
 )
 def test_exit_code(series, n_skipped, expected):
     assert exit_code(series, n_skipped=n_skipped) == expected
-
-
-class TestDevice:
-    def gpus(self, monkeypatch, *names):
-        monkeypatch.setattr(preflight, "CUDA_QUESTION", f"print(*{names!r}, sep='\\n')")
-        monkeypatch.setattr(preflight, "may_use_gpu", lambda device: device != "cpu" and bool(names))
-
-    def test_auto_takes_what_is_there(self, monkeypatch):
-        self.gpus(monkeypatch)
-        assert preflight.describe_device("auto") == "cpu"
-        self.gpus(monkeypatch, "H200")
-        assert preflight.describe_device("auto") == "cuda:0 (H200)"
-
-    def test_a_number_must_exist(self, monkeypatch):
-        self.gpus(monkeypatch, "A", "B")
-        assert preflight.describe_device("cuda:1") == "cuda:1 (B)"
-        with pytest.raises(DeviceError, match="found 2 CUDA devices"):
-            preflight.describe_device("cuda:2")
-
-    def test_cpu_asks_nobody(self, monkeypatch):
-        monkeypatch.setattr(preflight.subprocess, "run", None)
-        assert preflight.describe_device("cpu") == "cpu"
-
-
-def test_caches_have_a_place_without_a_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", "/nonexistent")
-    monkeypatch.delenv("LOGNAME", raising=False)
-    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
-    preflight.set_environment(tmp_path / "work")
-    assert Path(os.environ["HOME"]).is_dir()
-    assert Path(os.environ["MPLCONFIGDIR"]).is_relative_to(tmp_path)
-    assert os.environ["LOGNAME"]
-    assert os.environ["NO_ET"] == "1"
 
 
 def test_more_than_one_series_of_a_session_share_a_page(tmp_path, out, graph):

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from shd_bids.cli import workplace
-from shd_bids.cli.preflight import make_private, require_private
-from shd_bids.errors import OutputError
 from shd_bids.locks import locked, try_lock
 from shd_bids.settings import Settings
 from tests.bids_trees import dwi_run
@@ -99,39 +97,3 @@ def test_only_folders_of_dead_calls_are_removed(tmp_path):
     with locked(live / workplace.CALL_LOCK), workplace.work_folder(work, "x", ["sub_01_wf"]):
         assert not dead.exists()
         assert (live / "content").exists() and (foreign / "content").exists()
-
-
-@pytest.mark.parametrize(("mode", "words"), [(0o777, "written by others (mode 777)"), (0o770, "mode 770")])
-def test_a_work_folder_that_others_can_write_is_refused(tmp_path, mode, words):
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work").chmod(mode)
-    with pytest.raises(OutputError, match=words.replace("(", r"\(").replace(")", r"\)")):
-        require_private(tmp_path / "work")
-    assert (tmp_path / "work").stat().st_mode & 0o777 == mode
-
-
-def test_a_work_folder_of_another_user_is_refused(tmp_path, monkeypatch):
-    if os.geteuid() == 0:
-        os.chown(tmp_path, 12345, -1)
-    else:
-        monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    with pytest.raises(OutputError, match="another user"):
-        require_private(tmp_path)
-
-
-def test_work_folders_that_are_safe(tmp_path, monkeypatch):
-    make_private(tmp_path / "a" / "new")
-    assert (tmp_path / "a" / "new").stat().st_mode & 0o777 == 0o700
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    shared.chmod(0o1777)  # as /tmp
-    require_private(shared)
-    shared.chmod(0o777)
-    with monkeypatch.context() as patch:
-        patch.setattr(os.path, "ismount", lambda path: path == shared)  # as in a container
-        require_private(shared)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "chmod", lambda *_: None)  # a file system without modes
-        require_private(shared)
-    with pytest.raises(OutputError):
-        require_private(shared)
