@@ -13,9 +13,9 @@ from shd_bids.report.facts import TISSUE_NAMES
 from shd_bids.report.view import FAINT, INK, frame_panel, note_empty
 from shd_bids.response.response import zonal_basis
 
-TISSUE_COLOURS = {"wm": "#3d7fd9", "gm": "#2f9e44", "csf": "#e03131"}
+TISSUE_COLOURS = {"wm": "#0072b2", "gm": "#cc6600", "csf": "#9900ff"}
 GREY = np.array([0.55, 0.6, 0.65, 1.0])
-GOOD, BAD = "#2b8a3e", "#c92a2a"
+GOOD, BAD = "#0072b2", "#d55e00"
 
 
 def tidy_plot(ax: Axes, *, x: str = "", y: str = "", is_counted: bool = False) -> None:
@@ -228,7 +228,7 @@ def draw_volume_residuals(ax: Axes, residuals: np.ndarray) -> None:
     if not finite.size:
         note_empty(ax, "no residuals", on_black=False)
         return
-    ax.plot(residuals, "o", ms=4, color="#3d7fd9")
+    ax.plot(residuals, "o", ms=4, color=GOOD)
     middle = float(np.median(finite))
     limit = middle + 3 * 1.4826 * float(np.median(np.abs(finite - middle)))
     ax.axhline(middle, color=FAINT, lw=1)

@@ -1,16 +1,44 @@
 """Curves show the numbers they are given."""
 
+import itertools
+
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from shd_bids.report import curves
+from shd_bids.report.curves import BAD, GOOD, TISSUE_COLOURS
+
+# Machado et al., IEEE Trans Vis Comput Graph 15 (2009) 1291: what linear RGB becomes without red, green and blue cones.
+BLINDNESS = (
+    np.eye(3),
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+)
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 
 
 @pytest.fixture
 def ax():
     return Figure().add_subplot()
+
+
+def cielab(colour, seen_by):
+    """Return CIE L*a*b* of an sRGB colour as it is seen without some cones."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    x, y, z = np.cbrt(XYZ @ (np.array(seen_by) @ linear).clip(1e-3, 1) / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("colours", [tuple(TISSUE_COLOURS.values()), (GOOD, BAD)])
+@pytest.mark.parametrize("seen_by", BLINDNESS)
+def test_colours_differ_for_every_eye(colours, seen_by):
+    for first, second in itertools.combinations(colours, 2):
+        assert np.linalg.norm(cielab(first, seen_by) - cielab(second, seen_by)) > 40
 
 
 def test_isotropic_response_is_a_circle_of_its_signal(ax):
