@@ -29,6 +29,9 @@ ENTITY_ORDER = (
 # fmt: on
 """Order of entities in a name: schema of the BEP016 branch, with BEP046's ``tract`` and ``track`` after ``space``."""
 
+DIGITS = 6  # of numbers in sidecars
+ROUNDING = 1e-9  # of the largest coefficient, below which one is zero
+
 
 def output_path(
     output_dir: Path, run: DWIRun, key: str, *, method: str | None = None, format: str | None = None
@@ -176,7 +179,7 @@ def sidecar(
     content["Sources"] = [_source_uri(run, source, method=method, format=format) for source in row["sources"]]
     if key == "mask" and run.mask_uri:
         content["Sources"].append(run.mask_uri)
-    return content
+    return _rounded(content)
 
 
 def _from_table(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,4 +244,20 @@ def _blanks(row: Mapping[str, Any]) -> set[str]:
 def _padded(coefficients: Sequence[Sequence[float]]) -> list[list[float]]:
     """Return lists of equal length, as BEP016 asks, the missing high degrees being zero."""
     longest = max(len(row) for row in coefficients)
-    return [[float(value) for value in row] + [0.0] * (longest - len(row)) for row in coefficients]
+    least = ROUNDING * max((abs(value) for row in coefficients for value in row), default=0.0)
+    return [
+        [float(value) if abs(value) > least else 0.0 for value in row] + [0.0] * (longest - len(row))
+        for row in coefficients
+    ]
+
+
+def _rounded(value: Any) -> Any:
+    """Return a value of JSON whose numbers have the digits that another machine gives too."""
+    match value:
+        case float():
+            return float(f"{value:.{DIGITS}g}")
+        case Mapping():
+            return {name: _rounded(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_rounded(item) for item in value]
+    return value

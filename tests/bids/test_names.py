@@ -202,3 +202,9 @@ def test_sidecars_say_which_method_made_a_file(run, method, described, has_addre
     model = sidecar(run, "wm", FACTS | {"model": {"Method": method}})["Model"]
     assert described in model["Description"]
     assert model.get("URL") == ("https://arxiv.org/abs/2411.11819" if has_address else None)
+
+
+def test_numbers_of_sidecars_have_digits_that_repeat(run):
+    response = {"wm": [[1168.812345678, 3.5e-15], [400.0, -120.123456789]]}
+    content = sidecar(run, "wm", {**FACTS, "response": response})
+    assert content["ResponseFunction"]["Coefficients"] == [[1168.81, 0.0], [400.0, -120.123]]
