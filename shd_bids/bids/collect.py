@@ -201,7 +201,7 @@ def _session_runs(
     runs, skipped = [], []
     for dataset, path in images:
         try:
-            run = None if (reason := _no_series(dataset, path)) else _find_files(settings, dataset, path)
+            run = None if (reason := _no_series(path)) else _find_files(settings, dataset, path)
             reason = reason or _hardly_weighted(run, settings.b0_threshold)
             if reason:
                 skipped.append(f"{path.name}: {reason}")
@@ -213,12 +213,11 @@ def _session_runs(
     return runs, problems, skipped
 
 
-def _no_series(dataset: Dataset, dwi: Path) -> str:
-    """Return why an image without tables can be no series, such as a b=0 beside one; nothing where it can, or has them."""
-    if _world_table(dwi).is_file() or all(_inherited(dataset, dwi, extension) for extension in (".bval", ".bvec")):
-        return ""
+def _no_series(dwi: Path) -> str:
+    """Return why an image without tables of its own can be no series, such as a b=0 beside one; nothing where it can."""
+    own = [dwi.with_name(dwi.name.partition(".")[0] + ending).exists() for ending in (".b", ".bval", ".bvec")]
     n_volumes = count_volumes(dwi)
-    if n_volumes > MIN_DIRECTIONS:
+    if n_volumes > MIN_DIRECTIONS or own[0] or all(own[1:]):
         return ""
     return f"{n_volumes} volume{'s' if n_volumes > 1 else ''} without tables, at least {MIN_DIRECTIONS + 1} are needed"
 

@@ -257,6 +257,11 @@ class TestNotDiffusion:
         assert keys(root) == ["sub-01_dir-AP"]
         assert caplog.text.count("at least 7 are needed; skipped") == 2
 
+    def test_a_single_volume_does_not_inherit_the_tables_of_the_series(self, raw, caplog):
+        write_image(raw / "sub-01" / "dwi" / "sub-01_dir-PA_dwi.nii.gz", np.ones(SHAPE, np.int16))
+        assert keys(raw) == ["sub-01"]
+        assert "sub-01_dir-PA_dwi.nii.gz: 1 volume without tables" in caplog.text
+
     def test_images_long_enough_need_their_tables(self, tmp_path):
         root = raw_dataset(tmp_path / "raw", "sub-01_dir-AP_dwi")
         write_image(root / "sub-01" / "dwi" / "sub-01_dir-PA_dwi.nii.gz", np.ones((*SHAPE, 7), np.int16))
