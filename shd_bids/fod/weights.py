@@ -235,6 +235,13 @@ def _number_problems(tuned: Stored) -> Iterator[str]:
             yield f"{item.name} is {str(value)[:40]}, expected {kind.__name__}"
         elif not all(isinstance(n, str) or (math.isfinite(n) and abs(n) <= LARGEST_NUMBER) for n in numbers):
             yield f"{item.name} is {str(value)[:40]}, expected numbers up to {LARGEST_NUMBER}"
+        elif _are_positive(item.default) and not _are_positive(value):
+            yield f"{item.name} is {str(value)[:40]}, expected more than 0"
+
+
+def _are_positive(value: Any) -> bool:
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(number, (int, float)) and number > 0 for number in numbers)
 
 
 def _stored(file: Path, metadata: dict[str, str], name: str) -> Any:

@@ -155,6 +155,8 @@ def test_absurd_networks_are_refused_before_they_are_built(file, net, change, mo
         {"inputs": '{"isra_updates": 1099511627776}'},
         {"inputs": '{"admm_reach": []}'},
         {"refinement": '{"kappa": NaN}'},
+        {"refinement": '{"amplitude_error": 0}'},
+        {"inputs": '{"admm_penalty": [300, -20, 10]}'},
         {"refinement": '{"updates": [[1]]}'},
         {"domain": "3"},
     ],
