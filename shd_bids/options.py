@@ -330,7 +330,7 @@ class TrackingOptions(Options):
         None, "least amplitude to go on; auto: above noise and a twentieth of the usual peak", bounds=(0, 1e3)
     )
     step_size: float | None = option(None, "auto: half a voxel", bounds=(0.01, 10), metavar="MM")
-    max_angle: float = option(30.0, "largest turn in one step", bounds=(1, 90), metavar="DEG")
+    max_angle: float = option(20.0, "largest turn in one step", bounds=(1, 90), metavar="DEG")
     min_length: float = option(20.0, "shorter streamlines are dropped", bounds=(0, 1000), metavar="MM")
     max_length: float = option(250.0, "longer streamlines are dropped", bounds=(1, 10_000), metavar="MM")
     tractogram_format: tuple[str, ...] = option(

@@ -211,7 +211,11 @@ def _on_streamlines(run: RunReport, cite: Cite) -> Iterable[str]:
     )
     anatomy = str(dig(block, "StreamlineTermination", "Anatomy") or "none")
     if anatomy != "none":
-        yield f"They end in grey matter and keep out of fluid, by the {escape(anatomy)} {cite('act')}."
+        yield f"They end where white matter does and keep out of ventricles, by the {escape(anatomy)} {cite('act')}."
+    ends = dig(block, "StreamlineTermination", "Ends") or {}
+    if ends:
+        shares = [f"{escape(name)} ({100 * count / sum(ends.values()):.0f} %)" for name, count in ends.items()]
+        yield f"What ended them: {', '.join(shares)}."
 
 
 def _reference(key: str) -> str:

@@ -80,6 +80,7 @@ def _line(cells: Sequence[str]) -> str:
 _PEAKS = ("pr_area", "angular_error")
 _CARD = ("pr_area", "angular_error", "narrow_f1")
 _COSTS = ("speedup", "saving", "time_share", "memory_share", "difference", "seconds")
+_TRACTS = ("valid", "invalid", "overlap", "overreach", "lines_per_second")
 _VOLUMES = ("volumes", "protocol", "SNR", "number, size")
 
 TABLES = {
@@ -133,6 +134,17 @@ TABLES = {
         {
             name: Column(name, ("pr_area", "angular_error", "f1"))
             for name in ("published", "shd", "rt_esd", "esd", "conditioned", "amortised", "msmt_csd")
+        },
+    ),
+    "tracts": Table(
+        "README.md",
+        "tracts",
+        ("protocol", "SNR", "volumes x streamlines"),
+        {
+            "shd_bids `prob`": Column("prob", _TRACTS),
+            "MRtrix3 iFOD2": Column("iFOD2", _TRACTS),
+            "shd_bids `det`": Column("det", _TRACTS),
+            "MRtrix3 SD_STREAM": Column("SD_STREAM", _TRACTS),
         },
     ),
     "engine": Table(

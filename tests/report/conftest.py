@@ -40,6 +40,10 @@ def facts():
             "sidecar": {
                 "tractography": {
                     "StreamlinePropagation": {"Algorithm": {"Name": "prob"}, "StepSize": 0.5, "AnglePerStep": 45.0},
+                    "StreamlineTermination": {
+                        "Anatomy": "signal fractions of the tissues",
+                        "Ends": {"grey matter": 30, "edge of the mask": 10},
+                    },
                     "StreamlineReconstructionDensity": {"AcceptedStreamlines": 12345},
                 }
             },

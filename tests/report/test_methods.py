@@ -15,6 +15,7 @@ def test_methods_cite_each_listed_reference_once_in_order(facts):
     numbers = [int(number) for group in re.findall(r"\[([\d, ]+)\]", body) for number in group.split(",")]
     assert list(dict.fromkeys(numbers)) == list(range(1, references.count("<li>") + 1))
     assert "probabilistic, second-order" in body
+    assert "grey matter (75 %), edge of the mask (25 %)" in body
     assert "degree 12" in body
 
 

@@ -118,7 +118,7 @@ def test_streamlines_follow_the_bundle_in_world_axes(axes, algorithm):
         steps = np.diff(points, axis=0)
         assert np.linalg.norm(steps, axis=1).max() < facts.step_size * (1 + 1e-4)
         steps /= np.linalg.norm(steps, axis=1, keepdims=True)
-        assert np.degrees(np.arccos((steps[1:] * steps[:-1]).sum(axis=1).min())) < 30.1
+        assert np.degrees(np.arccos((steps[1:] * steps[:-1]).sum(axis=1).min())) < 20.1
         cosine = (steps * tangents).sum(axis=1) / np.linalg.norm(tangents, axis=1)
         angles.append(np.degrees(np.arccos(np.minimum(np.abs(cosine), 1))))
     assert np.median(np.concatenate(angles)) < (4 if algorithm == "det" else 12)
