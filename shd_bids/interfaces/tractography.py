@@ -86,7 +86,7 @@ def track_image(
         def keep(batch: Batch) -> None:
             length = batch.arc_lengths
             writer.add(batch.points, batch.lengths, {"length": length, "ends": batch.ends})
-            density.__iadd__(track_density(batch.streamlines, *grid))
+            np.add(density, track_density(batch.streamlines, *grid), out=density)
             all_lengths.append(length)
 
         facts = track(field, options, keep, random_seed=runtime.seed, n_threads=n_threads, progress=log_progress(label))
