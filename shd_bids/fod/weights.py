@@ -220,6 +220,8 @@ def _size_problems(config: UNetConfig, l_max: int, state: dict[str, Tensor]) -> 
             yield f"{name} is {value}, expected at most {most}"
     if (widest := max(config.channels)) > MOST_FEATURES or widest**2 > 4 * sum(v.numel() for v in state.values()):
         yield f"{widest} features, more than the parameters of the file have"
+    if config.hemisphere is not True and (config.hemisphere is not False or config.form == "volume"):
+        yield f"hemisphere is {str(config.hemisphere)[:40]!r}, expected true: volumes are evaluated on it"
     if l_max % 2 or not 2 <= l_max <= 4 * config.nside:
         yield f"degree l_max is {l_max}, expected an even number from 2 to {4 * config.nside}"
 

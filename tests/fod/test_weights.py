@@ -133,6 +133,8 @@ def test_a_degree_that_no_fod_has_is_refused(file, l_max):
         {"channels": ["a"]},
         {"channels": []},
         {"nside": "x"},
+        {"hemisphere": ""},
+        {"hemisphere": False},
     ],
 )
 def test_absurd_networks_are_refused_before_they_are_built(file, net, change, monkeypatch):
