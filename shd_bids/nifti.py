@@ -68,7 +68,7 @@ def read_image(path: Path, image: nib.Nifti1Image) -> np.ndarray:
                 data[..., part] = block
             while stream.read(BLOCK_BYTES):
                 pass
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, OverflowError, ValueError, zlib.error) as error:  # also of an offset or size of no file
         raise InputError(f"{path}: damaged or truncated ({_first_line(error)}); copy it again") from None
     except MemoryError:
         gigabytes = 4e-9 * n_volumes * np.prod(grid, dtype=np.float64)

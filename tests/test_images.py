@@ -188,6 +188,12 @@ def endless_offset(path, dwi):
     path.write_bytes(content)
 
 
+def far_offset(path, dwi):
+    content = bytearray(nib.Nifti1Image(np.ones((3, 3, 3), np.float32), np.eye(4)).to_bytes())
+    content[108:112] = np.float32(1e30).tobytes()  # vox_offset
+    path.write_bytes(content)
+
+
 def negative_dimension(path, dwi):
     content = bytearray(nib.Nifti1Image(np.ones((3, 3, 3), np.float32), np.eye(4)).to_bytes())
     content[42:44] = np.int16(-3).tobytes()  # dim[1]
@@ -213,6 +219,7 @@ def absent(path, dwi):
         (complex_numbers, "x.nii", "complex64, expected real numbers"),
         (singular_affine, "x.nii", "affine is singular"),
         (endless_offset, "x.nii", "not a NIfTI image"),
+        (far_offset, "x.nii", "damaged or truncated"),
         (negative_dimension, "x.nii", "dimensions"),
         (absent, "x.nii", "no such file"),
     ],
