@@ -17,6 +17,7 @@ import torch
 from scipy.spatial import ConvexHull
 
 from shd_bids.boxes import chunks
+from shd_bids.peaks.rule import Rule, by_voxel, select
 from shd_bids.peaks.widths import BROAD, lobe_widths, mean_directions
 from shd_bids.sphere.derivatives import SHDerivatives
 from shd_bids.sphere.harmonics import SQRT_4PI, l_max_of, sh_basis
@@ -27,9 +28,6 @@ GRID_NSIDE = 16
 
 COARSE_NSIDE = 8
 """HEALPix resolution of the grid over which broad lobes are averaged."""
-
-MERGE_ANGLE = 1.0
-"""Degrees within which two converged ascents are the same maximum."""
 
 _NEWTON_STEPS = 12  # the first three or four suffice nearly everywhere; the rest serve flat ridges
 _STEP_TOLERANCE = 1e-4  # radians (0.006 degrees); convergence is quadratic, so the remaining error is far smaller
@@ -135,7 +133,7 @@ def find_peaks(
     ValueError
         If an option is out of range or the number of coefficients belongs to no even degree.
     """
-    rule = _Rule(max_peaks, relative_threshold, max(absolute_threshold, 0.0), min_separation, prominence)
+    rule = Rule(max_peaks, relative_threshold, max(absolute_threshold, 0.0), min_separation, prominence)
     n, l_max = len(coefficients), l_max_of(coefficients.shape[1])
     found = Peaks(*(np.zeros(shape, dtype=np.float32) for shape in ((n, max_peaks, 3), (n, max_peaks), (n,))))
     if l_max == 0:  # a constant has no maximum
@@ -166,31 +164,6 @@ def _search_parts(
         list(map(work, parts))
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """Which maxima of a voxel count as peaks; attributes as the parameters of `find_peaks`."""
-
-    max_peaks: int
-    relative_threshold: float
-    absolute_threshold: float
-    min_separation: float
-    prominence: float
-
-    def __post_init__(self) -> None:
-        shares = (self.relative_threshold, self.prominence)
-        if self.max_peaks < 1 or not all(0 <= share < 1 for share in shares) or not 0 <= self.min_separation <= 90:
-            raise ValueError(
-                f"found max_peaks {self.max_peaks}, relative_threshold {self.relative_threshold}, min_separation "
-                f"{self.min_separation}, prominence {self.prominence}; expected at least 1, shares in [0, 1) and degrees in "
-                "[0, 90]"
-            )
-
-    @property
-    def least_cosine(self) -> float:
-        """Cosine of the angle within which two maxima are one peak; ascents to the same maximum always are."""
-        return math.cos(math.radians(max(self.min_separation, MERGE_ANGLE)))
-
-
 def _run_on_threads(work: Callable[[slice], None], parts: list[slice]) -> None:
     """Run the parts side by side, one thread each, on as many threads as torch may use.
 
@@ -208,7 +181,7 @@ def _run_on_threads(work: Callable[[slice], None], parts: list[slice]) -> None:
 class _PeakSearch:
     """Peak search for one degree on one device, with its tables."""
 
-    def __init__(self, l_max: int, device: torch.device, rule: _Rule) -> None:
+    def __init__(self, l_max: int, device: torch.device, rule: Rule) -> None:
         axes, neighbours = _search_grid(GRID_NSIDE)
         self.rule, self.device = rule, device
         self.axes = torch.tensor(axes, dtype=torch.float32, device=device)  # (V, 3)
@@ -244,10 +217,10 @@ class _PeakSearch:
         voxel, vertex, is_top = self._candidates(samples)
         directions, amplitudes, is_maximum = self._ascend(columns, voxel, self.axes[vertex], is_top)
         keep = is_maximum & (amplitudes > self.rule.absolute_threshold)
-        table = _pad_by_voxel(voxel[keep], directions[keep], amplitudes[keep], columns.shape[1])
+        table = by_voxel(voxel[keep], directions[keep], amplitudes[keep], columns.shape[1])
         if not self.rule.prominence:
-            return _select(*table, self.rule)
-        return self._centred(columns, *_select(*self._joined(columns, isotropic, *table), self.rule))
+            return select(*table, self.rule)
+        return self._centred(columns, *select(*self._joined(columns, isotropic, *table), self.rule))
 
     def _joined(
         self, columns: torch.Tensor, isotropic: torch.Tensor, directions: torch.Tensor, amplitudes: torch.Tensor
@@ -380,38 +353,3 @@ def _search_grid(nside: int) -> tuple[np.ndarray, np.ndarray]:
     neighbours = np.repeat(np.arange(n)[:, None], counts.max(), axis=1)
     neighbours[edges[:, 0], np.arange(len(edges)) - np.repeat(np.cumsum(counts) - counts, counts)] = edges[:, 1]
     return axes, neighbours
-
-
-def _pad_by_voxel(
-    voxel: torch.Tensor, directions: torch.Tensor, amplitudes: torch.Tensor, n: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return flat peaks as directions (n, K, 3) and amplitudes (n, K), descending, zero padded."""
-    order = torch.argsort(amplitudes, descending=True, stable=True)
-    order = order[torch.argsort(voxel[order], stable=True)]
-    counts = torch.bincount(voxel, minlength=n)
-    rank = torch.arange(len(voxel), device=voxel.device) - (counts.cumsum(0) - counts)[voxel[order]]
-    width = max(int(counts.max()), 1) if n else 1
-    table = directions.new_zeros(n, width, 3)
-    heights = amplitudes.new_zeros(n, width)
-    table[voxel[order], rank] = directions[order]
-    heights[voxel[order], rank] = amplitudes[order]
-    return table, heights
-
-
-def _select(directions: torch.Tensor, amplitudes: torch.Tensor, rule: _Rule) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first few peaks, from the largest down, above the threshold and apart from every kept one."""
-    kept = (amplitudes > 0) & (amplitudes >= rule.relative_threshold * amplitudes[:, :1])
-    is_near = torch.einsum("nic,njc->nij", directions, directions).abs() > rule.least_cosine
-    for k in range(1, amplitudes.shape[1]):
-        kept[:, k] &= ~(is_near[:, k, :k] & kept[:, :k]).any(1)
-    first = torch.argsort(~kept, dim=1, stable=True)[:, : rule.max_peaks]
-    is_kept = kept.gather(1, first)
-    directions = directions.gather(1, first[..., None].expand(-1, -1, 3))
-    directions = torch.where(directions[..., 2:] < 0, -directions, directions)
-    directions = torch.where(is_kept[..., None], directions, 0.0)
-    amplitudes = torch.where(is_kept, amplitudes.gather(1, first), 0.0)
-    padding = rule.max_peaks - first.shape[1]
-    return (
-        torch.nn.functional.pad(directions, (0, 0, 0, padding)),
-        torch.nn.functional.pad(amplitudes, (0, padding)),
-    )
