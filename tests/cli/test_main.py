@@ -293,12 +293,14 @@ class TestEnds:
             os.kill(os.getpid(), number)
 
         monkeypatch.setattr("shd_bids.workflows.plugins.run_workflow", interrupt)
-        # A shell starts what it puts in the background with SIGINT ignored, and the tests may be run so.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        # A shell starts what it puts in the background with SIGINT ignored, nohup with SIGHUP; the tests may be run so.
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        before = signal.signal(number, usual)
         try:
             assert call(raw, out) == code
+            assert signal.getsignal(number) == usual
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(number, before)
         assert len(errors(capsys)) == 1
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         for subject, status in records(out).items():

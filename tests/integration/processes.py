@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -23,7 +24,10 @@ class Program:
         self.errors = errors or out.parent / f"{self.mark}.err"
         with self.errors.open("w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "shd_bids", *words], env=os.environ | {"TEST_MARK": self.mark}, stderr=stderr
+                [sys.executable, "-m", "shd_bids", *words],
+                env=os.environ | {"TEST_MARK": self.mark},
+                stderr=stderr,
+                preexec_fn=_heed_signals,
             )
 
     def __enter__(self) -> "Program":
@@ -52,6 +56,12 @@ class Program:
         """Return what it told as errors, and every sign of an unforeseen one."""
         lines = self.errors.read_text().splitlines()
         return [line for line in lines if "ERROR" in line or "Traceback" in line]
+
+
+def _heed_signals() -> None:
+    """Undo what started the tests: nohup ignores SIGHUP, a shell SIGINT for what it puts in the background."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def results(out: Path) -> dict[str, str]:
