@@ -49,7 +49,7 @@ def init_group_wf(runs: Sequence[DWIRun], settings: Settings) -> pe.Workflow:
         for name in ("mask_files", "gradients_files", "wm_responses")
     }
     cohort_wf.connect([(node, cohort, [("out", name)]) for name, node in joined.items()])
-    name_stages(cohort_wf, series="group", run_dir=cohort_folder(settings.work_dir))
+    name_stages(cohort_wf, series=COHORT, run_dir=cohort_folder(settings.work_dir))
     for number, run in enumerate(runs, start=1):
         run_wf = init_response_only_wf(run=run, settings=settings, name=run_name(run))
         workflow.connect([

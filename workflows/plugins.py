@@ -8,7 +8,7 @@ outlive a program that is killed; and a crash file that cannot be written ends t
 import logging
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -69,9 +69,15 @@ def configure_nipype(*, crash_dir: Path, verbose: int = 0, stop_on_first_crash: 
 
 
 def run_workflow(
-    workflow: pe.Workflow, *, call: str, n_procs: int, memory_gb: float, plugin_file: Path | None = None
+    workflow: pe.Workflow,
+    *,
+    call: str,
+    n_procs: int,
+    memory_gb: float,
+    plugin_file: Path | None = None,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> None:
-    """Run the graph to its end; failed nodes do not raise, they are told by `read_failures`.
+    """Run the graph to its end; failed nodes do not raise, `read_failures` returns them.
 
     Parameters
     ----------
@@ -83,6 +89,8 @@ def run_workflow(
         What all nodes together may use.
     plugin_file : Path, optional
         YAML with ``plugin`` and ``plugin_args`` of another Nipype plugin.
+    on_failure : callable, optional
+        Called with the failure of a series when it happens, once for each stage; other plugins do not call it.
 
     Raises
     ------
@@ -96,6 +104,8 @@ def run_workflow(
             node.inputs.call = call
     own = {"n_procs": n_procs, "memory_gb": memory_gb, "n_gpu_procs": _gpu_slots(workflow)}
     plugin, arguments = _plugin(own, plugin_file)
+    if isinstance(plugin, SafeMultiProcPlugin):
+        plugin.on_failure = on_failure
     try:
         workflow.run(plugin=plugin, plugin_args=arguments)
     except Exception as exception:  # Nipype raises again what the nodes raised, as text
@@ -116,6 +126,7 @@ class SafeMultiProcPlugin(MultiProcPlugin):
     """Nipype's process pool, except that a killed worker fails its node and the next nodes get a new pool."""
 
     pool: ProcessPoolExecutor
+    on_failure: Callable[[Failure], None] | None = None
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__({"mp_context": "forkserver", "raise_insufficient": False} | (plugin_args or {}))
@@ -164,6 +175,8 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         self._taskresult[taskid] = result | {"taskid": taskid}
 
     def _report_crash(self, node: pe.Node, result: dict[str, Any] | None = None) -> str:
+        if result and result.get("failure") and self.on_failure:
+            self.on_failure(result["failure"])
         try:
             return super()._report_crash(node, result)
         except OSError as error:  # the failure itself is recorded

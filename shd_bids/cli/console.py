@@ -79,6 +79,21 @@ class _PlainFormatter(logging.Formatter):
         return super().format(plain)
 
 
+class FailureLog:
+    """Tell why a series failed, once, whoever knows it first."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, str]] = set()
+
+    def tell(self, name: str, message: str) -> None:
+        """Log a failure, one line for each of its problems."""
+        if (name, message) in self._told:
+            return
+        self._told.add((name, message))
+        for line in message.splitlines():
+            logger.error("%s: %s", name, line)
+
+
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Keep what is logged in a file too."""

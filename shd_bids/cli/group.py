@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shd_bids.bids import provenance
 from shd_bids.bids.dataset import write_dataset_files
 from shd_bids.bids.names import cohort_path, group_log_dir, sidecar_path
-from shd_bids.cli.console import code_of, ignore_signals, log_file
+from shd_bids.cli.console import FailureLog, code_of, ignore_signals, log_file
 from shd_bids.cli.preflight import require_writable, set_environment
 from shd_bids.cli.record import FAILED, FINISHED, INTERRUPTED, RUNNING, exit_code
 from shd_bids.files import atomic_path, write_json, write_text
@@ -134,12 +134,14 @@ def _run_graph(runs: Sequence["DWIRun"], settings: Settings, *, call: str, crash
     if settings.clean_workdir:
         _remove(folders)
     configure_nipype(crash_dir=crash_dir, verbose=settings.verbose, stop_on_first_crash=settings.stop_on_first_crash)
+    log = FailureLog()
     run_workflow(
         init_group_wf(runs, settings),
         call=call,
         n_procs=settings.nprocs,
         memory_gb=settings.mem,
         plugin_file=settings.use_plugin,
+        on_failure=lambda failure: log.tell(failure.run, failure.message),
     )
     by_key = {run.key: run.prefix for run in runs}
     failures = {by_key[key]: failure for key, failure in read_failures(settings.work_dir, runs, call).items()}
@@ -147,8 +149,7 @@ def _run_graph(runs: Sequence["DWIRun"], settings: Settings, *, call: str, crash
     if failure := read_failure(cohort_folder(settings.work_dir), call):
         failures[COHORT] = failure
     for name, failure in failures.items():
-        for line in failure.message.splitlines():
-            logger.error("%s: %s", name, line)
+        log.tell(name, failure.message)
     if n_failed:
         logger.error(
             "the weights were not adapted, because %d of %d series failed; correct them, or choose others by "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from shd_bids import __version__
 from shd_bids.cli.console import (
     INTERNAL_ERROR,
+    FailureLog,
     TerminatedError,
     code_of,
     ignore_signals,
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from shd_bids.report.html import RunReport
 
 logger = logging.getLogger("shd_bids")
+
+MOST_NAMES = 10
+"""Series that are named in the last line."""
 
 
 def run() -> NoReturn:
@@ -95,8 +99,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
         print(json.dumps(plan, indent=2) if settings.dry_run == "json" else format_plan(plan))
         return 0
     if len(done) == len(runs):
-        _introduce(runs, done, device)
-        return 0
+        return _nothing_left(runs, done, device)
     require_writable(settings, create=True)
     with hold_series(settings, [run for run in runs if run.key not in done]):
         done = _find_done(runs, settings, inputs)  # also by a call that this one waited for
@@ -148,8 +151,7 @@ def _process(
 
     waiting = [run for run in runs if run.key not in done]
     if not waiting:
-        _introduce(runs, done, device)
-        return 0
+        return _nothing_left(runs, done, device)
     record = Record(settings=settings, command=provenance.command_line(argv), runs=waiting)
     for run in waiting:
         record.series[run.key] = {
@@ -165,6 +167,13 @@ def _process(
     ):
         _introduce(runs, done, device)
         return _recorded(record, scratch, earlier=earlier)
+
+
+def _nothing_left(runs: Sequence["DWIRun"], done: Container[str], device: str) -> int:
+    """Tell that earlier calls did everything; return the exit code."""
+    _introduce(runs, done, device)
+    logger.info("%d of %d series done, all by earlier calls (--overwrite does them again)", len(runs), len(runs))
+    return 0
 
 
 def _introduce(runs: Sequence["DWIRun"], done: Container[str], device: str) -> None:
@@ -204,9 +213,23 @@ def _recorded(record: "Record", scratch: Path, *, earlier: Sequence[tuple["DWIRu
     finally:
         ignore_signals()
         unwritten = _finish(record, scratch, earlier)
+        _tell_end(record, n_skipped=len(earlier))
     if unwritten is not None:
         raise unwritten
     return record.exit_code
+
+
+def _tell_end(record: "Record", n_skipped: int) -> None:
+    """Tell how many series are done, and which are not."""
+    from shd_bids.cli.record import FINISHED
+
+    ended = {run.prefix: record.series[run.key]["status"] for run in record.runs}
+    n_done = n_skipped + sum(status == FINISHED for status in ended.values())
+    parts = [f"{n_done} of {n_skipped + len(ended)} series done"]
+    for wanted in dict.fromkeys(status for status in ended.values() if status != FINISHED):
+        names = [name for name, status in ended.items() if status == wanted]
+        parts.append(f"{len(names)} {wanted} ({', '.join(names[:MOST_NAMES])}{', ...' if names[MOST_NAMES:] else ''})")
+    logger.info("%s", ", ".join(parts))
 
 
 def _tell_validation(bids_dir: Path, subjects: Sequence[str]) -> None:
@@ -228,6 +251,7 @@ def _run_graph(record: "Record", scratch: Path) -> None:
             shutil.rmtree(run_folder(settings.work_dir, run), ignore_errors=True)
     configure_nipype(crash_dir=scratch, verbose=settings.verbose, stop_on_first_crash=settings.stop_on_first_crash)
     workflow = init_shd_wf(runs, settings)
+    log = FailureLog()
     is_stopped = False
     try:
         run_workflow(
@@ -236,6 +260,7 @@ def _run_graph(record: "Record", scratch: Path) -> None:
             n_procs=settings.nprocs,
             memory_gb=settings.mem,
             plugin_file=settings.use_plugin,
+            on_failure=lambda failure: log.tell(failure.run, failure.message),
         )
     except (KeyboardInterrupt, SystemExit):
         is_stopped = True
@@ -250,8 +275,7 @@ def _run_graph(record: "Record", scratch: Path) -> None:
             record.fail(
                 run, exit_code=failure.exit_code, error=failure.error, message=failure.message, stage=failure.node
             )
-            for line in failure.message.splitlines():
-                logger.error("%s: %s", run.prefix, line)
+            log.tell(run.prefix, failure.message)
     for run in runs:
         if run.key not in failures:
             record.accept(run)

@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -236,12 +237,13 @@ class TestEnds:
         assert "2 series on" in (folder / "shd_bids.log").read_text()
         assert Settings.from_toml((folder / "shd_bids.toml").read_text()).seeds == 3
 
-    def test_done_series_are_skipped_until_something_changes(self, raw, out, graph):
+    def test_done_series_are_skipped_until_something_changes(self, raw, out, graph, capsys):
         assert call(raw, out, "--participant-label", "01") == 0
         assert call(raw, out) == 0
         assert [[run.subject for run in runs] for runs, _ in graph.calls] == [["01"], ["02"]]
         assert call(raw, out) == 0
         assert len(graph.calls) == 2
+        assert " 2 of 2 series done, all by earlier calls" in capsys.readouterr().err
         assert call(raw, out, "--overwrite") == 0
         assert call(raw, out, "--fod-lmax", "8") == 0
         assert [len(runs) for runs, _ in graph.calls] == [1, 1, 2, 2]
@@ -249,7 +251,12 @@ class TestEnds:
     def test_one_failure_leaves_the_others(self, raw, out, graph, capsys):
         graph.fail("sub_01", 65, "one\ntwo")
         assert call(raw, out) == 1
-        assert errors(capsys) == ["sub-01: one", "sub-01: two"]
+        told = capsys.readouterr().err.splitlines()
+        assert [line[line.index("ERROR") :] for line in told if "ERROR" in line] == [
+            "ERROR: sub-01: one",
+            "ERROR: sub-01: two",
+        ]
+        assert told[-1].endswith(" 1 of 2 series done, 1 failed (sub-01)")
         status = records(out)
         assert status["sub-01"]["series"]["sub-01"] == {
             "status": "failed",
@@ -261,6 +268,17 @@ class TestEnds:
         assert status["sub-02"]["series"]["sub-02"]["status"] == "finished"
         assert "two" in (out / "sub-01.html").read_text()
         assert (out / ".work").exists()
+
+    def test_a_failure_that_was_told_when_it_happened_is_not_told_again(self, raw, out, graph, monkeypatch, capsys):
+        def run(workflow, *, on_failure, **options):
+            graph.fail("sub_01", 65, "one")
+            on_failure(replace(graph.failures["sub_01"], run="sub-01"))
+            capsys.readouterr().err.index("ERROR: sub-01: one")
+            graph.run(workflow, **options)
+
+        monkeypatch.setattr("shd_bids.workflows.plugins.run_workflow", run)
+        assert call(raw, out) == 1
+        assert errors(capsys) == []
 
     @pytest.mark.parametrize(("codes", "expected"), [((65, 65), 65), ((65, 78), 1), ((1, 1), 1)])
     def test_all_failed(self, raw, out, graph, codes, expected):

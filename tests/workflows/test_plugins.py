@@ -72,6 +72,20 @@ def test_failed_series_leaves_the_others_alone(graph, tmp_path, capfd):
     assert "Traceback" not in "".join(capfd.readouterr())  # that is for the crash files
 
 
+def test_a_failure_is_told_before_the_others_end(graph, tmp_path):
+    told = []
+    workflow = graph(bad=[(Refuse, 1.0), (Double, 2.0)], good=[(Double, 1.0), (Double, 2.0), (Double, 3.0)])
+    run_workflow(
+        workflow,
+        call=CALL,
+        n_procs=1,
+        memory_gb=4,
+        on_failure=lambda failure: told.append((failure.run, failure.message, finished(tmp_path, "good"))),
+    )
+    assert [(run, message[:14]) for run, message, _ in told] == [("bad", "value: found 1")]
+    assert told[0][2] != finished(tmp_path, "good") == ["stage_0", "stage_1", "stage_2"]
+
+
 def test_killed_worker_ends_its_stage_and_not_the_run(graph, tmp_path):
     began = time.monotonic()
     workflow = graph(killed=[(KillWorker, 1.0), (Double, 1.0)], later=[(Double, 1.0), (Double, 2.0), (Double, 3.0)])
