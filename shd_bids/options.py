@@ -331,7 +331,12 @@ class TrackingOptions(Options):
     )
     step_size: float | None = option(None, "auto: half a voxel", bounds=(0.01, 10), metavar="MM")
     max_angle: float = option(20.0, "largest turn in one step", bounds=(1, 90), metavar="DEG")
-    min_length: float = option(20.0, "shorter streamlines are dropped", bounds=(0, 1000), metavar="MM")
+    min_length: float | None = option(
+        None,
+        "shorter streamlines are dropped; auto: 20, or a sixth of the brain's diameter where that is less",
+        bounds=(0, 1000),
+        metavar="MM",
+    )
     max_length: float = option(250.0, "longer streamlines are dropped", bounds=(1, 10_000), metavar="MM")
     tractogram_format: tuple[str, ...] = option(
         ("trx",), "one or more formats of the tractogram", choices=("trx", "tck", "trk")
@@ -339,7 +344,7 @@ class TrackingOptions(Options):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if self.min_length >= self.max_length:
+        if self.min_length is not None and self.min_length >= self.max_length:
             found.append(
                 f"--min-length {self.min_length:g} is not below --max-length {self.max_length:g}; "
                 "no streamline could pass"

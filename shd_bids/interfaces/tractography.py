@@ -1,5 +1,6 @@
 """Streamlines and their density."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from shd_bids.tractography.track import TrackingFacts
 
 __all__ = ["TrackStreamlines"]
+
+logger = logging.getLogger(__name__)
 
 ALGORITHMS = {
     "det": "deterministic: the nearest maximum of the fODF, by the midpoint rule (after Tournier, Calamante and Connelly 2012)",
@@ -90,6 +93,8 @@ def track_image(
             all_lengths.append(length)
 
         facts = track(field, options, keep, random_seed=runtime.seed, n_threads=n_threads, progress=log_progress(label))
+    if options.min_length is None:
+        logger.info("%s: streamlines shorter than %.3g mm are dropped", label, facts.min_length)
     for form in options.tractogram_format:
         if form != "trx":
             copy_trx(container, out_dir / f"tractogram.{form}", *grid)
@@ -157,7 +162,7 @@ def _bep046(facts: "TrackingFacts", options: TrackingOptions, *, seed: int) -> d
             **lengths,
         },
         "StreamlineAcceptanceCriteria": {
-            "MinimumLength": options.min_length,
+            "MinimumLength": facts.min_length,
             **lengths,
             "Refused": facts.n_refused,
             "OtherLength": facts.n_other_length,

@@ -20,6 +20,8 @@ from shd_bids.options import TrackingOptions
 from shd_bids.tractography.field import FibreField
 from shd_bids.tractography.tracker import ENDS, Batch, Rules, Tracker
 
+_USUAL_LEAST = 20.0  # mm, of a streamline in a human brain
+_LEAST_SHARE = 1 / 6  # of the diameter of a smaller brain; 20 mm at 0.9 litres
 _STEP_SHARE = 0.5  # of the smallest voxel edge
 _BATCH = 20_000  # seeds; bounds what is held of their streamlines
 _LEAST_BATCH = 500
@@ -46,6 +48,8 @@ class TrackingFacts:
         Ends of the streamlines kept, by why they are ends.
     step_size : float
         Step in mm.
+    min_length : float
+        Length in mm below which streamlines were dropped.
     cutoff : float
         Amplitude below which tracking stopped, in the units of the fODF.
     uses_tissue : bool
@@ -59,6 +63,7 @@ class TrackingFacts:
     n_refused: dict[str, int]
     n_ends: dict[str, int]
     step_size: float
+    min_length: float
     cutoff: float
     uses_tissue: bool
 
@@ -136,12 +141,21 @@ def _rules(field: FibreField, options: TrackingOptions, random_seed: int) -> Rul
         uses_tissue=uses_tissue,
         step=smallest * _STEP_SHARE if options.step_size is None else options.step_size,
         max_angle=math.radians(options.max_angle),
-        min_length=options.min_length,
+        min_length=_least_length(field, options),
         max_length=options.max_length,
         cutoff=cutoff,
         rewinds=_REWINDS,
         seed=random_seed,
     )
+
+
+def _least_length(field: FibreField, options: TrackingOptions) -> float:
+    """Return the length in mm that a streamline must have: as given, else by the ball that is as large as the mask."""
+    if options.min_length is not None:
+        return options.min_length
+    volume = float(np.count_nonzero(field.mask) * abs(np.linalg.det(field.affine[:3, :3])))
+    diameter = (6 / math.pi * volume) ** (1 / 3)
+    return min(_USUAL_LEAST, _LEAST_SHARE * diameter, options.max_length / 2)
 
 
 def _batch_size(wanted: int) -> int:
@@ -165,6 +179,7 @@ def _facts(batches: list[Batch], n_seeds: int, rules: Rules) -> TrackingFacts:
         n_refused={name: int(count) for name, count in zip(ENDS, refused, strict=True) if count},
         n_ends={name: int(count) for name, count in zip(ENDS, ends, strict=True) if count},
         step_size=float(rules.step),
+        min_length=round(float(rules.min_length), 3),
         cutoff=float(rules.cutoff),
         uses_tissue=bool(rules.uses_tissue),
     )

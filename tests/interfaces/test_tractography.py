@@ -38,6 +38,16 @@ def test_streamlines_in_every_format(prepared, tracked_from, tmp_path):
     assert figure.figure_file.endswith("tractogram.png")
 
 
+def test_a_small_brain_has_short_streamlines(tracked_from, tmp_path, caplog):
+    """The least length that is taken is told and recorded."""
+    options = TrackingOptions(tracking_algorithm="det", seeds=1)
+    with caplog.at_level("INFO", logger="shd_bids"):
+        run(TrackStreamlines, tmp_path / "track", **tracked_from, **options_input(options), **ON_CPU)
+    criteria = read_json(tmp_path / "track" / "facts.json")["sidecar"]["tractography"]["StreamlineAcceptanceCriteria"]
+    assert 0 < criteria["MinimumLength"] < 20
+    assert f"shorter than {criteria['MinimumLength']:.3g} mm are dropped" in caplog.text
+
+
 def test_few_streamlines_are_a_doubt(tracked_from, tmp_path, caplog):
     options = TrackingOptions(tracking_algorithm="det", seeds=1, min_length=900.0, max_length=1000.0)
     run(TrackStreamlines, tmp_path / "track", **tracked_from, **options_input(options), **ON_CPU)

@@ -1,6 +1,7 @@
 """Tracking: bundles of known world geometry on every kind of grid, the rules of anatomy, and what must not matter."""
 
 import subprocess
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -89,7 +90,7 @@ def run(
     field: FibreField, *, random_seed: int = 7, n_threads: int = 1, **options
 ) -> tuple[ArraySequence, TrackingFacts, list[Batch]]:
     batches: list[Batch] = []
-    chosen = TrackingOptions(**{"seeds": 1, "tracking_cutoff": 0.1} | options)
+    chosen = TrackingOptions(**{"seeds": 1, "tracking_cutoff": 0.1, "min_length": 20.0} | options)
     facts = track(field, chosen, batches.append, random_seed=random_seed, n_threads=n_threads)
     streamlines = ArraySequence()
     for batch in batches:
@@ -228,6 +229,22 @@ def test_select_and_lengths():
     assert 0 < facts.n_accepted < every.n_accepted
     assert lengths(limited).min() > 60 * 0.97  # chords of arcs
     assert lengths(limited).max() < 70 + 1e-3
+
+
+def test_the_least_length_follows_the_brain():
+    """Half a ring of fibres is tracked the same in a brain of a tenth of the size."""
+    field = arc_field(AXES["LAS"])
+    _, usual, _ = run(field, seeds=4, min_length=None)
+    _, small, _ = run(replace(field, affine=field.affine @ np.diag([0.1, 0.1, 0.1, 1])), seeds=4, min_length=None)
+    assert 0 < usual.min_length < 20
+    assert small.min_length == pytest.approx(usual.min_length / 10, abs=1e-3)
+    assert small.n_accepted > 0.8 * usual.n_accepted > 0
+    _, human, _ = run(replace(field, affine=field.affine @ np.diag([6, 6, 6, 1])), seeds=1, min_length=None)
+    assert human.min_length == 20
+    _, given, _ = run(field, seeds=1, min_length=30.0)
+    assert given.min_length == 30
+    _, short, _ = run(field, seeds=1, min_length=None, max_length=4.0)
+    assert short.min_length == 2
 
 
 def test_tracking_stops_at_amplitude_and_mask():
