@@ -47,7 +47,7 @@ lint: $(TOOLS)
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; fi
-	if [ -x $(BIN)/shellcheck ]; then $(BIN)/shellcheck tests/container/*.sh .ci/run; fi
+	if [ -x $(BIN)/shellcheck ]; then $(BIN)/shellcheck tests/container/*.sh tests/gpu/*.sh .ci/run; fi
 
 test-unit: $(TOOLS)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow'

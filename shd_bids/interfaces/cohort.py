@@ -65,7 +65,7 @@ def adapt_to_images(
     from shd_bids.fod.weights import save_weights
     from shd_bids.nn.distributed import run_together
 
-    call = {"files": files, "options": options, "seed": runtime.seed, "label": label}
+    call = {"files": files, "options": options, "runtime": runtime, "label": label}
     call |= {"checkpoint": out_dir / "checkpoint.pt", "log_setup": LogSetup.of_this_process()}
     adapted = run_together(_adapt, call, n_processes=n_processes, device=runtime.device)
     start = chosen_weights(options.weights)
@@ -85,7 +85,7 @@ def _adapt(
     *,
     files: CohortFiles,
     options: FodOptions,
-    seed: int,
+    runtime: Runtime,
     label: str,
     checkpoint: Path,
     log_setup: LogSetup,
@@ -104,10 +104,10 @@ def _adapt(
         map(Path, files.dwi_files.values()), files.mask_files, files.gradients_files, files.wm_responses, strict=True
     )
     return adapt(
-        [_crops(*of_scan, seed=seed + number) for number, of_scan in enumerate(paths)],
+        [_crops(*of_scan, seed=runtime.seed + number) for number, of_scan in enumerate(paths)],
         weights=chosen_weights(options.weights),
         device=device,
-        options=adaptation_options(options, seed=seed),
+        options=adaptation_options(options, runtime),
         checkpoint=checkpoint,
         progress=log_progress(label) if distributed.rank() == 0 else lambda what, share: None,
         recipe=chosen_recipe(options),

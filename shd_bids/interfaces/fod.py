@@ -1,12 +1,14 @@
 """Fibre orientation distributions: the fit, and its maps as images."""
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.errors import WeightsError
+from shd_bids.errors import DeviceError, WeightsError
 from shd_bids.fod.methods import describe_training
 from shd_bids.interfaces.base import (
     RuntimeInputSpec,
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
     from shd_bids.fod.fod import FOD
     from shd_bids.fod.weights import Weights
     from shd_bids.scan import Scan
-    from shd_bids.training.adapt import AdaptationOptions
+    from shd_bids.training.adapt import AdaptationOptions, Adapted
     from shd_bids.training.config import NetworkRecipe
 
 __all__ = ["FitFOD", "adaptation_options", "chosen_recipe", "chosen_weights"]
+
+logger = logging.getLogger(__name__)
 
 
 def fit_image(
@@ -101,20 +105,22 @@ def _fit(
     from shd_bids.fod.fit import fit_fod
     from shd_bids.fod.precision import direction_precision
     from shd_bids.nn.backends.memory import keep_freed_memory
-    from shd_bids.nn.device import choose_device
     from shd_bids.training.adapt import adapt
 
     keep_freed_memory()
     info: dict[str, Any] = {"fit": options.fit}
     if options.fit == "subject":
-        adapted = adapt(
-            [scan],
-            weights=weights,
-            device=choose_device(runtime.device),
-            options=adaptation_options(options, seed=runtime.seed),
-            checkpoint=checkpoint,
-            progress=progress,
-            recipe=chosen_recipe(options),
+        adapted = _where_it_fits(
+            partial(
+                adapt,
+                [scan],
+                weights=weights,
+                options=adaptation_options(options, runtime),
+                checkpoint=checkpoint,
+                progress=progress,
+                recipe=chosen_recipe(options),
+            ),
+            runtime.device,
         )
         weights = adapted.weights
         info = {"fit": "subject" if adapted.improved else "amortised", "adaptation": adapted.facts}
@@ -147,11 +153,32 @@ def chosen_recipe(options: FodOptions) -> "NetworkRecipe | None":
     return load_network_recipe(options.network) if options.weights == "none" else None
 
 
-def adaptation_options(options: FodOptions, *, seed: int) -> "AdaptationOptions":
+def adaptation_options(options: FodOptions, runtime: Runtime) -> "AdaptationOptions":
     """Return what the options ask of an adaptation."""
     from shd_bids.training.adapt import AdaptationOptions
 
-    return AdaptationOptions(options.lambda_tv, options.tv_penalty, options.max_steps, seed)
+    return AdaptationOptions(
+        options.lambda_tv, options.tv_penalty, options.max_steps, runtime.seed, precision=runtime.precision
+    )
+
+
+def _where_it_fits(adapt: Callable[..., "Adapted"], device: str) -> "Adapted":
+    """Adapt on a device; where a GPU that was not asked for has too little memory, go on with the CPU."""
+    import torch
+
+    from shd_bids.nn.device import choose_device
+
+    try:
+        return adapt(device=choose_device(device))
+    except torch.OutOfMemoryError as error:
+        if device != "auto":
+            raise DeviceError(
+                f"{device} has too little memory to adapt the network; use --device auto or cpu, or --fit amortised"
+            ) from error
+    # Not in the handler: while it runs, the traceback holds the tensors of what failed.
+    torch.cuda.empty_cache()
+    logger.warning("the device has too little memory to adapt the network: going on with the CPU")
+    return adapt(device=torch.device("cpu"))
 
 
 def _model_facts(info: dict[str, Any], *, seed: int) -> dict[str, Any]:

@@ -28,8 +28,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the name of a device for the record, that of the GPU included."""
-    return str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
+    """Return the name of a device for the record, with that of the GPU and the version of CUDA."""
+    if device.type == "cpu":
+        return str(device)
+    return f"{device} ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda})"
 
 
 def set_precision(precision: str) -> torch.dtype:
@@ -40,6 +42,7 @@ def set_precision(precision: str) -> torch.dtype:
 
 
 def usable_bytes(device: torch.device, memory_gb: float) -> int:
-    """Return the memory a network may use: no more than asked, and on a GPU no more than most of what is free there."""
-    asked = int(memory_gb * 2**30)
-    return asked if device.type == "cpu" else min(asked, int(_SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]))
+    """Return the memory a network may use: what is given of the host's, and on a GPU most of what is free there."""
+    if device.type == "cpu":
+        return int(memory_gb * 2**30)
+    return int(_SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0])

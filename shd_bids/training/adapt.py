@@ -15,6 +15,7 @@ from shd_bids.errors import TrainingError
 from shd_bids.fod.config import InputConfig
 from shd_bids.fod.weights import Weights
 from shd_bids.nn import distributed
+from shd_bids.nn.device import set_precision
 from shd_bids.nn.unet import UNet
 from shd_bids.scan import Scan
 from shd_bids.training.config import NetworkRecipe, ScanTraining, load_network_recipe
@@ -44,12 +45,15 @@ class AdaptationOptions:
         None takes fewer from given weights than from nothing, and more for several scans; the learning rate falls as it would
         in all of them.
     seed : int
+    precision : {"float32", "tf32", "bf16"}
+        Of the network; parameters, their updates and the loss are always in float32.
     """
 
     lambda_tv: float | None = None
     tv_penalty: str = "squared"
     max_steps: int | None = None
     seed: int = 0
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +100,13 @@ def adapt(
         When training from nothing does not stay finite, or processes cannot share the crops of a step.
     """
     torch.manual_seed(options.seed)
+    set_precision(options.precision)
     start, training, loss = _start(weights, recipe, scans[0])
     training = _shared(training)
     if options.lambda_tv is not None:
         loss = replace(loss, smoothness=options.lambda_tv)
     crops = [ScanCrops(scan, start, training, seed=(options.seed, n), device=device) for n, scan in enumerate(scans)]
-    schedule = _schedule(training, scans, options.max_steps, frozen=weights is not None)
+    schedule = _schedule(training, scans, options, frozen=weights is not None)
     state = run(
         start.network().to(device),
         partial(cases_of, crops),
@@ -153,14 +158,17 @@ def untrained(recipe: NetworkRecipe, scan: Scan) -> Weights:
     return Weights.of(UNet(config), l_max=recipe.l_max, training=recipe.to_dict(), inputs=inputs)
 
 
-def _schedule(training: ScanTraining, scans: Sequence[Scan], max_steps: int | None, *, frozen: bool) -> Schedule:
+def _schedule(training: ScanTraining, scans: Sequence[Scan], options: AdaptationOptions, *, frozen: bool) -> Schedule:
     """Return the schedule for some scans; ``frozen`` keeps the batch statistics of given weights as they are."""
-    steps = training.n_steps([len(scan.voxels) for scan in scans]) if max_steps is None else max_steps
+    steps = options.max_steps
+    if steps is None:
+        steps = training.n_steps([len(scan.voxels) for scan in scans])
     waits = bool(training.held_out)
     return Schedule(
         steps=steps,
         rate=partial(training.rate, n_steps=steps),
         frozen_from=0 if frozen else math.inf,
+        precision=options.precision,
         check_every=_CHECK_EVERY * len(scans) if waits else max(_CHECK_EVERY, steps // _CHECKS),
         patience=_PATIENCE if waits else math.inf,
         keeps_best=waits,

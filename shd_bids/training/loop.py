@@ -41,7 +41,7 @@ class Schedule:
         Step from which the states after each step are averaged; the mean is the network at the end (Izmailov et al. 2018).
     momentum : float or None
         Of the averages of batch normalisation; None keeps the network's own.
-    precision : {"float32", "bf16"}
+    precision : {"float32", "tf32", "bf16"}
         Of the network; parameters, their updates and the loss are always in float32.
     check_every : int
         Steps between checkpoints, at which the network is also watched.

@@ -5,10 +5,12 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
-from shd_bids.errors import WeightsError
+from shd_bids.errors import DeviceError, WeightsError
 from shd_bids.fod.weights import save_weights
 from shd_bids.images import load_mask, load_volume, scatter
+from shd_bids.interfaces import fod as fod_stage
 from shd_bids.interfaces.base import options_input, read_json
 from shd_bids.interfaces.fod import FitFOD, fit_image
 from shd_bids.interfaces.report import DrawResidual
@@ -134,3 +136,23 @@ def test_fit_writes_all_maps_in_one_order(dwi_file, prepared, responses, weights
         mask_file=prepared.mask_file,
     )
     assert figure.figure_file.endswith("residual.png")
+
+
+def test_a_gpu_too_small_for_an_adaptation_is_left_for_the_cpu_if_it_was_not_asked_for(monkeypatch, caplog):
+    monkeypatch.setattr("shd_bids.nn.device.choose_device", lambda name: torch.device("cuda", 0))
+    tried = []
+
+    def adapt(device):
+        tried.append(device.type)
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("no room")
+        return "adapted"
+
+    assert fod_stage._where_it_fits(adapt, "auto") == "adapted"
+    assert tried == ["cuda", "cpu"] and "going on with the CPU" in caplog.text
+    with pytest.raises(DeviceError, match="cuda:0 has too little memory"):
+        fod_stage._where_it_fits(adapt, "cuda:0")
+
+
+def test_the_precision_of_the_device_reaches_an_adaptation():
+    assert fod_stage.adaptation_options(FodOptions(), Runtime(precision="bf16", seed=3)).precision == "bf16"

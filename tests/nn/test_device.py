@@ -17,4 +17,11 @@ def test_absent_cuda_is_an_error_unless_auto():
 @pytest.mark.gpu
 def test_a_gpu_is_not_asked_for_more_than_is_free():
     device = choose_device("auto")
-    assert usable_bytes(device, 1e6) < torch.cuda.mem_get_info(device)[0] and usable_bytes(device, 1.0) == 2**30
+    assert 0 < usable_bytes(device, 1.0) < torch.cuda.mem_get_info(device)[0]
+
+
+def test_the_memory_of_a_gpu_does_not_depend_on_that_of_the_host(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40 * 2**30, 80 * 2**30))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert usable_bytes(cpu, 2.0) == 2 * 2**30
+    assert usable_bytes(gpu, 2.0) == usable_bytes(gpu, 500.0) == 32 * 2**30
