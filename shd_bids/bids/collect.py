@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from shd_bids.bids.doubts import look_at
+from shd_bids.bids.masks import with_mask
 from shd_bids.bids.sessions import (
     Dataset,
     all_entities,
@@ -32,10 +34,8 @@ from shd_bids.images import (
     Volume,
     check_signal,
     count_volumes,
-    grid_problem,
     load_volume,
     read_mask,
-    same_grid,
     signal_problem,
 )
 from shd_bids.response.given import read_given
@@ -75,7 +75,7 @@ class DWIRun:
     voxel_size : tuple of float
         Along x, y, z, mm.
     n_mask : int, optional
-        Voxels inside the mask, where there is one.
+        Voxels inside the mask, where there is one; for ``--dry-run`` an estimate where there is none.
     shells : tuple of (float, int)
         b-value in s/mm2 and number of volumes of each shell.
     notes : tuple of str
@@ -314,6 +314,7 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
     """Return the series with its mask after reading image, gradients and mask once; raise with every problem found."""
     volume = load_volume(run.dwi, n_dims=(4,))
     problems: list[str] = []
+    table, mask = None, None
     if reason := signal_problem(volume):
         problems.append(f"{run.dwi}: {reason}")
     try:
@@ -324,7 +325,7 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
     except InputError as error:
         problems += error.problems
     try:
-        run = _with_mask(run, volume, settings, datasets, mask_filters)
+        run = with_mask(run, volume, settings, datasets, mask_filters)
         if run.mask is not None:
             mask, cut = read_mask(run.mask, volume)
             run = replace(run, n_mask=int(mask.sum()), notes=(*run.notes, *cut))
@@ -332,9 +333,13 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
                 check_signal(volume, mask)
     except InputError as error:
         problems += error.problems
-    if problems:
+    if problems or table is None:
         raise InputError(problems)
-    return replace(run, notes=(*volume.notes, *run.notes))
+    run = replace(run, notes=(*volume.notes, *run.notes))
+    if not settings.dry_run:
+        return run  # the first stage tells the rest
+    n_voxels, doubts = look_at(volume, table, mask)
+    return replace(run, n_mask=n_voxels, notes=(*run.notes, *doubts))
 
 
 def _read_gradients(run: DWIRun, settings: Settings, volume: Volume) -> GradientTable:
@@ -342,59 +347,3 @@ def _read_gradients(run: DWIRun, settings: Settings, volume: Volume) -> Gradient
     if run.grad_b is not None:
         return read_mrtrix(run.grad_b, volume.shape[3], **options)
     return read_fsl(run.bval, run.bvec, volume.affine, volume.shape[3], **options)
-
-
-def _with_mask(
-    run: DWIRun, volume: Volume, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
-) -> DWIRun:
-    """Return the series with the mask given, else one of the data sets on its grid, else none where there is none.
-
-    Raises
-    ------
-    InputError
-        Several masks apply, or those that do are on another grid.
-    """
-    if settings.mask is not None:
-        return replace(run, mask=settings.mask, mask_origin="given")
-    problems: list[str] = []
-    found = "no brain mask found"
-    for dataset in [*datasets[1:], datasets[0]]:
-        on_grid = []
-        for path in _masks(run, dataset, filters):
-            mask = load_volume(path, n_dims=(3,))
-            if same_grid(mask, volume):
-                on_grid.append(path)
-            elif all_entities(path).get("space", "orig") == run.space:
-                problems.append(grid_problem(path, mask, volume))
-            else:
-                found = f"{path.name}, of another space, is not on the grid of the image"
-        most = max((len(all_entities(path)) for path in on_grid), default=0)
-        best = [path for path in on_grid if len(all_entities(path)) == most]
-        if len(best) > 1:
-            raise InputError(
-                f"{run.dwi.name}: {len(best)} masks apply ({', '.join(path.name for path in best)}); choose one with "
-                "--mask or the query mask of --bids-filter-file"
-            )
-        if best:
-            links = {**run.links, dataset.name: dataset.root}
-            return replace(run, mask=best[0], mask_origin="derivative", mask_uri=dataset.uri(best[0]), links=links)
-    if problems:
-        remedy = (
-            "give another with --mask, or leave it out with the query mask of --bids-filter-file to have one estimated"
-        )
-        raise InputError(f"{problem}; {remedy}" for problem in problems)
-    note = f"{found}; a mask will be estimated from the b=0 image, look at it in the report"
-    return replace(run, notes=(*run.notes, note))
-
-
-def _masks(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[Path]:
-    """Return the brain masks of a data set that name no other series, session or space than this one."""
-    query = {"suffix": "mask", "desc": "brain", "extension": [".nii", ".nii.gz"], "subject": run.subject, **filters}
-    found = [Path(name) for name in dataset.layout.get(return_type="filename", **query)]
-    return sorted(
-        path
-        for path in found
-        if source_entities(path).items() <= run.entities.items()
-        and ("ses" in source_entities(path)) == ("ses" in run.entities)
-        and all_entities(path).get("space", "orig") in (run.space, "orig")
-    )
