@@ -12,7 +12,6 @@ from shd_bids.settings import Settings
 from shd_bids.workflows.resources import memory_of_the_fit
 
 GB = 1e9
-BRAIN_SHARE = 0.3  # of the field of view, where no mask is given
 WM_SHARE = 0.35  # of the brain, is seeded
 ACCEPTED = 0.7  # share of the seeds that give a streamline
 USUAL_LENGTH = 65.0  # mm, of a streamline
@@ -38,8 +37,12 @@ THREADS_GAIN = 0.9  # exponent: two processors take 0.54 of the time of one
 SECONDS_ON_GPU = 0.1  # share of the CPU's time that the network takes on a GPU
 
 BASE_GB = 0.7  # interpreter, torch, tables
-TRACKING_GB = 1.0  # fODFs and batches of streamlines
-NETWORK_GB_PER_AREA = 1.4e-3  # voxels of a cross-section: their number to the power 2/3; tiles fit into less
+PROGRAM_GB = 0.55  # the program itself and two workers, beside the process of a stage
+PEAKS_GB = 0.45  # interpreter and torch
+TRACKING_GB = 0.25  # batches of streamlines, beside the peaks that the thresholds need
+SEARCH_GB = 0.9  # a thread that searches for peaks; a third of it where fODFs are smooth
+SEARCH_VOXELS = 2048  # that a thread takes at once
+NETWORK_GB_PER_AREA = 1.6e-3  # voxels of a cross-section: their number to the power 2/3; tiles fit into less
 POINT_BYTES = 12
 
 
@@ -148,8 +151,7 @@ def _cost(expected: Mapping[str, float]) -> str:
 
 
 def _n_voxels(run: DWIRun) -> int:
-    x, y, z, _ = run.shape
-    return run.n_mask or round(BRAIN_SHARE * x * y * z)
+    return run.n_mask or math.prod(run.shape[:3])
 
 
 def _stage_seconds(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str, float]:
@@ -198,14 +200,15 @@ def _points(run: DWIRun, settings: Settings) -> float:
 
 
 def _memory_gb(run: DWIRun, settings: Settings, *, on_gpu: bool) -> float:
-    """Return the memory of the largest stage."""
+    """Return the memory of the program with the largest stage."""
     if settings.level == "response":
-        return BASE_GB + 8 * math.prod(run.shape) / GB
+        return PROGRAM_GB + BASE_GB + 8 * math.prod(run.shape) / GB
     network, beside = memory_of_the_fit(run, settings, use_gpu=on_gpu)
     needed = [beside + min(network, NETWORK_GB_PER_AREA * _n_voxels(run) ** (2 / 3))]
-    if settings.level == "full":
-        needed.append(TRACKING_GB)
-    return max(needed)
+    if settings.level != "fod":
+        search = SEARCH_GB * min(settings.omp_nthreads, _n_voxels(run) / SEARCH_VOXELS)
+        needed.append(PEAKS_GB + search + (TRACKING_GB if settings.level == "full" else 0.0))
+    return PROGRAM_GB + max(needed)
 
 
 def _disk_gb(run: DWIRun, settings: Settings) -> float:
