@@ -68,7 +68,10 @@ def own_peaks(name: str, found: Found) -> Found:
 
 
 def find_maxima(coefficients: np.ndarray, cutoff: float = np.nan, *, prominence: float = 0.0) -> Found:
-    """Find the peaks of fODFs (n, C) down to 0.04 of the largest; the app's have a saddle of its ``prominence`` between them."""
+    """Find the peaks of fODFs (n, C) down to 0.04 of the largest.
+
+    Those of the app have a saddle of its ``prominence`` between them and count by their heights above the isotropic part.
+    """
     found = find_peaks(
         coefficients.astype(np.float32),
         max_peaks=MAX_PEAKS,
@@ -76,7 +79,7 @@ def find_maxima(coefficients: np.ndarray, cutoff: float = np.nan, *, prominence:
         min_separation=5.0,
         prominence=prominence,
     )
-    return Found(found.directions, found.amplitudes, cutoff, coefficients)
+    return Found(found.directions, found.heights if prominence else found.amplitudes, cutoff, coefficients)
 
 
 def best_shell(gradients: GradientTable) -> int:
