@@ -4,12 +4,12 @@ import contextlib
 import errno
 import logging
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 from shd_bids.errors import OutputError, ShdError
+from shd_bids.logs import stderr_handler
 
 logger = logging.getLogger("shd_bids")
 
@@ -56,27 +56,10 @@ def _code_of_signal(number: int) -> int:
 
 def start_logging(verbose: int) -> None:
     """Tell the user on standard error: in colour at a terminal, one plain line per message elsewhere."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.logging import RichHandler
-
-        handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False, omit_repeated_times=False)
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s%(message)s", datefmt="%H:%M:%S"))
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [stderr_handler()]
     logger.propagate = False
     logging.raiseExceptions = False  # a line that a full disk or a closed pipe does not take is lost, nothing else
     logger.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(max(verbose, -1), logging.DEBUG))
-
-
-class _PlainFormatter(logging.Formatter):
-    """Name the level only where it says something."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        plain = logging.makeLogRecord(record.__dict__)
-        plain.levelname = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
-        return super().format(plain)
 
 
 class FailureLog:

@@ -24,6 +24,7 @@ from typing import Any
 
 import shd_bids
 from shd_bids.errors import ShdError
+from shd_bids.logs import stderr_handler
 from shd_bids.processes import die_with_parent, end_after
 
 __all__ = ["LogSetup", "StageKilledError", "call_isolated", "start_worker", "thread_environment"]
@@ -37,20 +38,17 @@ class StageKilledError(ShdError):
 
 @dataclass(frozen=True)
 class LogSetup:
-    """Where the package's logger of this process writes, to be set up the same way in another process.
+    """Where the package's logger of this process writes, beside standard error, to be set up the same way in another.
 
     Attributes
     ----------
     level : int
         Of the logger.
-    formatter : logging.Formatter or None
-        For standard error.
     files : tuple of (path, formatter)
         Log files; all processes append whole lines.
     """
 
     level: int
-    formatter: logging.Formatter | None
     files: tuple[tuple[str, logging.Formatter | None], ...]
 
     @classmethod
@@ -58,18 +56,15 @@ class LogSetup:
         """Describe the logger as it is."""
         handlers = logging.getLogger("shd_bids").handlers
         files = [handler for handler in handlers if isinstance(handler, logging.FileHandler)]
-        others = [handler.formatter for handler in handlers if handler not in files]
         return cls(
             level=logging.getLogger("shd_bids").getEffectiveLevel(),
-            formatter=others[0] if others else None,
             files=tuple((handler.baseFilename, handler.formatter) for handler in files),
         )
 
     def apply(self) -> None:
         """Set the logger up in this process."""
         logger = logging.getLogger("shd_bids")
-        handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-        handlers[0].setFormatter(self.formatter)
+        handlers = [stderr_handler()]
         for path, formatter in self.files:
             handlers.append(logging.FileHandler(path, encoding="utf-8"))
             handlers[-1].setFormatter(formatter)

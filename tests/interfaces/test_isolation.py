@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,33 @@ def test_child_logs_where_the_parent_does(tmp_path):
         logger.handlers[:] = handlers
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "expected"),
+    [(True, r"\[\d\d/.*\d\d:\d\d:\d\d\].*INFO .*doubling"), (False, r"^\d\d:\d\d:\d\d doubling 1\s*$")],
+)
+def test_child_writes_time_and_level_as_the_program_does(tmp_path, is_terminal, expected):
+    ours, theirs = os.openpty() if is_terminal else os.pipe()
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import pathlib, tests.interfaces.stage_functions as s\n"
+            "from shd_bids.cli.console import start_logging\n"
+            "from shd_bids.interfaces.isolation import call_isolated\n"
+            "start_logging(0)\n"
+            f"call_isolated(s.double, dict(value=1.0, out_dir=pathlib.Path({str(tmp_path)!r})), n_threads=1)",
+        ],
+        env=os.environ | {"PYTHONPATH": str(Path(stage_functions.__file__).parents[2]), "TERM": "xterm"},
+        stderr=theirs,
+        check=True,
+    )
+    told = os.read(ours, 10_000).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert re.search(expected, re.sub(r"\x1b\[[\d;]*m", "", told))
+    assert ("\x1b[" in told) == is_terminal  # colour
 
 
 @pytest.mark.parametrize("ready", [True, False])
