@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "GROUP",
     "LEVELS",
     "ExecutionOptions",
     "FodOptions",
@@ -25,6 +26,9 @@ __all__ = [
     "option",
     "option_of",
 ]
+
+GROUP = "group"
+"""Word for the responses that the group level made."""
 
 LEVELS = ("response", "fod", "peaks", "full")
 """Stages at which a call may end, in order."""
@@ -131,7 +135,8 @@ class InputOptions(Options):
     )
     analysis_level: str = option(
         "participant",
-        "participant: every series on its own; group: adapt the weights to all of them, for --fit cohort",
+        "participant: every series on its own; group: mean responses of each protocol, for --responses group; with "
+        "--fit cohort instead the weights adapted to all series",
         choices=("participant", "group"),
         is_positional=True,
     )
@@ -168,7 +173,10 @@ class InputOptions(Options):
     )
     responses: tuple[Path, ...] = option(
         (),
-        "response functions to use instead of estimating them: MRtrix3 text, names with wm, gm, csf",
+        "response functions to use instead of estimating them: MRtrix3 text, names with wm, gm, csf; group: the means "
+        "of the group level for the protocol of each series",
+        words=(GROUP,),
+        metavar="FILE",
         is_file=True,
     )
     bids_database_dir: Path | None = option(
@@ -179,6 +187,17 @@ class InputOptions(Options):
         "do not ask the BIDS validator (what it says never stops a run)",
         flags=("--skip_bids_validation", "--skip-bids-validator", "--skip_bids_validator"),
     )
+
+    @property
+    def has_group_responses(self) -> bool:
+        """Whether each series takes the mean responses of its protocol."""
+        return self.responses == (Path(GROUP),)
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if Path(GROUP) in self.responses and not self.has_group_responses:
+            found.append("--responses: found group and files, expected one or the other")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +231,7 @@ class ExecutionOptions(Options):
     precision: str = option("float32", "arithmetic of the network on the device", choices=("float32", "tf32", "bf16"))
     cohort_processes: int = option(
         1,
-        "processes that share the training of the group level, each with a GPU of its own where there are",
+        "processes that share the training of group --fit cohort, each with a GPU of its own where there are",
         bounds=(1, 64),
     )
     use_plugin: Path | None = option(
@@ -255,7 +274,7 @@ class FodOptions(Options):
 
     fit: str = option(
         "amortised",
-        "amortised: the weights as they are; subject: adapted to each image; cohort: those that the group level adapted",
+        "amortised: the weights as they are; subject: adapted to each image; cohort: adapted to all by group --fit cohort",
         choices=("amortised", "subject", "cohort"),
     )
     weights: str = option("packaged", "network weights", words=("packaged", "none"), is_file=True)
@@ -275,7 +294,7 @@ class FodOptions(Options):
     )
     lambda_tv: float | None = option(
         None,
-        "weight of total variation in --fit subject and group; auto: of the network, 0.5 for most",
+        "weight of total variation in --fit subject and group --fit cohort; auto: of the network, 0.5 for most",
         bounds=(0, 1e6),
     )
     tv_penalty: str = option(
@@ -284,7 +303,9 @@ class FodOptions(Options):
         "(and weighs small changes more: lower --lambda-tv)",
         choices=("squared", "absolute"),
     )
-    max_steps: int | None = option(None, "training steps of --fit subject and group", bounds=(1, 1e7), sloppy=20)
+    max_steps: int | None = option(
+        None, "training steps of --fit subject and group --fit cohort", bounds=(1, 1e7), sloppy=20
+    )
 
     def problems(self) -> list[str]:
         found = super().problems()

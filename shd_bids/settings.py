@@ -67,6 +67,8 @@ class Settings(ExecutionOptions, TrackingOptions, PeakOptions, FodOptions, Gradi
         found = super().problems()
         if self.analysis_level == "participant" and self.fit != "subject" and self.weights == "none":
             found.append(f"--fit {self.fit} needs weights; use --fit subject with --weights none")
+        if self.analysis_level == "group" and self.fit != "cohort" and self.responses:
+            found.append("--responses: the group level makes the means of those estimated; leave the option out")
         return found
 
     def to_toml(self) -> str:

@@ -87,9 +87,9 @@ def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, fa
 def _estimate_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings) -> pe.Workflow:
     """Add the responses alone and return their workflow."""
     gradients, orientation = workflow.get_node("gradients"), workflow.get_node("orientation")
-    response_wf = init_response_wf(responses=settings.responses, resources=Resources(mem_gb=0.5 + 2 * image_gb(run)))
+    response_wf = init_response_wf(responses=run.responses, resources=Resources(mem_gb=0.5 + 2 * image_gb(run)))
     workflow.connect([(orientation, response_wf, _same("gradients_file"))])
-    if not settings.responses:
+    if not run.responses:
         response_wf.inputs.inputnode.dwi_file = str(run.dwi)
         workflow.connect([(gradients, response_wf, _same("mask_file"))])
     return response_wf
@@ -100,13 +100,13 @@ def _add_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, fac
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients = workflow.get_node("gradients")
     response_wf = _estimate_response(workflow, run=run, settings=settings)
-    response_figures_wf = init_response_figures_wf(**keep, is_estimated=not settings.responses)
+    response_figures_wf = init_response_figures_wf(**keep, is_estimated=not run.responses)
     keys = ("mask", *(f"{tissue}_response" for tissue in TISSUES))
     response_derivatives_wf = init_derivatives_wf(
         **keep, keys=keys, n_facts=2, sloppy=settings.sloppy, name="response_derivatives_wf"
     )
     drawn = [("outputnode.facts_file", "inputnode.facts_file")]
-    if not settings.responses:
+    if not run.responses:
         drawn.append(("outputnode.voxels_file", "inputnode.voxels_file"))
     workflow.connect([
         (gradients, response_figures_wf, _same("gradients_file", "b0_file", "mask_file")),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from shd_bids.bids.doubts import look_at
+from shd_bids.bids.given import response_problems
 from shd_bids.bids.masks import with_mask
 from shd_bids.bids.sessions import (
     Dataset,
@@ -38,7 +39,6 @@ from shd_bids.images import (
     read_mask,
     signal_problem,
 )
-from shd_bids.response.given import read_given
 from shd_bids.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ class DWIRun:
         Voxels inside the mask, where there is one; for ``--dry-run`` an estimate where there is none.
     shells : tuple of (float, int)
         b-value in s/mm2 and number of volumes of each shell.
+    responses : tuple of Path
+        Responses that were given for it; empty to estimate them.
     notes : tuple of str
         What the user should know about the choice of files.
     """
@@ -101,6 +103,7 @@ class DWIRun:
     voxel_size: tuple[float, ...] = ()
     n_mask: int | None = None
     shells: tuple[tuple[float, int], ...] = ()
+    responses: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -136,6 +139,7 @@ class DWIRun:
             values[name] = Path(values[name]) if values[name] is not None else None
         values["links"] = {name: Path(path) for name, path in values["links"].items()}
         values |= {name: tuple(values[name]) for name in ("shape", "voxel_size", "notes")}
+        values["responses"] = tuple(Path(path) for path in values["responses"])
         values["shells"] = tuple((bvalue, count) for bvalue, count in values["shells"])
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
@@ -164,7 +168,7 @@ def collect_runs(settings: Settings) -> tuple[DWIRun, ...]:
         runs += found
         problems += troubles
         skipped += too_few
-    problems += _response_problems(settings, runs)
+    problems += response_problems(settings, runs)
     if problems or (skipped and not runs):
         raise InputError(problems or skipped)
     if not runs:
@@ -172,23 +176,6 @@ def collect_runs(settings: Settings) -> tuple[DWIRun, ...]:
     for text in skipped:
         logger.warning("%s; skipped", text)
     return tuple(runs)
-
-
-def _response_problems(settings: Settings, runs: Sequence[DWIRun]) -> list[str]:
-    """Return what is wrong with the given responses, by themselves or else for the shells of a series."""
-    if not settings.responses:
-        return []
-    try:
-        read_given(settings.responses)
-    except InputError as error:
-        return list(error.problems)
-    problems = []
-    for run in runs:
-        try:
-            read_given(settings.responses, [bvalue for bvalue, _ in run.shells])
-        except InputError as error:
-            problems += [f"{run.prefix}: {text}" for text in error.problems]
-    return problems
 
 
 def _session_runs(

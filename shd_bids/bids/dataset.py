@@ -28,7 +28,7 @@ sub-*/log
 sub-*/figures
 *_dwimap.*
 *_tractogram.*
-*_response.txt
+*_response.*
 *_qc.*
 *_weights.*
 log

@@ -84,6 +84,12 @@ def cohort_path(output_dir: Path) -> Path:
     return output_dir / "group_desc-cohort_weights.safetensors"
 
 
+def group_path(output_dir: Path, key: str, label: str) -> Path:
+    """Return the path of what the group level makes of an output of many series, told apart by the label of ``acq``."""
+    row = OUTPUTS[key]
+    return output_dir / f"group_{_join({'acq': label, **row['entities']})}_{row['suffix']}{row['extension']}"
+
+
 def group_log_dir(output_dir: Path, run_uuid: str) -> Path:
     """Return the folder that keeps the record of one execution of the group level."""
     return output_dir / "log" / run_uuid

@@ -74,7 +74,7 @@ def hash_inputs(run: DWIRun, settings: Settings) -> dict[str, str]:
         name = max(homes, key=lambda name: len(run.links[name].parts), default=None)  # a data set may lie in another
         uri = f"bids:{name}:{path.relative_to(run.links[name]).as_posix()}" if name else path.name
         hashes[uri] = sha256(path)
-    hashes |= {f"responses/{path.name}": sha256(path) for path in settings.responses}
+    hashes |= {f"responses/{path.name}": sha256(path) for path in run.responses}
     if path := weights_file(settings.weights):
         hashes[f"weights/{path.name}"] = sha256(path)
     if settings.network not in OPTIONS["network"].words:

@@ -56,7 +56,7 @@ def _attributes(item: Field, annotation: Any, *, with_default: bool = True) -> d
     metavar = described.metavar or METAVARS.get(kind, "")
     if described.words:
         return attributes | {
-            "type": _word_or_path(described.words),
+            "type": _word_or_path(described.words, kind),
             "metavar": _braces(*described.words, described.metavar or "PATH"),
         }
     if kind in (int, float) and kind is not annotation:
@@ -111,8 +111,8 @@ def _number_or_auto(kind: type) -> Callable[[str], Any]:
     return number
 
 
-def _word_or_path(words: tuple[str, ...]) -> Callable[[str], str]:
-    return lambda text: text if text in words else str(absolute(text))
+def _word_or_path(words: tuple[str, ...], kind: Callable[[Any], Any]) -> Callable[[str], Any]:
+    return lambda text: kind(text if text in words else absolute(text))
 
 
 def _gigabytes(text: str) -> float:

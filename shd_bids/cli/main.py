@@ -80,7 +80,9 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     # imported here so that --help and --version answer at once
     from shd_bids.bids import provenance
     from shd_bids.bids.collect import collect_runs
+    from shd_bids.bids.response_sets import with_responses
     from shd_bids.cli.group import run_group
+    from shd_bids.cli.mean import run_mean_responses
     from shd_bids.cli.plan import format_plan, make_plan
     from shd_bids.cli.preflight import describe_device, require_names, require_weights, require_writable
     from shd_bids.cli.workplace import hold_series
@@ -88,8 +90,10 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     require_writable(settings, create=False)
     device = describe_device(settings.device)
     require_weights(settings)
-    runs = collect_runs(settings)
+    runs = with_responses(collect_runs(settings), settings)
     require_names(runs, settings)
+    if settings.analysis_level == "group" and settings.fit != "cohort":
+        return run_mean_responses(runs, settings, argv=argv)
     if settings.analysis_level == "group":
         return run_group(runs, settings, argv=argv, device=device)
     inputs = {run.key: provenance.hash_inputs(run, settings) for run in runs}

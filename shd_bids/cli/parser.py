@@ -88,7 +88,7 @@ def parse_args(argv: Sequence[str], environment: Mapping[str, str] = os.environ)
         parser.error(str(error))
     settings = _with_cohort_weights(parser, settings)
     if settings.analysis_level == "group" and "level" in from_cli:
-        parser.error("--level: the group level adapts weights and writes nothing else; leave the option out")
+        parser.error("--level: the group level has no stages; leave the option out")
     _check_paths(parser, settings)
     _check_network(parser, settings)
     return settings
@@ -147,18 +147,18 @@ def _config_values(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict
         parser.error(f"--config-file {path}: nested too deeply")
     except (OSError, ValueError, ShdError) as error:
         parser.error(f"--config-file {path}: {getattr(error, 'strerror', None) or error}")
-    return {name: _absolute(value) for name, value in values.items()}
+    return {name: _absolute(value, OPTIONS[name].words) for name, value in values.items()}
 
 
-def _absolute(value: Any) -> Any:
-    """Return a value of a file with all its paths absolute."""
+def _absolute(value: Any, words: Sequence[str]) -> Any:
+    """Return a value of a file with all its paths absolute; words that stand for a path stay."""
     match value:
         case Path():
-            return value.absolute()
+            return value if str(value) in words else value.absolute()
         case tuple():
-            return tuple(_absolute(item) for item in value)
+            return tuple(_absolute(item, words) for item in value)
         case Mapping():
-            return {name: _absolute(item) for name, item in value.items()}
+            return {name: _absolute(item, words) for name, item in value.items()}
     return value
 
 
@@ -189,7 +189,7 @@ def _with_cohort_weights(parser: argparse.ArgumentParser, settings: Settings) ->
 
     path = cohort_path(settings.output_dir)
     if not path.is_file():
-        parser.error(f"--fit cohort: no weights at {path}; run the group level first, or give --weights PATH")
+        parser.error(f"--fit cohort: no weights at {path}; run group --fit cohort first, or give --weights PATH")
     return replace(settings, weights=str(path.absolute()))
 
 
@@ -230,5 +230,6 @@ def _files_given(settings: Settings) -> Iterator[tuple[str, Path]]:
     """Yield option and path of every file that the user named."""
     for name, known in OPTIONS.items():
         value = getattr(settings, name)
-        if known.is_file and value is not None and value not in known.words:
-            yield from ((name, Path(path)) for path in (value if isinstance(value, tuple) else (value,)))
+        if known.is_file and value is not None:
+            values = value if isinstance(value, tuple) else (value,)
+            yield from ((name, Path(path)) for path in values if str(path) not in known.words)

@@ -165,7 +165,7 @@ def _stage_seconds(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str
     )
     seconds = {
         "gradients": GRADIENTS_PER_VALUE * math.prod(run.shape),
-        "response": 0.0 if settings.responses else RESPONSE_PER_VALUE * n_voxels * n_volumes,
+        "response": 0.0 if run.responses else RESPONSE_PER_VALUE * n_voxels * n_volumes,
         "fod": fod * (SECONDS_ON_GPU if on_gpu else 1 / threads),
         "peaks": PEAKS_PER_VOXEL * n_voxels * (SECONDS_ON_GPU if on_gpu else 1 / threads),
         "tractography": tracking / threads,

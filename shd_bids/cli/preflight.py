@@ -68,7 +68,7 @@ def require_weights(settings: Settings) -> None:
     WeightsError
         With the file and the reason.
     """
-    is_fitted = settings.analysis_level == "group" or settings.level != "response"
+    is_fitted = settings.fit == "cohort" if settings.analysis_level == "group" else settings.level != "response"
     if not is_fitted or settings.weights == "none":
         return
     if settings.weights == "packaged":

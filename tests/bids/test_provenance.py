@@ -33,7 +33,7 @@ def test_inputs_are_named_by_uri(run, settings, tmp_path):
     assert set(provenance.hash_inputs(run, replace(settings, fit="subject", weights="none"))) == files
     weights = tmp_path / "own.safetensors"
     weights.write_bytes(b"abc")
-    hashes = provenance.hash_inputs(run, replace(settings, weights=str(weights), responses=(run.bval,)))
+    hashes = provenance.hash_inputs(replace(run, responses=(run.bval,)), replace(settings, weights=str(weights)))
     assert set(hashes) == {*files, "weights/own.safetensors", "responses/sub-01_dwi.bval"}
     assert hashes["weights/own.safetensors"] == provenance.sha256(weights)
 

@@ -150,7 +150,7 @@ def test_folders_must_make_sense(capsys, dirs, tmp_path):
 def test_fit_cohort_takes_the_weights_of_the_group_level(capsys, dirs, tmp_path):
     data, out, _ = dirs
     path = Path(out) / "group_desc-cohort_weights.safetensors"
-    assert f"no weights at {path}; run the group level first" in refused(capsys, dirs, "--fit", "cohort")
+    assert f"no weights at {path}; run group --fit cohort first" in refused(capsys, dirs, "--fit", "cohort")
     path.parent.mkdir(exist_ok=True)
     path.touch()
     assert parse(dirs, "--fit", "cohort").weights == str(path)
@@ -253,4 +253,13 @@ def test_a_config_file_without_an_end_is_refused(dirs, tmp_path, capsys):
 
 def test_the_group_level_has_no_level(dirs, capsys):
     told = refused(capsys, [*dirs[:2], "group"], "--level", "response")
-    assert "--level: the group level adapts weights" in told
+    assert "--level: the group level has no stages" in told
+
+
+def test_responses_of_the_group_are_a_word_and_no_file(dirs, tmp_path, capsys):
+    for words in (["--responses", "group"], ["--config-file", str(tmp_path / "c.toml")]):
+        (tmp_path / "c.toml").write_text('responses = ["group"]\n')
+        assert parse(dirs, *words).has_group_responses
+    assert "found group and files" in refused(capsys, dirs, "--responses", "group", str(tmp_path / "c.toml"))
+    assert "makes the means" in refused(capsys, [*dirs[:2], "group"], "--responses", "group")
+    assert parse([*dirs[:2], "group"], "--responses", "group", "--fit", "cohort").has_group_responses

@@ -20,6 +20,11 @@ def call_group(raw: Path, out: Path, *options: str) -> int:
     return _call(raw, out, "group", *options)
 
 
+def call_cohort(raw: Path, out: Path, *options: str) -> int:
+    """Adapt the weights likewise."""
+    return call_group(raw, out, "--fit", "cohort", *options)
+
+
 def _call(raw: Path, out: Path, level: str, *options: str) -> int:
     resources = ["--nprocs", "1", "--mem", "4GB", "--device", "cpu", "-w", str(out.parent / "work")]
     return main([str(raw), str(out), level, *resources, *options])

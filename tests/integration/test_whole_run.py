@@ -17,7 +17,7 @@ from shd_bids.report.summary import ROWS
 from shd_bids.workflows.group import COHORT, cohort_folder
 from tests.bids_trees import dwi_run
 from tests.helpers import until
-from tests.integration.app import MAPS, PEAKS, angles, call, call_group
+from tests.integration.app import MAPS, PEAKS, angles, call, call_cohort
 from tests.phantoms import RAS, head, many_bundles, write_head
 
 pytestmark = pytest.mark.slow
@@ -127,14 +127,14 @@ def test_a_cohort_is_adapted_and_its_weights_are_applied(tmp_path, simulated, ca
     raw, out = tmp_path / "raw", tmp_path / "out"
     for subject, seed in (("01", 8), ("02", 9)):
         write_head(raw, *head(np.random.default_rng(seed), size=12)[:2], subject=subject)
-    assert call_group(raw, out, "--max-steps", "4") == 0
+    assert call_cohort(raw, out, "--max-steps", "4") == 0
     path = out / "group_desc-cohort_weights.safetensors"
     record = json.loads(path.with_suffix(".json").read_text())
     assert list(record["HeldOutError"]) == ["sub-01", "sub-02"] and record["IsBetterThanStart"]
     assert len(load_weights(path).training["cohort"]["series"]) == 2
     (log,) = (out / "log").iterdir()
     assert json.loads((log / "status.json").read_text())["status"] == "finished"
-    assert call_group(raw, out, "--max-steps", "4") == 0 and len(list((out / "log").iterdir())) == 1  # nothing to do
+    assert call_cohort(raw, out, "--max-steps", "4") == 0 and len(list((out / "log").iterdir())) == 1  # nothing to do
     assert call(raw, out, "--fit", "cohort", "--participant-label", "01", level="fod") == 0
     fod = (out / "sub-01" / MAPS.format("wm")).with_suffix("").with_suffix(".json")
     assert json.loads(fod.read_text())["Model"]["Parameters"]["WeightsSHA256"] == record["SHA256"]
@@ -145,7 +145,7 @@ def test_a_bad_series_stops_the_cohort_with_its_code_and_leaves_no_weights(tmp_p
     write_head(raw, simulated[0], simulated[1])
     signal, table = many_bundles(np.random.default_rng(3))
     write_head(raw, signal, table, subject="02", bvecs=table.directions)
-    assert call_group(raw, out, "--max-steps", "2") == 65
+    assert call_cohort(raw, out, "--max-steps", "2") == 65
     told = capfd.readouterr().err
     assert "sub-02" in told and "1 of 2 series failed" in told and "Traceback" not in told
     assert not list(out.glob("*weights*"))
@@ -156,7 +156,19 @@ def test_a_bad_series_stops_the_cohort_with_its_code_and_leaves_no_weights(tmp_p
 def test_a_stopped_group_call_keeps_its_exit_code(tmp_path, simulated):
     raw, out = tmp_path / "raw", tmp_path / "out"
     write_head(raw, simulated[0], simulated[1])
-    words = [str(raw), str(out), "group", "--nprocs", "1", "--device", "cpu", "-w", str(tmp_path / "work")]
+    words = [
+        str(raw),
+        str(out),
+        "group",
+        "--fit",
+        "cohort",
+        "--nprocs",
+        "1",
+        "--device",
+        "cpu",
+        "-w",
+        str(tmp_path / "work"),
+    ]
     words += ["--max-steps", "100000", "--skip-bids-validation"]
     app = subprocess.Popen([sys.executable, "-m", "shd_bids", *words], stderr=subprocess.PIPE, text=True)
     try:

@@ -43,7 +43,7 @@ def nodes(workflow, name):
 @pytest.mark.parametrize("fit", ["amortised", "subject"])
 def test_graph_is_connected_and_cut_at_the_level(dataset, level, given, fit):
     responses = (dataset / "sub-01" / "dwi" / "wm.txt",) if given else ()
-    workflow = init_shd_wf([dwi_run(dataset)], settings_for(dataset, level=level, responses=responses, fit=fit))
+    workflow = init_shd_wf([dwi_run(dataset, responses=responses)], settings_for(dataset, level=level, fit=fit))
     (run_wf,) = workflow._graph.nodes()
     for part in run_wf._graph.nodes():
         if hasattr(part, "_graph"):
@@ -70,8 +70,8 @@ def test_series_do_not_depend_on_one_another(dataset):
 @pytest.mark.parametrize("given", [False, True])
 def test_the_group_graph_joins_all_series_in_one_adaptation(dataset, given):
     responses = (dataset / "sub-01" / "dwi" / "wm.txt",) if given else ()
-    runs = [dwi_run(dataset), dwi_run(dataset, entities={"sub": "01", "acq": "b"})]
-    workflow = init_group_wf(runs, settings_for(dataset, responses=responses, cohort_processes=2))
+    runs = [dwi_run(dataset, entities=own, responses=responses) for own in ({"sub": "01"}, {"sub": "01", "acq": "b"})]
+    workflow = init_group_wf(runs, settings_for(dataset, fit="cohort", cohort_processes=2))
     parts = {part.name: part for part in workflow._graph.nodes()}
     assert sorted(parts) == ["cohort_wf", "sub_01_acq_b_wf", "sub_01_wf"]
     assert {(a.name, b.name) for a, b in workflow._graph.edges()} == {(run_name(run), "cohort_wf") for run in runs}

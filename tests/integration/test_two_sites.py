@@ -1,0 +1,30 @@
+"""A study of two sites that differ by a gain: the responses of each site take it out of the fibre density."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.integration.app import call, call_group
+from tests.phantoms import head, write_head
+
+pytestmark = pytest.mark.slow
+GAIN = 1.7
+WM = "dwi/sub-{}_space-orig_model-shdtv_param-wm_dwimap.nii.gz"
+
+
+def test_the_gain_of_a_site_leaves_the_fibre_density_and_another_protocol_is_refused(tmp_path, capfd):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    signal, table, _ = head(np.random.default_rng(8), size=12)
+    for site, subject, gain in (("A", "01", 1.0), ("B", "02", GAIN)):
+        image = write_head(raw, gain * signal, table, subject=subject)
+        image.with_name(f"sub-{subject}_dwi.json").write_text(json.dumps({"StationName": site}))
+    assert call(raw, out, level="response") == 0
+    assert call_group(raw, out) == 0
+    assert call(raw, out, "--responses", "group", level="fod") == 0
+    one, two = (nib.load(out / f"sub-{name}" / WM.format(name)).get_fdata()[..., 0] for name in ("01", "02"))
+    assert two.sum() / one.sum() == pytest.approx(1.0, rel=1e-3)
+    write_head(raw, signal, table, subject="03")  # of an unknown scanner
+    assert call(raw, out, "--responses", "group", level="fod") == 65
+    assert "sub-03: --responses group: no set for its protocol" in capfd.readouterr().err
