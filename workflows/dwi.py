@@ -175,13 +175,13 @@ def _add_tractography(
 ) -> tuple[pe.Workflow, str]:
     """Add the streamlines, their figures and their sink."""
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
-    gradients, fod_wf = workflow.get_node("gradients"), workflow.get_node("fod_wf")
+    gradients, fod_wf, peaks_wf = (workflow.get_node(part) for part in ("gradients", "fod_wf", "peaks_wf"))
     resources = Resources(n_procs=settings.omp_nthreads, mem_gb=min(4.0, settings.mem))
     tractography_wf = init_tractography_wf(options=settings.tracking, runtime=settings.runtime, resources=resources)
     tractography_figures_wf = init_tractography_figures_wf(**keep)
     tractography_derivatives_wf = init_derivatives_wf(
         **keep,
-        keys=("tractogram", "tdi"),
+        keys=("tractogram", "weights", "tdi"),
         n_facts=5,
         sloppy=settings.sloppy,
         method=settings.tracking_algorithm,
@@ -190,10 +190,12 @@ def _add_tractography(
     workflow.connect([
         (gradients, tractography_wf, _same("mask_file")),
         (fod_wf, tractography_wf, _through("fod_file", "vfwm_file", "vfgm_file", "vfcsf_file")),
+        (peaks_wf, tractography_wf, _through("peaks_file", "peakafd_file")),
         (gradients, tractography_figures_wf, _same("mask_file", "b0_file")),
         (tractography_wf, tractography_figures_wf, _through("preview_file", "tdi_file")),
         (tractography_wf, tractography_derivatives_wf, [
             ("outputnode.tractogram_files", "inputnode.tractogram"),
+            ("outputnode.weights_file", "inputnode.weights"),
             ("outputnode.tdi_file", "inputnode.tdi"),
         ]),
     ])  # fmt: skip

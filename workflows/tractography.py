@@ -28,15 +28,15 @@ def init_tractography_wf(
 
     Inputs
     ------
-    fod_file, mask_file, vfwm_file, vfgm_file, vfcsf_file
+    fod_file, mask_file, vfwm_file, vfgm_file, vfcsf_file, peaks_file, peakafd_file
 
     Outputs
     -------
-    tractogram_files, tdi_file, preview_file, facts_file
+    tractogram_files, weights_file, tdi_file, preview_file, facts_file
     """
     workflow = pe.Workflow(name=name)
-    inputs = ["fod_file", "mask_file", "vfwm_file", "vfgm_file", "vfcsf_file"]
-    outputs = ["tractogram_files", "tdi_file", "preview_file", "facts_file"]
+    inputs = ["fod_file", "mask_file", "vfwm_file", "vfgm_file", "vfcsf_file", "peaks_file", "peakafd_file"]
+    outputs = ["tractogram_files", "weights_file", "tdi_file", "preview_file", "facts_file"]
     inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=outputs), name="outputnode")
     interface = TrackStreamlines(**options_input(options), **runtime_inputs(runtime))

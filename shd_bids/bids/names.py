@@ -47,7 +47,7 @@ def output_path(
     key : str
         Key of the table.
     method, format : str, optional
-        Tracking algorithm and file format; needed for ``tractogram`` only.
+        Tracking algorithm and file format; needed where the name tells them.
 
     Raises
     ------
@@ -119,6 +119,8 @@ def expected_outputs(
     paths = []
     for key, row in OUTPUTS.items():
         if LEVELS.index(row["stage"]) > last or row.get("tissue", "wm") not in tissues:
+            continue
+        if row.get("beside", formats[0]) not in formats:
             continue
         for format in formats if "format" in _blanks(row) else formats[:1]:
             path = output_path(output_dir, run, key, method=method, format=format)

@@ -40,6 +40,7 @@ BASE_GB = 0.7  # interpreter, torch, tables
 PROGRAM_GB = 0.55  # the program itself and two workers, beside the process of a stage
 PEAKS_GB = 0.45  # interpreter and torch
 TRACKING_GB = 0.25  # batches of streamlines, beside the peaks that the thresholds need
+WEIGHT_BYTES = 12  # a point's share of the matrix of streamlines and lobes, while it is put together
 SEARCH_GB = 0.9  # a thread that searches for peaks; a third of it where fODFs are smooth
 SEARCH_VOXELS = 2048  # that a thread takes at once
 NETWORK_GB_PER_AREA = 1.6e-3  # voxels of a cross-section: their number to the power 2/3; tiles fit into less
@@ -207,8 +208,14 @@ def _memory_gb(run: DWIRun, settings: Settings, *, on_gpu: bool) -> float:
     needed = [beside + min(network, NETWORK_GB_PER_AREA * _n_voxels(run) ** (2 / 3))]
     if settings.level != "fod":
         search = SEARCH_GB * min(settings.omp_nthreads, _n_voxels(run) / SEARCH_VOXELS)
-        needed.append(PEAKS_GB + search + (TRACKING_GB if settings.level == "full" else 0.0))
+        needed.append(PEAKS_GB + search + (_tracking_gb(run, settings) if settings.level == "full" else 0.0))
     return PROGRAM_GB + max(needed)
+
+
+def _tracking_gb(run: DWIRun, settings: Settings) -> float:
+    """Return the memory of streamlines and their weights."""
+    points = ACCEPTED * _n_seeds(run, settings) * _points(run, settings)
+    return TRACKING_GB + points * WEIGHT_BYTES / GB
 
 
 def _disk_gb(run: DWIRun, settings: Settings) -> float:

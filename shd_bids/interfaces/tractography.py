@@ -1,7 +1,7 @@
 """Streamlines and their density."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,13 @@ from shd_bids.options import Runtime, TrackingOptions
 if TYPE_CHECKING:
     import numpy as np
     from nibabel.streamlines import ArraySequence
+    from scipy.sparse import csr_array
 
     from shd_bids.tractography.field import FibreField
+    from shd_bids.tractography.fixels import Fixels
     from shd_bids.tractography.track import TrackingFacts
+    from shd_bids.tractography.tracker import Batch
+    from shd_bids.tractography.weights import Weights
 
 __all__ = ["TrackStreamlines"]
 
@@ -40,6 +44,8 @@ class TrackingFiles:
         ``fod.npy`` of `fit_image` and its mask.
     vfwm_file, vfgm_file, vfcsf_file : Path
         Signal fractions, which decide where to seed and, with anatomy, where to end.
+    peaks_file, peakafd_file : Path
+        Directions and fibre densities of the lobes, which the weights of the streamlines are fitted to.
     """
 
     fod_file: Path
@@ -47,6 +53,8 @@ class TrackingFiles:
     vfwm_file: Path
     vfgm_file: Path
     vfcsf_file: Path
+    peaks_file: Path
+    peakafd_file: Path
 
 
 def track_image(
@@ -58,7 +66,7 @@ def track_image(
     label: str,
     out_dir: Path,
 ) -> dict[str, Any]:
-    """Track streamlines from white matter and write them in every format chosen, with their density.
+    """Track streamlines from white matter and write them in every format chosen, with their weights and density.
 
     Parameters
     ----------
@@ -69,51 +77,67 @@ def track_image(
     n_threads, label : int and str
         Threads, on which results do not depend; name of the stage in progress lines.
     out_dir : Path
-        Gets ``tractogram.<format>``, ``tdi.nii.gz`` and ``preview.npz``, some streamlines for the report.
+        Gets ``tractogram.<format>``, ``tdi.nii.gz``, ``preview.npz`` for the report and, with a TCK, ``weights.txt``.
     """
     import numpy as np
 
-    from shd_bids.images import load_volume, save_volume
     from shd_bids.tractography.density import track_density
-    from shd_bids.tractography.files import copy_trx, read_trx, trx_writer
+    from shd_bids.tractography.files import read_trx, trx_writer
+    from shd_bids.tractography.fixels import lengths_in, stacked
     from shd_bids.tractography.track import track
-    from shd_bids.tractography.tracker import Batch
+    from shd_bids.tractography.weights import fit_weights
 
     field = _read(files)
+    fixels = _fixels(files, field)
     grid = (field.affine, field.mask.shape)
     density = np.zeros(field.mask.shape, dtype=np.int32)
     all_lengths: list[np.ndarray] = []
+    in_fixels: list[csr_array] = []
     container = out_dir / "tractogram.trx"
     with trx_writer(container, *grid) as writer:
 
-        def keep(batch: Batch) -> None:
+        def keep(batch: "Batch") -> None:
             length = batch.arc_lengths
             writer.add(batch.points, batch.lengths, {"length": length, "ends": batch.ends})
             np.add(density, track_density(batch.streamlines, *grid), out=density)
             all_lengths.append(length)
+            in_fixels.append(lengths_in(fixels, batch.streamlines))
 
         facts = track(field, options, keep, random_seed=runtime.seed, n_threads=n_threads, progress=log_progress(label))
-    if options.min_length is None:
-        logger.info("%s: streamlines shorter than %.3g mm are dropped", label, facts.min_length)
-    for form in options.tractogram_format:
-        if form != "trx":
-            copy_trx(container, out_dir / f"tractogram.{form}", *grid)
-    reference = load_volume(files.mask_file)
-    save_volume(out_dir / "tdi.nii.gz", density, reference.affine, reference_header=reference.header)
+        fitted = fit_weights(stacked(in_fixels, fixels.density.size), fixels.volumes, fixels.shares)
+        writer.tell({"weight": fitted.weights})
+    _tell_least_length(options, facts, label)
+    _save_density(out_dir / "tdi.nii.gz", density, files.mask_file)
     _save_preview(out_dir / "preview.npz", read_trx(container))
-    if "trx" not in options.tractogram_format:
-        container.unlink()
-    return {
-        "tractogram_files": [str(out_dir / f"tractogram.{form}") for form in options.tractogram_format],
+    return _save_formats(container, options.tractogram_format, grid, fitted.weights) | {
         "tdi_file": str(out_dir / "tdi.nii.gz"),
         "preview_file": str(out_dir / "preview.npz"),
         "facts": {
-            "sidecar": {"tractography": _bep046(facts, options, seed=runtime.seed)},
-            "notes": _notes(facts),
-            "tracking": asdict(facts),
-            "qc": _qc(facts, np.concatenate(all_lengths), coverage=float((density[field.mask] > 0).mean())),
+            "sidecar": {"tractography": _bep046(facts, options, seed=runtime.seed) | _about(fitted)},
+            **_told(facts, np.concatenate(all_lengths), coverage=float((density[field.mask] > 0).mean())),
         },
     }
+
+
+def _save_formats(
+    container: Path, formats: Sequence[str], grid: tuple["np.ndarray", tuple[int, int, int]], weights: "np.ndarray"
+) -> dict[str, Any]:
+    """Write a container in every format, with the weights where that has no place for them; return what is there."""
+    import numpy as np
+
+    from shd_bids.tractography.files import copy_trx
+
+    paths = [container.with_suffix(f".{form}") for form in formats]
+    outputs: dict[str, Any] = {"tractogram_files": [str(path) for path in paths]}
+    for path in paths:
+        if path != container:
+            copy_trx(container, path, *grid)
+    if "tck" in formats:
+        outputs["weights_file"] = str(container.with_name("weights.txt"))
+        np.savetxt(outputs["weights_file"], weights, fmt="%.6g", header="weight")
+    if "trx" not in formats:
+        container.unlink()
+    return outputs
 
 
 def _read(files: TrackingFiles) -> "FibreField":
@@ -127,6 +151,37 @@ def _read(files: TrackingFiles) -> "FibreField":
     fractions = [gather(load_volume(path).data, mask) for path in (files.vfwm_file, files.vfgm_file, files.vfcsf_file)]
     coefficients = np.load(files.fod_file, mmap_mode="r")
     return FibreField(coefficients, np.stack(fractions, axis=1), mask, reference.affine)
+
+
+def _fixels(files: TrackingFiles, field: "FibreField") -> "Fixels":
+    import numpy as np
+
+    from shd_bids.images import gather, load_volume
+    from shd_bids.tractography.fixels import Fixels
+
+    n = len(field.coefficients)
+    vectors = gather(load_volume(files.peaks_file, keep_negative=True).data, field.mask).reshape(n, -1, 3)
+    density = gather(load_volume(files.peakafd_file).data, field.mask).reshape(n, -1)
+    amplitude = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    directions = np.divide(vectors, amplitude, out=np.zeros_like(vectors), where=amplitude > 0)
+    white = field.fractions[:, 0].astype(np.float32)
+    return Fixels(directions, density, white, field.mask, field.affine)
+
+
+def _about(fitted: "Weights") -> dict[str, Any]:
+    """Return the sidecar block on the weights."""
+    from shd_bids.tractography.weights import LEAST_TRACKED
+
+    return {
+        "StreamlineWeights": {
+            "Description": "non-negative least squares to the fibre densities of the lobes (after Smith et al. 2015)",
+            "ProportionalityCoefficient": fitted.mu,
+            "Units": "mm2",
+            "LeastTrackedShare": LEAST_TRACKED,
+            "MisfitUnweighted": fitted.misfit_before,
+            "Misfit": fitted.misfit,
+        }
+    }
 
 
 def _notes(facts: "TrackingFacts") -> list[str]:
@@ -176,6 +231,27 @@ def _bep046(facts: "TrackingFacts", options: TrackingOptions, *, seed: int) -> d
     }
 
 
+def _tell_least_length(options: TrackingOptions, facts: "TrackingFacts", label: str) -> None:
+    if options.min_length is None:
+        logger.info("%s: streamlines shorter than %.3g mm are dropped", label, facts.min_length)
+
+
+def _told(facts: "TrackingFacts", lengths: "np.ndarray", *, coverage: float) -> dict[str, Any]:
+    """Return the facts besides the sidecar."""
+    return {
+        "notes": _notes(facts),
+        "tracking": asdict(facts),
+        "qc": _qc(facts, lengths, coverage=coverage),
+    }
+
+
+def _save_density(path: Path, density: "np.ndarray", mask_file: Path) -> None:
+    from shd_bids.images import load_volume, save_volume
+
+    reference = load_volume(mask_file)
+    save_volume(path, density, reference.affine, reference_header=reference.header)
+
+
 def _save_preview(path: Path, streamlines: "ArraySequence") -> None:
     """Write an evenly spaced part of the streamlines as points, (p, 3) mm, and number of points of each."""
     import numpy as np
@@ -214,10 +290,13 @@ class _TrackStreamlinesInputSpec(RuntimeInputSpec):
     vfwm_file = File(exists=True, mandatory=True, desc="WM signal fraction")
     vfgm_file = File(exists=True, mandatory=True, desc="GM signal fraction")
     vfcsf_file = File(exists=True, mandatory=True, desc="CSF signal fraction")
+    peaks_file = File(exists=True, mandatory=True, desc="lobes: vectors in world axes")
+    peakafd_file = File(exists=True, mandatory=True, desc="fibre density of each")
 
 
 class _TrackStreamlinesOutputSpec(StageOutputSpec):
     tractogram_files = traits.List(File(exists=True), desc="one per format")
+    weights_file = File(exists=True, desc="weights of the streamlines of a TCK, a text")
     tdi_file = File(exists=True, desc="streamlines per voxel")
     preview_file = File(exists=True, desc="some streamlines, for the report")
 

@@ -81,6 +81,11 @@ REFERENCES = {
         "streamlines tractography through effective use of anatomical information. NeuroImage 2012;62:1924-1938.",
         "https://doi.org/10.1016/j.neuroimage.2012.06.005",
     ),
+    "sift2": (
+        "Smith RE, Tournier JD, Calamante F, Connelly A. SIFT2: Enabling dense quantitative assessment of brain white matter "
+        "connectivity using streamlines tractography. NeuroImage 2015;119:338-351.",
+        "https://doi.org/10.1016/j.neuroimage.2015.06.092",
+    ),
     "bidsapps": (
         "Gorgolewski KJ, et al. BIDS apps: Improving ease of use, accessibility, and reproducibility of neuroimaging "
         "data analysis methods. PLoS Comput Biol 2017;13:e1005209.",
@@ -216,6 +221,12 @@ def _on_streamlines(run: RunReport, cite: Cite) -> Iterable[str]:
     if ends:
         shares = [f"{escape(name)} ({100 * count / sum(ends.values()):.0f} %)" for name, count in ends.items()]
         yield f"What ended them: {', '.join(shares)}."
+    weights = dig(block, "StreamlineWeights") or {}
+    if weights:
+        yield (
+            "Each has a weight, fitted so that their density is that of the fibres "
+            f"{cite('sift2')}; a weight of one is {html_value(weights.get('ProportionalityCoefficient'))} mm²."
+        )
 
 
 def _reference(key: str) -> str:

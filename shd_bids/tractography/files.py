@@ -47,6 +47,10 @@ class TrxWriter:
         for name, values in (each or {}).items():
             self._each.setdefault(name, []).append(values)
 
+    def tell(self, each: Mapping[str, np.ndarray]) -> None:
+        """Take more data per streamline, of all streamlines at once."""
+        self._each |= {name: [values] for name, values in each.items()}
+
     def entries(self, affine: np.ndarray, shape: tuple[int, int, int]) -> Iterator[tuple[str, bytes]]:
         """Yield name and content of every other entry of the container."""
         lengths = np.concatenate(self._lengths)

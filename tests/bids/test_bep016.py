@@ -22,7 +22,7 @@ ENTITIES = {"model": "model", "parameter": "param", "tract": "tract", "track": "
 RULES = {
     "dwimap": ([".nii.gz", ".json"], ["model", "parameter"]),
     "response": ([".txt"], ["model", "parameter"]),
-    "tractogram": ([".trx", ".tck", ".trk", ".json"], ["tract", "track"]),
+    "tractogram": ([".trx", ".tck", ".trk", ".txt", ".json"], ["tract", "track"]),
     "qc": ([".tsv", ".json"], []),
 }
 """Suffix -> extensions, entities beyond those of a mask that are required."""
@@ -66,7 +66,7 @@ def derivatives(tmp_path) -> Path:
     )
     out = tmp_path / "out"
     for key, row in OUTPUTS.items():
-        blanks = {"method": "prob", "format": "trx"} if key in ("tractogram", "tdi") else {}
+        blanks = {"method": "prob", "format": "trx"} if key in ("tractogram", "weights", "tdi") else {}
         path = output_path(out, run, key, **blanks)
         path.parent.mkdir(parents=True, exist_ok=True)
         if row["extension"] == ".nii.gz":

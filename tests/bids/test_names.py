@@ -51,7 +51,7 @@ def parse_name(path):
 
 
 def fill(key):
-    return TRACKING if key in ("tractogram", "tdi") else {}
+    return TRACKING if key in ("tractogram", "weights", "tdi") else {}
 
 
 @pytest.mark.parametrize("key", OUTPUTS)
@@ -117,7 +117,14 @@ def test_each_level_promises_more(run, level):
     assert any("_param-csf_" in name and name.endswith("_response.txt") for name in names)
     assert not any("_param-gm_" in name for name in names)
     assert (level == "full") == any(name.endswith(".tck") for name in names)
+    assert (level == "full") == any(name.endswith("_desc-weights_tractogram.txt") for name in names)
     assert not any(name.endswith("_response.json") for name in names)
+
+
+def test_weights_stand_beside_a_tck_only(run):
+    for form in ("trx", "tck"):
+        names = [path.name for path in expected_outputs(Path(), run, level="full", method="prob", formats=(form,))]
+        assert any("_desc-weights_" in name for name in names) == (form == "tck")
 
 
 def test_table_is_complete():

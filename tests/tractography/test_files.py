@@ -33,7 +33,8 @@ def write(path: Path, streamlines: ArraySequence) -> Path:
             lengths = np.array([len(line) for line in part], dtype=np.int64)
             points = np.concatenate([np.zeros((0, 3)), *part])
             ends = np.stack([lengths, lengths + 1], axis=1).astype(np.uint8).reshape(-1, 2)
-            writer.add(points, lengths, {"weight": lengths.astype(np.float32), "ends": ends})
+            writer.add(points, lengths, {"ends": ends})
+        writer.tell({"weight": np.array([len(line) for line in streamlines], dtype=np.float32)})
     return path
 
 
