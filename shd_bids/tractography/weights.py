@@ -67,7 +67,7 @@ def fit_weights(lengths: sparse.csr_array, volumes: np.ndarray, shares: np.ndarr
 
     References
     ----------
-    Smith et al. (2015), equations 1 and 2, for the model; Daube-Witherspoon and Muehllehner (1986), IEEE Trans Med Imaging 5,
+    Smith et al. (2015) for the model; Daube-Witherspoon and Muehllehner (1986), IEEE Trans Med Imaging 5,
     for the update.
     """
     reached = np.asarray(lengths.sum(axis=0), dtype=np.float64)
