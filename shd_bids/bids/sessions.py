@@ -88,8 +88,13 @@ def _filter_problems(queries: Mapping[str, Any]) -> Iterator[str]:
             if entity not in known:
                 meant = [name for name in known if name.startswith(entity)] or known
                 yield f"{query}: entity {entity!r} is not known, expected {' or '.join(meant)}"
-            elif not all(isinstance(v, str | int | None) for v in (value if isinstance(value, list) else [value])):
+            elif not all(map(_can_be_asked, value if isinstance(value, list) else [value])):
                 yield f"{query}: {entity} is {value!r:.40}, expected text, a number, null, or a list of them"
+
+
+def _can_be_asked(value: Any) -> bool:
+    """Whether the index of pybids, whose whole numbers have 64 bits, can hold a value."""
+    return isinstance(value, str | None) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def open_datasets(settings: Settings) -> tuple[Dataset, ...]:

@@ -95,6 +95,7 @@ def test_an_index_kept_on_disk_gives_the_same(tmp_path):
         ({"dwi": {"acq": "hardi"}}, "entity 'acq' is not known, expected acquisition"),
         ({"dwi": {"nonsense": "x"}}, "entity 'nonsense' is not known"),
         ({"dwi": {"acquisition": {"a": 1}}}, "acquisition is {'a': 1}, expected text"),
+        ({"dwi": {"run": 2**70}}, "run is 1180591620717411303424, expected text, a number"),
         ({"mask": [1]}, r"mask: found \[1\], expected entities"),
         (None, "expected a JSON object"),
     ],

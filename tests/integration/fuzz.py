@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -277,7 +278,9 @@ def call_here(function: Callable[..., dict[str, Any]], arguments: dict[str, Any]
 def _preload() -> None:
     """Import, and do once, what every case would import and do again."""
     for module in pkgutil.walk_packages(shd_bids.__path__, "shd_bids."):
-        if not module.name.endswith("__main__") and ".cuda" not in module.name:
+        path = importlib.util.find_spec(module.name).origin
+        is_compiled = not path.endswith(".py")  # a library of functions, which is no module
+        if not (is_compiled or module.name.endswith("__main__") or ".cuda" in module.name):
             importlib.import_module(module.name)
     import bids.layout  # noqa: F401
     import dipy.segment.mask  # noqa: F401
