@@ -102,7 +102,7 @@ def test_a_changed_option_runs_what_depends_on_it(whole):
     assert call(raw, out, *options, "--peak-max", "2", level="full") == 0
     assert nib.load(out / "sub-01" / PEAKS).shape[3] == 6
     changed = {path.parent.name for path, when in stage_times(out.parent / "work").items() if before[path] != when}
-    assert changed == {"peaks"}
+    assert changed == {"peaks", "tractography"}  # whose weights follow the peaks
 
 
 def test_flipped_gradients_fail_alone(tmp_path, simulated, capfd):
