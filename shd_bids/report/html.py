@@ -1,21 +1,23 @@
 """The HTML page of a subject: what was found and made, with a sentence on how to read each picture.
 
 The page is assembled from the figures that lie in the output folder and the facts that the stages left, so it can be
-made after a failure as well. It links to its figures and asks the network for nothing.
+made after a failure as well. It holds its pictures and asks the network for nothing.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from urllib.parse import quote
+
+from markupsafe import Markup
 
 from shd_bids import __version__
 from shd_bids.files import write_text
+from shd_bids.report.expected import Judged, quality_rows
 from shd_bids.report.facts import STAGES, Problem, RunReport, dig, listed
 from shd_bids.report.methods import methods_text
+from shd_bids.report.pages import render_page
+from shd_bids.report.pictures import Picture, alternative, embed
 from shd_bids.report.summary import summary_table
 
 __all__ = ["SECTIONS", "Problem", "RunReport", "Section", "Status", "write_report"]
@@ -174,34 +176,45 @@ def write_report(
         The page.
     """
     name = f"sub-{subject}" + (f"_ses-{session}" if session else "")
-    page = Template(files("shd_bids.report").joinpath("template.html").read_text(encoding="utf-8"))
     figures_dir = Path(output_dir) / f"sub-{subject}" / "figures"
-    text = page.substitute(
-        title=escape(name),
-        subtitle=escape(status.started.replace("T", " ")[:16]),
+    text = render_page(
+        "subject.html",
+        styles=["page.css"],
+        title=name,
+        subtitle=status.started.replace("T", " ")[:16],
         navigation=_navigation(runs),
         banners=_banners(runs, status),
-        summary=summary_table(runs),
-        runs="\n".join(_run(run, figures_dir, output_dir) for run in runs),
-        methods=methods_text(runs),
-        about=_about(status),
+        summary=Markup(summary_table(runs)),
+        runs=[_shown_run(run, figures_dir) for run in runs],
+        methods=Markup(methods_text(runs)),
+        status=status,
+        versions={"shd_bids": __version__} | dict(status.versions),
     )
     path = Path(output_dir) / f"{name}.html"
     write_text(path, text)
     return path
 
 
-def _navigation(runs: Sequence[RunReport]) -> str:
+def _navigation(runs: Sequence[RunReport]) -> list[tuple[str, str]]:
+    """Return (anchor, text) of the links at the top."""
     links = [("summary", "Summary")]
     if len(runs) == 1:
         links += [(f"{_anchor(runs[0])}_{section.desc}", section.name) for section in SECTIONS if not section.optional]
     else:
         links += [(_anchor(run), run.prefix) for run in runs]
-    links += [("methods", "Methods"), ("about", "Execution")]
-    return "".join(f'<a href="#{escape(anchor)}">{escape(text)}</a>' for anchor, text in links)
+    return [*links, ("methods", "Methods"), ("about", "Execution")]
 
 
-def _banners(runs: Sequence[RunReport], status: Status) -> str:
+@dataclass(frozen=True)
+class Banner:
+    """A notice at the top: ``ok``, ``warning`` or ``failed``, with its heading and text."""
+
+    kind: str
+    head: str
+    text: str
+
+
+def _banners(runs: Sequence[RunReport], status: Status) -> list[Banner]:
     """Return how it ended: one banner for the page, one for each failed run, one for warnings."""
     failed = [run for run in runs if run.problem]
     finished = len(runs) - len(failed)
@@ -211,23 +224,23 @@ def _banners(runs: Sequence[RunReport], status: Status) -> str:
         cut_short = [run for run in failed if not run.problem.stage]  # stopped from outside, nothing wrong with them
         failed = [run for run in failed if run.problem.stage]
         messages = dict.fromkeys([status.message, *(run.problem.message for run in cut_short)])
-        banners.append(_banner("failed", "Interrupted before the end", _lines(*messages, rest)))
+        banners.append(Banner("failed", "Interrupted before the end", _lines(*messages, rest)))
     elif status.state != "ok" and not failed:
         elsewhere = "Another subject or session of the same call failed; its own page says why." if finished else ""
         kind, head = ("warning", f"{_runs(finished)} finished") if finished else ("failed", "Failed")
-        banners.append(_banner(kind, head, _lines(status.message or elsewhere)))
+        banners.append(Banner(kind, head, _lines(status.message or elsewhere)))
     elif not failed:
         head = f"{_runs(finished)} finished" if runs else "Nothing was processed"
-        banners.append(_banner("ok" if runs else "warning", head, status.message))
+        banners.append(Banner("ok" if runs else "warning", head, status.message))
     elif len(runs) > 1:
-        banners.append(_banner("failed", f"{len(failed)} of {_runs(len(runs))} failed", _lines(status.message, rest)))
+        banners.append(Banner("failed", f"{len(failed)} of {_runs(len(runs))} failed", _lines(status.message, rest)))
     for run in failed:
         stage = STAGES.get(run.problem.stage, (run.problem.stage or "before the first stage", ""))[0]
         text = run.problem.message if len(runs) > 1 else _lines(run.problem.message, status.message, rest)
-        banners.append(_banner("failed", f"{run.prefix} failed at: {stage}", text))
+        banners.append(Banner("failed", f"{run.prefix} failed at: {stage}", text))
     if status.is_sloppy:
         banners.append(
-            _banner(
+            Banner(
                 "warning",
                 "Quick test (--sloppy)",
                 "The settings were lowered for speed. Do not use these results in a study.",
@@ -236,8 +249,8 @@ def _banners(runs: Sequence[RunReport], status: Status) -> str:
     noted = [(run, warning) for run in runs for warning in _warnings(run)]
     if noted:
         lines = [f"{run.prefix}: {warning}" if len(runs) > 1 else warning for run, warning in noted]
-        banners.append(_banner("warning", f"{len(lines)} warning{'s' if len(lines) != 1 else ''}", "\n".join(lines)))
-    return "\n".join(banners)
+        banners.append(Banner("warning", f"{len(lines)} warning{'s' if len(lines) != 1 else ''}", "\n".join(lines)))
+    return banners
 
 
 def _runs(count: int) -> str:
@@ -246,11 +259,6 @@ def _runs(count: int) -> str:
 
 def _lines(*texts: str) -> str:
     return "\n".join(filter(None, texts))
-
-
-def _banner(kind: str, head: str, text: str) -> str:
-    body = f"<p>{escape(text)}</p>" if text else ""
-    return f'<div class="banner {kind}"><strong>{escape(head)}</strong>{body}</div>'
 
 
 def _warnings(run: RunReport) -> tuple[str, ...]:
@@ -266,44 +274,52 @@ def _warnings(run: RunReport) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _run(run: RunReport, figures_dir: Path, output_dir: Path) -> str:
-    """Return the figures of one run in the order of the stages."""
-    pieces = [f'<h2 id="{escape(_anchor(run))}">{escape(run.prefix)}</h2>']
-    missing = []
-    for section in SECTIONS:
-        found = [figures_dir / f"{run.prefix}_desc-{section.desc}_dwi{kind}" for kind in (".png", ".svg")]
-        figure = next((path for path in found if path.is_file()), None)
-        if figure is not None:
-            pieces.append(_figure(run, section, quote(figure.relative_to(output_dir).as_posix())))
-        elif not section.optional:
-            missing.append(section)
-    if missing:
-        anchors = "".join(f'<span id="{escape(_anchor(run))}_{section.desc}"></span>' for section in missing)
-        names = escape(listed([section.title.lower() for section in missing]))
-        reason = "the run stopped before" if run.problem else "not asked for, or not finished"
-        pieces.append(f'<section class="card missing">{anchors}<h3>Not made</h3><p>{names}: {reason}.</p></section>')
-    return "\n".join(pieces)
+@dataclass(frozen=True)
+class ShownFigure:
+    """A figure as the template sees it: its section, the picture, words for it, and where the file lies."""
+
+    section: Section
+    picture: Picture
+    alt: str
+    link: str
 
 
-def _figure(run: RunReport, section: Section, link: str) -> str:
-    return (
-        f'<section class="card" id="{escape(_anchor(run))}_{section.desc}"><h3>{escape(section.title)}</h3>'
-        f'<p class="right">{escape(section.right)}</p><p class="wrong">{escape(section.wrong)}</p>'
-        f'<figure><a href="{escape(link)}">'
-        f'<img src="{escape(link)}" alt="{escape(section.title)} of {escape(run.prefix)}"></a>'
-        "</figure></section>"
+@dataclass(frozen=True)
+class ShownRun:
+    """A run as the template sees it."""
+
+    prefix: str
+    anchor: str
+    quality: Sequence[Judged]
+    figures: Sequence[ShownFigure]
+    missing: Sequence[Section]
+    missing_names: str
+    missing_reason: str
+
+
+def _shown_run(run: RunReport, figures_dir: Path) -> ShownRun:
+    """Return the figures of one run in the order of the stages, and which are missing."""
+    found = {section: _figure_file(run, section, figures_dir) for section in SECTIONS}
+    missing = [section for section, path in found.items() if path is None and not section.optional]
+    return ShownRun(
+        prefix=run.prefix,
+        anchor=_anchor(run),
+        quality=quality_rows(run),
+        figures=[_shown_figure(run, section, path) for section, path in found.items() if path is not None],
+        missing=missing,
+        missing_names=listed([section.title.lower() for section in missing]),
+        missing_reason="the run stopped before" if run.problem else "not asked for, or not finished",
     )
 
 
-def _about(status: Status) -> str:
-    parts = []
-    if status.command:
-        parts.append(f"<h3>Command</h3><pre>{escape(status.command)}</pre>")
-    if status.started:
-        parts.append(f"<p>Started {escape(status.started)}.</p>")
-    versions = {"shd_bids": __version__} | dict(status.versions)
-    lines = "".join(f"<div>{escape(name)} {escape(str(version))}</div>" for name, version in versions.items())
-    return "".join(parts) + f'<h3>Versions</h3><div class="versions">{lines}</div>'
+def _figure_file(run: RunReport, section: Section, figures_dir: Path) -> Path | None:
+    path = figures_dir / f"{run.prefix}_desc-{section.desc}_dwi.png"
+    return path if path.is_file() else None
+
+
+def _shown_figure(run: RunReport, section: Section, path: Path) -> ShownFigure:
+    link = quote("/".join(path.parts[-3:]))
+    return ShownFigure(section, embed(path), alternative(section.desc, section.title, run), link)
 
 
 def _anchor(run: RunReport) -> str:

@@ -1,9 +1,9 @@
 """The table at the top of a report: the main facts of each run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Any
 
+from shd_bids.report.expected import measured_number
 from shd_bids.report.facts import STAGES, RunReport, dig, fit_mode, html_value, listed, shells, voxel_size
 
 
@@ -13,28 +13,23 @@ def summary_table(runs: Sequence[RunReport]) -> str:
         return '<section class="card"><p>No diffusion run was found for this subject.</p></section>'
     head = ""
     if len(runs) > 1:
-        head = "<thead><tr><th></th>" + "".join(f"<th>{escape(run.prefix)}</th>" for run in runs) + "</tr></thead>"
+        head = (
+            "<thead><tr><td></td>"
+            + "".join(f'<th scope="col">{escape(run.prefix)}</th>' for run in runs)
+            + "</tr></thead>"
+        )
     body = ""
     for title, cell in ROWS.items():
         cells = [cell(run) for run in runs]
         if any(text != html_value(None) for text in cells):
-            body += f"<tr><th>{title}</th>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>"
+            body += f'<tr><th scope="row">{title}</th>' + "".join(f"<td>{text}</td>" for text in cells) + "</tr>"
     empty = "<p>The run stopped before anything could be measured.</p>"
     table = f"<table>{head}<tbody>{body}</tbody></table>" if body else empty
-    return f'<section class="card wide">{table}</section>'
-
-
-def _measured(run: RunReport, column: str) -> Any:
-    """Return a number of the quality table of any stage, ``None`` where there is none."""
-    for facts in run.facts.values():
-        value = dig(facts, "qc", column, "value")
-        if value is not None:
-            return value
-    return None
+    return f'<section class="card wide" tabindex="0" aria-label="Main facts">{table}</section>'
 
 
 def _mask(run: RunReport) -> str:
-    volume, origin = _measured(run, "mask_volume_ml"), dig(run.facts, "gradients", "sidecar", "mask_origin")
+    volume, origin = measured_number(run, "mask_volume_ml"), dig(run.facts, "gradients", "sidecar", "mask_origin")
     if volume is None:
         return html_value(None)
     origins = {"given": "given", "derivative": "from the derivatives", "estimated": "estimated here, look at it"}
@@ -66,12 +61,12 @@ def _fit(run: RunReport) -> str:
 
 
 def _quality(run: RunReport, column: str, form: str) -> str:
-    value = _measured(run, column)
+    value = measured_number(run, column)
     return escape(form.format(value)) if isinstance(value, int | float) else html_value(None)
 
 
 def _streamlines(run: RunReport) -> str:
-    count, length = _measured(run, "n_streamlines"), _measured(run, "streamline_length_median")
+    count, length = measured_number(run, "n_streamlines"), measured_number(run, "streamline_length_median")
     if count is None:
         return html_value(None)
     return html_value(count) + (f", median length {length:.0f} mm" if isinstance(length, int | float) else "")
@@ -84,14 +79,25 @@ def _time(run: RunReport) -> str:
     if not seconds:
         return html_value(None)
     total = max(sum(seconds.values()), 1e-9)
-    bar = "".join(
-        f'<span style="width:{100 * s / total:.2f}%;background:{STAGES[k][1]}"></span>' for k, s in seconds.items()
-    )
     legend = "".join(
-        f'<span><i style="background:{STAGES[stage][1]}"></i>{STAGES[stage][0]} {_duration(value)}</span>'
+        f"<span>{_swatch(STAGES[stage][1])}{STAGES[stage][0]} {_duration(value)}</span>"
         for stage, value in seconds.items()
     )
-    return f'{_duration(total)}<div class="time">{bar}</div><div class="legend">{legend}</div>'
+    return f'{_duration(total)}{_bar(seconds, total)}<div class="legend">{legend}</div>'
+
+
+def _bar(seconds: Mapping[str, float], total: float) -> str:
+    """Return the shares of the stages as a bar; the legend holds the numbers."""
+    parts, left = "", 0.0
+    for stage, value in seconds.items():
+        width = 100 * value / total
+        parts += f'<rect x="{left:.2f}" width="{width:.2f}" height="12" fill="{STAGES[stage][1]}"></rect>'
+        left += width
+    return f'<svg class="time" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">{parts}</svg>'
+
+
+def _swatch(colour: str) -> str:
+    return f'<svg viewBox="0 0 1 1" aria-hidden="true"><rect width="1" height="1" fill="{colour}"></rect></svg>'
 
 
 def _duration(seconds: float) -> str:

@@ -261,7 +261,7 @@ class Row:
     aspects : sequence of float
         Width over height of each panel.
     title : str
-        Heading above the row; none when empty.
+        What the row shows; told beside the picture, not in it.
     max_height : float
         Inches; a row that would be higher is made narrower and centred.
     padding : tuple of float
@@ -269,7 +269,7 @@ class Row:
     margin_right : float
         Inches kept free at the right end of the row, for a colour bar.
     titles : sequence of str
-        Heading of each panel; none when empty.
+        What each panel shows; told as the title is.
     """
 
     aspects: Sequence[float]
@@ -278,6 +278,12 @@ class Row:
     padding: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     margin_right: float = 0.0
     titles: Sequence[str] = ()
+
+    @property
+    def words(self) -> str:
+        """Title of the row and of its panels."""
+        panels = ", ".join(filter(None, self.titles))
+        return ": ".join(filter(None, [self.title, panels])) + (" (from the left)" if len(self.titles) > 1 else "")
 
 
 def gallery(rows: Sequence[Row], *, gap: float = 0.08) -> tuple[Figure, list[list[Axes]]]:
@@ -293,35 +299,25 @@ def gallery(rows: Sequence[Row], *, gap: float = 0.08) -> tuple[Figure, list[lis
     Returns
     -------
     figure : Figure
-        White, WIDTH inches wide, as high as the rows need.
+        White, WIDTH inches wide, as high as the rows need; its label holds the words of the rows, one line each.
     axes : list of list of Axes
         One list per row.
     """
-    heading, rest = 0.34, 0.14
+    rest = 0.14
     sizes = [_row_size(row, gap) for row in rows]
-    heights = [
-        (heading if row.title else 0.0) + (0.26 if row.titles else 0.0) + row.padding[2] + row.padding[3] + size + rest
-        for row, (size, _) in zip(rows, sizes, strict=True)
-    ]
+    heights = [row.padding[2] + row.padding[3] + size + rest for row, (size, _) in zip(rows, sizes, strict=True)]
     total = sum(heights) + rest
     figure = Figure(figsize=(WIDTH, total), dpi=DPI, facecolor="white")
+    figure.set_label("\n".join(row.words for row in rows))
     grid: list[list[Axes]] = []
     top = total - rest / 2
     for row, (height, start), used in zip(rows, sizes, heights, strict=True):
-        below = top
-        if row.title:
-            figure.text(
-                0.12 / WIDTH, (below - 0.05) / total, row.title, va="top", fontsize=12.5, fontweight="bold", color=INK
-            )
-            below -= heading
-        below -= (0.26 if row.titles else 0.0) + row.padding[3] + height
+        below = top - row.padding[3] - height
         left, panels = start, []
-        for number, aspect in enumerate(row.aspects):
+        for aspect in row.aspects:
             left += row.padding[0]
             box = (left / WIDTH, below / total, aspect * height / WIDTH, height / total)
             panels.append(figure.add_axes(box))
-            if row.titles:
-                panels[-1].set_title(row.titles[number], color=INK, pad=5)
             left += aspect * height + row.padding[1] + gap
         grid.append(panels)
         top -= used

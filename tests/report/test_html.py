@@ -1,11 +1,15 @@
 """The page: complete, escaped, offline, and there after a failure too."""
 
+import base64
+import hashlib
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from shd_bids.report.html import SECTIONS, Problem, RunReport, Status, write_report
-from tests.report.facts import PREFIX
+from tests.report.facts import PREFIX, column
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -15,7 +19,9 @@ def output_dir(tmp_path):
     folder = tmp_path / "sub-01" / "figures"
     folder.mkdir(parents=True)
     for section in SECTIONS:
-        (folder / f"{PREFIX}_desc-{section.desc}_dwi.png").write_bytes(b"png")
+        words = PngInfo()
+        words.add_text("Description", f"row of {section.desc}\nsecond row")
+        Image.new("RGB", (3, 2)).save(folder / f"{PREFIX}_desc-{section.desc}_dwi.png", pnginfo=words)
     return tmp_path
 
 
@@ -50,7 +56,8 @@ def page(output_dir, runs, status=None, session=None):
 
 def test_all_figures_and_main_facts_are_there(output_dir, facts):
     found = page(output_dir, [RunReport(PREFIX, facts)])
-    links = found.values("img", "src")
+    assert len(found.values("img", "src")) == len(SECTIONS)
+    links = [link for link in found.values("a", "href") if not link.startswith(("#", "http"))]
     assert links == [f"sub-01/figures/{PREFIX}_desc-{section.desc}_dwi.png" for section in SECTIONS]
     assert all((output_dir / link).is_file() for link in links)
     for told in (
@@ -87,11 +94,40 @@ def test_navigation_finds_its_targets_after_a_failure(tmp_path):
 def test_nothing_is_asked_from_the_network(output_dir, facts):
     found = page(output_dir, [RunReport(PREFIX, facts)])
     assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "base"}
-    asked = found.values("img", "src") + found.values("img", "srcset")
-    assert not [link for link in asked if "//" in link]
+    asked = found.values("img", "src")
+    assert asked
+    assert all(link.startswith("data:image/webp;base64,") for link in asked)
     style = (output_dir / "sub-01.html").read_text(encoding="utf-8")
     assert "@import" not in style
     assert "url(" not in style
+
+
+def test_words_of_a_picture_stand_beside_it_with_its_numbers(output_dir, facts):
+    found = page(output_dir, [RunReport(PREFIX, facts)])
+    assert "row of mask" in found.text
+    alternatives = found.values("img", "alt")
+    assert f"Brain mask of {PREFIX}: 1,432 ml outlined over the mean b = 0 image." in alternatives
+    assert f"Streamlines of {PREFIX}: 12,345 streamlines and median length 61 mm." in alternatives
+
+
+def test_policy_admits_the_style_and_script_of_the_page_and_nothing_else(output_dir, facts):
+    write_report(output_dir, "01", None, [RunReport(PREFIX, facts)], Status("ok"))
+    text = (output_dir / "sub-01.html").read_text(encoding="utf-8")
+    found = Page(text)
+    policy = next(attrs["content"] for tag, attrs in found.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    style = text[text.index("<style>") + 7 : text.index("</style>")]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+    assert not [attrs for _, attrs in found.tags if "style" in attrs]
+
+
+def test_numbers_are_judged_by_their_range(output_dir, facts):
+    facts["fod"]["qc"] |= {"snr": column(5.0)}
+    text = page(output_dir, [RunReport(PREFIX, facts)]).text
+    assert "at least 12" in text
+    assert text.count("look at this") == 1
+    assert "800 to 1900 ml" in text
 
 
 def test_failed_run_says_where_and_what_to_do_before_all_else(output_dir, facts):

@@ -18,10 +18,10 @@ CURVE_PADDING = (0.8, 0.1, 0.55, 0.05)  # inches left, right, below and above a 
 
 
 def save(figure: Figure, out_file: Path) -> Path:
-    """Write the figure whole or not at all, without naming the software, so that equal input gives equal bytes."""
+    """Write the figure whole or not at all, with the words of its rows, and no software: equal input gives equal bytes."""
     FigureCanvasAgg(figure)
     with atomic_path(Path(out_file)) as temporary:
-        figure.savefig(temporary, dpi=DPI, metadata={"Software": None})
+        figure.savefig(temporary, dpi=DPI, metadata={"Software": None, "Description": figure.get_label()})
     return Path(out_file)
 
 
