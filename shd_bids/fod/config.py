@@ -171,9 +171,13 @@ class TrainedDomain(Stored):
         Most shells, without b=0.
     min_directions : int
         Fewest directions that every protocol had in one of its shells.
+    most_misfit : float
+        Residual, over what noise and responses explain, above which a signal is unlike any that the method was made for; four
+        real scans showed 1.3 to 2.
     """
 
     bvalues: tuple[float, float] = (500.0, 13000.0)
     snr: tuple[float, float] = (8.0, 60.0)
     max_shells: int = 5
     min_directions: int = 12
+    most_misfit: float = 2.5

@@ -60,9 +60,9 @@ def fit_fod(
     else:
         fod, n_updates = match_b0(fod, scan), 0
     explained = float(np.hypot(scan.sigma, weights.refinement.model_error * scan.scale))
-    quality = measure_quality(fod, scan, error=explained)
+    quality = measure_quality(fod, scan, error=explained, most_misfit=weights.domain.most_misfit)
     warnings = domain_warnings(scan.gradients, weights.domain, snr=scan.snr) if weights.is_general else []
-    warnings += fit_warnings(quality, error=explained)
+    warnings += fit_warnings(quality)
     where = choose_device(runtime.device)
     facts = FitFacts(
         method=weights.method,

@@ -24,19 +24,27 @@ class Quality:
         Share of the variance of the signal over its volumes that the fit explains.
     residual_std : ndarray, shape (n,)
         Root mean square of the residual of each voxel over its volumes.
-    misfit : ndarray, shape (n,)
-        The same in units of what noise and responses explain: about 1 where the model holds.
+    explained_error : float
+        Residual that noise and responses explain.
+    most_misfit : float
+        Above which the signal is unlike any that the method was made for.
     volume_residuals : ndarray, shape (N,)
-        The same of each volume, over the voxels.
+        Root mean square of the residual of each volume over the voxels.
     shell_residuals : dict
-        b-value of each shell -> median over voxels of the same within the shell.
+        b-value of each shell -> median over voxels of the root mean square within the shell.
     """
 
     r_squared: np.ndarray
     residual_std: np.ndarray
-    misfit: np.ndarray
+    explained_error: float
+    most_misfit: float
     volume_residuals: np.ndarray
     shell_residuals: dict[float, float]
+
+    @property
+    def misfit(self) -> np.ndarray:
+        """Return the residual of each voxel in units of what noise and responses explain, (n,): about 1 where the model holds."""
+        return self.residual_std / np.float32(self.explained_error)
 
 
 @dataclass(frozen=True)

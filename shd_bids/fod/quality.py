@@ -10,11 +10,8 @@ from shd_bids.fod.fod import FOD, VOXELS_PER_CHUNK, Quality
 from shd_bids.gradients.table import GradientTable
 from shd_bids.scan import Scan
 
-POOR_FIT = 2.5
-"""Residual of a shell, in units of noise and model error, above which something is wrong; four real scans showed 1.3 to 2."""
 
-
-def measure_quality(fod: FOD, scan: Scan, *, error: float) -> Quality:
+def measure_quality(fod: FOD, scan: Scan, *, error: float, most_misfit: float) -> Quality:
     """Compare the predicted with the measured signal, by voxel, volume and shell; noise and responses explain ``error``."""
     model, shells = scan.forward(fod.l_max), scan.gradients.shells
     voxels, isotropic = scan.voxels, fod.isotropic(model)
@@ -31,11 +28,11 @@ def measure_quality(fod: FOD, scan: Scan, *, error: float) -> Quality:
             by_shell[part, i] = squared[:, shell.indices].mean(axis=1)
     shares = np.array([len(s.indices) for s in shells]) / voxels.shape[1]
     medians = np.median(np.sqrt(by_shell), axis=0) if len(voxels) else np.zeros(len(shells))
-    residual_std = np.sqrt(by_shell @ shares).astype(np.float32)
     return Quality(
         r_squared=r_squared,
-        residual_std=residual_std,
-        misfit=residual_std / np.float32(error),
+        residual_std=np.sqrt(by_shell @ shares).astype(np.float32),
+        explained_error=error,
+        most_misfit=most_misfit,
         volume_residuals=np.sqrt(by_volume / max(len(voxels), 1)),
         shell_residuals={float(s.bvalue): float(m) for s, m in zip(shells, medians, strict=True)},
     )
@@ -67,18 +64,12 @@ def domain_warnings(gradients: GradientTable, domain: TrainedDomain, *, snr: flo
     return warnings
 
 
-def fit_warnings(quality: Quality, *, error: float) -> list[str]:
-    """Return in which shells the predicted signal misses the measured one by more than noise and responses explain.
-
-    Parameters
-    ----------
-    quality : Quality
-    error : float
-        That noise and responses explain, in the unit of the signal.
-    """
+def fit_warnings(quality: Quality) -> list[str]:
+    """Return in which shells the predicted signal misses the measured one by more than noise and responses explain."""
+    error = quality.explained_error
     return [
         f"b={b:.0f}: the predicted signal misses the measured one by {residual / error:.1f} times what noise and responses "
         "explain; look at the residual map for motion, drop-out or scaling between volumes, or try --fit subject"
         for b, residual in quality.shell_residuals.items()
-        if residual > POOR_FIT * error
+        if residual > quality.most_misfit * error
     ]

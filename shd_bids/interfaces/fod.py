@@ -203,16 +203,14 @@ def _qc(result: "FOD") -> dict[str, Any]:
     """Return the columns on the quality of the fit."""
     import numpy as np
 
-    from shd_bids.fod.quality import POOR_FIT
-
     quality, facts = result.quality, result.facts
     columns = {
         "fit_r2_median": qc_column(
             float(np.median(quality.r_squared)), "Median share of signal variance explained", "1"
         ),
         "fit_misfit_share": qc_column(
-            float(np.mean(quality.misfit > POOR_FIT)),
-            f"Share of voxels whose residual is over {POOR_FIT:g} times what noise and responses explain",
+            float(np.mean(quality.misfit > quality.most_misfit)),
+            f"Share of voxels whose residual is over {quality.most_misfit:g} times what noise and responses explain",
             "1",
         ),
         "snr": qc_column(facts.snr, "Signal-to-noise ratio of white matter at b = 0", "1"),

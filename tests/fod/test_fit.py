@@ -10,7 +10,7 @@ from shd_bids import simulation
 from shd_bids.fod import network
 from shd_bids.fod.config import TrainedDomain
 from shd_bids.fod.fit import fit_fod
-from shd_bids.fod.quality import POOR_FIT, domain_warnings
+from shd_bids.fod.quality import domain_warnings
 from shd_bids.options import Runtime
 from shd_bids.response.forward import forward_model
 from shd_bids.response.response import Responses
@@ -151,7 +151,9 @@ def test_a_signal_that_the_fit_cannot_explain_is_named(scene, weights, fitted):
     drifting = replace(scene, voxels=(scene.voxels * drift).astype(np.float32))
     bad = fit_fod(drifting, weights, runtime=CPU)
     assert any(warning.startswith("b=1000: the predicted signal misses") for warning in bad.facts.warnings)
-    assert np.median(fitted.quality.misfit) < POOR_FIT / 2 and np.median(bad.quality.misfit) > POOR_FIT
+    most = weights.domain.most_misfit
+    assert np.median(fitted.quality.misfit) < most / 2 and np.median(bad.quality.misfit) > most
+    np.testing.assert_allclose(bad.quality.misfit * bad.quality.explained_error, bad.quality.residual_std, rtol=1e-6)
 
 
 def test_grey_matter_that_is_not_fitted_becomes_isotropic_fibre_density(scene, weights):
