@@ -242,13 +242,13 @@ def _line(record: dict) -> str:
 def _find(name: str, method: Method, scene: Scene, cache: Path | None) -> Found:
     """Run a method, or read what it found on the same signal by the same code before."""
     if cache is None or peers.uses_weights(name):
-        return method(scene.signal, scene.mask, scene.gradients)
+        return method(scene)
     digest = hashlib.sha256(scene.signal.tobytes() + scene.gradients.directions.tobytes())
     for module in (peers, dipy_methods):
         digest.update(Path(module.__file__).read_bytes())
     path = cache / f"{name}_{digest.hexdigest()[:24]}.npz"
     if not path.exists():
-        found = method(scene.signal, scene.mask, scene.gradients)
+        found = method(scene)
         cache.mkdir(parents=True, exist_ok=True)
         arrays = {"directions": found.directions.astype(np.float32), "amplitudes": found.amplitudes.astype(np.float32)}
         partial = path.with_suffix(".part.npz")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from found import LEAST_SHELL, MAX_PEAKS, MOST_FIBRES, Found, best_shell, find_maxima
+from measured import Measured
 from selection import select
 
 from shd_bids.gradients.table import GradientTable
@@ -16,37 +17,22 @@ FORCE_LIBRARY = 100_000
 are made once for each gradient table and kept in ``$DIPY_HOME``."""
 
 
-def csd(
-    signal: np.ndarray,
-    mask: np.ndarray,
-    gradients: GradientTable,
-    *,
-    where: np.ndarray | None = None,
-    to_border: bool,
-) -> Found:
+def csd(scan: Measured, *, where: np.ndarray | None = None, to_border: bool) -> Found:
     """Run dipy's constrained spherical deconvolution (degree 8) on the highest shell."""
     from dipy.data import get_sphere
     from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel
 
-    number = best_shell(gradients)
-    part = _with_b0(gradients, [number])
-    tensor, s0 = _tensor_responses(signal, mask, gradients, [number], to_border=to_border)
-    model = ConstrainedSphericalDeconvModel(_dipy_table(gradients, part), (tensor[0], s0), sh_order_max=8)
+    number = best_shell(scan.gradients)
+    part = _with_b0(scan.gradients, [number])
+    tensor, s0 = _tensor_responses(scan, [number], to_border=to_border)
+    model = ConstrainedSphericalDeconvModel(_dipy_table(scan.gradients, part), (tensor[0], s0), sh_order_max=8)
     sphere = get_sphere(name="repulsion724")
-    fitted = mask if where is None else where
-    odf = model.fit(signal[fitted][:, part].astype(np.float64)).odf(sphere)
+    fitted = scan.mask if where is None else where
+    odf = model.fit(scan.signal[fitted][:, part].astype(np.float64)).odf(sphere)
     return find_maxima(odf @ sh_inverse(sphere.vertices, 8).T)
 
 
-def rumba(
-    signal: np.ndarray,
-    mask: np.ndarray,
-    gradients: GradientTable,
-    *,
-    where: np.ndarray | None = None,
-    tv: bool,
-    to_border: bool,
-) -> Found:
+def rumba(scan: Measured, *, where: np.ndarray | None = None, tv: bool, to_border: bool) -> Found:
     """Run dipy's RUMBA-SD on all shells with its defaults (600 iterations), with or without total variation.
 
     The global fit serves both: without the prior it does for all voxels at once what the voxelwise fit does one by one.
@@ -56,23 +42,23 @@ def rumba(
     from dipy.data import get_sphere
     from dipy.reconst.rumba import RumbaSDModel
 
-    shells = list(range(1, len(gradients.shells)))
-    tensors, _ = _tensor_responses(signal, mask, gradients, shells, to_border=to_border)
+    shells = list(range(1, len(scan.gradients.shells)))
+    tensors, _ = _tensor_responses(scan, shells, to_border=to_border)
     sphere = get_sphere(name="repulsion724")
     half = sphere.vertices[sphere.vertices[:, 2] > 0]
     model = RumbaSDModel(
-        _dipy_table(gradients, np.arange(gradients.n_volumes)),
+        _dipy_table(scan.gradients, np.arange(scan.gradients.n_volumes)),
         wm_response=tensors if len(shells) > 1 else tensors[0],
         voxelwise=False,
         use_tv=tv,
         sphere=Sphere(xyz=half),
     )
-    fitted = mask if tv or where is None else where  # total variation looks at neighbours
-    odf = model.fit(signal.astype(np.float64), mask=fitted).odf()[mask if where is None else where]
+    fitted = scan.mask if tv or where is None else where  # total variation looks at neighbours
+    odf = model.fit(scan.signal.astype(np.float64), mask=fitted).odf()[scan.mask if where is None else where]
     return _vertex_maxima(odf, half)
 
 
-def force(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, where: np.ndarray | None = None) -> Found:
+def force(scan: Measured, *, where: np.ndarray | None = None) -> Found:
     """Run dipy's FORCE with its defaults: each voxel takes the axes of the simulated voxel that is most like it.
 
     The amplitude of an axis is that of the simulated ODF there.
@@ -80,9 +66,9 @@ def force(signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, whe
     from dipy.data import default_sphere
     from dipy.reconst.force import FORCEModel
 
-    model = FORCEModel(_dipy_table(gradients, np.arange(gradients.n_volumes)))
-    fitted = mask if where is None else where
-    fit = model.generate(num_simulations=FORCE_LIBRARY).fit(signal[fitted].astype(np.float32))
+    model = FORCEModel(_dipy_table(scan.gradients, np.arange(scan.gradients.n_volumes)))
+    fitted = scan.mask if where is None else where
+    fit = model.generate(num_simulations=FORCE_LIBRARY).fit(scan.signal[fitted].astype(np.float32))
     height = np.where(np.asarray(fit.label) == 1, np.asarray(fit.odf), 0.0)  # (n, V)
     order = np.argsort(-height, axis=1)[:, :MOST_FIBRES]
     return Found(default_sphere.vertices[order], np.take_along_axis(height, order, axis=1))
@@ -124,23 +110,20 @@ def _dipy_table(gradients: GradientTable, volumes: np.ndarray):
     return gradient_table(bvals, bvecs=gradients.directions[volumes], b0_threshold=50)
 
 
-def _tensor_responses(
-    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, shells: Sequence[int], *, to_border: bool
-) -> tuple[np.ndarray, float]:
+def _tensor_responses(scan: Measured, shells: Sequence[int], *, to_border: bool) -> tuple[np.ndarray, float]:
     """Return the mean eigenvalues in single fibres for each shell with b=0, (S, 3), and their b=0 signal.
 
     A shell with fewer directions than a tensor has parameters is fitted together with the next.
     """
     from dipy.reconst.csdeconv import response_from_mask_ssst
 
-    _, single = select(signal, mask, gradients, to_border=to_border)
-    counts = [len(gradients.shells[s].indices) for s in shells]
+    _, single = select(scan, to_border=to_border)
+    counts = [len(scan.gradients.shells[s].indices) for s in shells]
     eigenvalues = []
     for k, number in enumerate(shells):
         together = [number] if counts[k] >= LEAST_SHELL else [number, shells[min(k + 1, len(shells) - 1)]]
-        part = _with_b0(gradients, together)
-        response, _ = response_from_mask_ssst(
-            _dipy_table(gradients, part), signal[..., part].astype(np.float64), single
-        )
+        part = _with_b0(scan.gradients, together)
+        data = scan.signal[..., part].astype(np.float64)
+        response, _ = response_from_mask_ssst(_dipy_table(scan.gradients, part), data, single)
         eigenvalues.append(response[0])
     return np.array(eigenvalues), float(response[1])

@@ -6,7 +6,8 @@ main axis Gaussian in its tangent plane (a Bingham distribution), with microstru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -122,6 +123,7 @@ class Volume:
     mask: np.ndarray
     gradients: GradientTable
     regions: tuple[Region, ...]
+    affine: np.ndarray = field(default_factory=partial(np.eye, 4))
 
     @property
     def scored(self) -> np.ndarray:

@@ -58,7 +58,7 @@ def main() -> int:
                 began = time.monotonic()
                 record = {"directions": n_directions, "snr": snr, "method": name}
                 try:
-                    record |= false_fibres(method(scene.signal, scene.mask, scene.gradients), scene)
+                    record |= false_fibres(method(scene), scene)
                 except RuntimeError as error:  # MRtrix3 refuses too few directions
                     record["failed"] = str(error).splitlines()[-1]
                 records.append(record | {"seconds": round(time.monotonic() - began, 1)})

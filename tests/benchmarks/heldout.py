@@ -18,13 +18,14 @@ import json
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import peers
 import results
+from measured import Series, scan_of
 from results import Figure
 
 from shd_bids.fod.fit import fit_fod
@@ -37,21 +38,9 @@ from shd_bids.options import Runtime
 from shd_bids.response.estimate import estimate_responses
 from shd_bids.response.forward import forward_model
 from shd_bids.response.response import Responses
-from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import l_max_of
 
 N_FOLDS = 5
-
-
-@dataclass(frozen=True, eq=False)
-class Series:
-    """One real series: signal (X, Y, Z, N), mask, gradients in world axes, affine."""
-
-    name: str
-    signal: np.ndarray
-    mask: np.ndarray
-    gradients: GradientTable
-    affine: np.ndarray
 
 
 def main() -> int:
@@ -173,22 +162,24 @@ def compare(
 
 def _predict_ours(scan: Series, parts: list[np.ndarray], kept: np.ndarray, weights: Weights, *, fit: str) -> np.ndarray:
     """Fit the kept volumes with the network and predict all, (n, N)."""
-    table = scan.gradients.select(kept)
-    signal = scan.signal[..., kept]
-    responses = estimate_responses(signal, scan.mask, table).responses
+    shown = _with_volumes(scan, kept)
+    responses = estimate_responses(shown.signal, shown.mask, shown.gradients).responses
     predicted = np.zeros((*scan.mask.shape, scan.gradients.n_volumes), dtype=np.float32)
     for part in parts:
-        series = Scan.of_volume(signal, part, table, responses, scan.affine)
-        result = fit_fod(
-            series, peers.adapted(series, weights) if fit == "subject" else weights, runtime=Runtime(device="cpu")
-        )
+        series = scan_of(replace(shown, mask=part), responses)
+        used = peers.adapted(series, weights) if fit == "subject" else weights
+        result = fit_fod(series, used, runtime=Runtime(device="cpu"))
         predicted[part] = result.predict(forward_model(scan.gradients, responses, l_max=result.l_max))
     return predicted[scan.mask]
 
 
+def _with_volumes(scan: Series, kept: np.ndarray) -> Series:
+    return replace(scan, signal=scan.signal[..., kept], gradients=scan.gradients.select(kept))
+
+
 def _predict_mrtrix(scan: Series, kept: np.ndarray) -> np.ndarray:
     """Fit the kept volumes with ``msmt_csd`` and predict all, (n, N)."""
-    tissues = peers.msmt_tissues(scan.signal[..., kept], scan.mask, scan.gradients.select(kept), affine=scan.affine)
+    tissues = peers.msmt_tissues(_with_volumes(scan, kept))
     return predict(scan.gradients, tissues.responses, np.concatenate([tissues.wm, tissues.isotropic], axis=1))
 
 

@@ -27,8 +27,8 @@ import peers
 import results
 from counts import Samples
 from found import Found, own_peaks
-from heldout import Series
 from matplotlib.figure import Figure as Picture
+from measured import Series
 from peers import Method
 from results import METRICS, Values
 
@@ -144,7 +144,7 @@ def table(title: str, values: Values) -> list[str]:
 
 
 def _fit(name: str, method: Method, scan: Series, where: np.ndarray) -> Found:
-    return own_peaks(name, method(scan.signal, scan.mask, scan.gradients, scan.affine, where=where))
+    return own_peaks(name, method(scan, where=where))
 
 
 def _select(scan: Series, rows: np.ndarray) -> Series:

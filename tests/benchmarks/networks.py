@@ -26,6 +26,7 @@ import results
 import scenes
 import torch
 from found import Found, find_maxima
+from measured import scan_of
 from results import METRICS
 from scenes import Scene
 from selection import select
@@ -33,9 +34,7 @@ from selection import select
 from shd_bids import simulation
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import load_weights
-from shd_bids.gradients.table import GradientTable
 from shd_bids.options import Runtime
-from shd_bids.scan import Scan
 from shd_bids.simulation.scoring import score_peaks
 from shd_bids.training.adapt import AdaptationOptions, adapt
 from shd_bids.training.config import load_network_recipe
@@ -78,17 +77,14 @@ def scene(size: int) -> Scene:
 def measure(method: peers.Method, scan: Scene) -> dict[str, float]:
     """Score the peaks that a method finds, and return the figures with its processor time in seconds."""
     began = _processor_time()
-    found = method(scan.signal, scan.mask, scan.gradients)
+    found = method(scan)
     seconds = _processor_time() - began
     return score_peaks(found.directions, found.amplitudes, scan.truth).summary() | {"seconds": seconds}
 
 
-def trained(
-    name: str, signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, steps: int, seed: int
-) -> Found:
+def trained(name: str, volume: Scene, *, steps: int, seed: int) -> Found:
     """Train the network of a recipe on the scan, and find the peaks of its fODF, refined by the data where the recipe says so."""
-    responses, _ = select(signal, mask, gradients, to_border=True)
-    scan = Scan.of_volume(signal, mask, gradients, responses, np.eye(4))
+    scan = scan_of(volume, select(volume, to_border=True)[0])
     adapted = adapt(
         [scan],
         weights=None,

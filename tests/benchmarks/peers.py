@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from found import MAX_PEAKS, Found, best_shell, find_maxima
+from measured import Measured, scan_of
 from results import Figure, Values
 from selection import select
 
@@ -36,8 +37,6 @@ from shd_bids.training.adapt import AdaptationOptions, adapt
 
 MRTRIX_CUTOFF = 0.1
 """Amplitude in MRtrix3's own scale (a full fibre's response is 1) below which its tracking commonly sees no fibre."""
-
-_AT_ORIGIN = np.eye(4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +54,7 @@ Method = Callable[..., Found]
 def methods(
     names: Sequence[str], weights: Weights | None, *, to_border: bool = False, apart: bool = False
 ) -> dict[str, Method]:
-    """Return the asked methods that can run here: signal (X, Y, Z, N), mask, gradients[, affine], where= -> what was found.
+    """Return the asked methods that can run here: a measured volume, where= -> what was found.
 
     Responses come from the mask; ``where`` marks those of its voxels in which fibres are looked for, all if it is left out.
     ``to_border`` lets this package select the voxels of the responses up to the border of the volume; ``apart`` tells it
@@ -68,10 +67,10 @@ def methods(
         "subject": partial(own, fit="subject"),
         "msmt_csd": mrtrix_msmt,
         "csd": mrtrix_csd,
-        "dipy_csd": lambda *data, **where: dipy_methods.csd(*data[:3], **where, to_border=to_border),
-        "rumba": lambda *data, **where: dipy_methods.rumba(*data[:3], **where, tv=False, to_border=to_border),
-        "rumba_tv": lambda *data, **where: dipy_methods.rumba(*data[:3], **where, tv=True, to_border=to_border),
-        "force": lambda *data, **where: dipy_methods.force(*data[:3], **where),
+        "dipy_csd": partial(dipy_methods.csd, to_border=to_border),
+        "rumba": partial(dipy_methods.rumba, tv=False, to_border=to_border),
+        "rumba_tv": partial(dipy_methods.rumba, tv=True, to_border=to_border),
+        "force": dipy_methods.force,
     }
     unknown = sorted(set(names) - set(table))
     if unknown:
@@ -103,10 +102,7 @@ def sha_of(name: str, weights: Weights) -> str:
 
 
 def ours(
-    signal: np.ndarray,
-    mask: np.ndarray,
-    gradients: GradientTable,
-    affine: np.ndarray = _AT_ORIGIN,
+    scan: Measured,
     *,
     where: np.ndarray | None = None,
     weights: Weights | None,
@@ -116,11 +112,11 @@ def ours(
     apart: bool = False,
 ) -> Found:
     """Run the package's own pipeline up to peaks, if asked without the refinement by the data."""
-    responses, _ = select(signal, mask, gradients, to_border=to_border)
-    scan = Scan.of_volume(signal, mask, gradients, responses, affine)
-    used = adapted(scan, weights) if fit == "subject" else weights
+    responses, _ = select(scan, to_border=to_border)
+    measured, mask = scan_of(scan, responses), scan.mask
+    used = adapted(measured, weights) if fit == "subject" else weights
     parts = split_slices(mask) if apart else [mask]
-    fits = [fit_fod(scan.within(part), used, runtime=Runtime(device="cpu"), refine=refine) for part in parts]
+    fits = [fit_fod(measured.within(part), used, runtime=Runtime(device="cpu"), refine=refine) for part in parts]
     order = np.argsort(np.concatenate([np.flatnonzero(part) for part in parts]))
     wm, fractions = (np.concatenate([getattr(f, name) for f in fits])[order] for name in ("wm", "fractions"))
     cutoff = noise_threshold(wm, fractions[:, 2], wm_fraction=fractions[:, 0])
@@ -151,54 +147,36 @@ def adapted(scan: Scan, weights: Weights | None) -> Weights:
     return result.weights
 
 
-def mrtrix_msmt(
-    signal: np.ndarray,
-    mask: np.ndarray,
-    gradients: GradientTable,
-    affine: np.ndarray = _AT_ORIGIN,
-    *,
-    where: np.ndarray | None = None,
-) -> Found:
+def mrtrix_msmt(scan: Measured, *, where: np.ndarray | None = None) -> Found:
     """Run ``dwi2response dhollander``, ``dwi2fod msmt_csd`` and ``sh2peaks``; with one shell, white matter and CSF only."""
-    with _mrtrix_folder(signal, mask, gradients, affine=affine, where=where) as name:
+    with _mrtrix_folder(scan, where=where) as name:
         here = Path(name)
-        _msmt(here, gradients)
-        return _sh2peaks(here, mask if where is None else where)
+        _msmt(here, scan.gradients)
+        return _sh2peaks(here, scan.mask if where is None else where)
 
 
-def mrtrix_csd(
-    signal: np.ndarray,
-    mask: np.ndarray,
-    gradients: GradientTable,
-    affine: np.ndarray = _AT_ORIGIN,
-    *,
-    where: np.ndarray | None = None,
-) -> Found:
+def mrtrix_csd(scan: Measured, *, where: np.ndarray | None = None) -> Found:
     """Run ``dwi2fod csd`` on the highest shell with its row of the dhollander response, and ``sh2peaks``."""
-    with _mrtrix_folder(signal, mask, gradients, affine=affine, where=where) as name:
+    with _mrtrix_folder(scan, where=where) as name:
         here = Path(name)
         rows = np.loadtxt(here / "wm.txt", ndmin=2)
-        number = best_shell(gradients)
+        number = best_shell(scan.gradients)
         np.savetxt(here / "shell.txt", rows[number : number + 1])
-        shell = f"{gradients.shells[number].bvalue:.0f}"
+        shell = f"{scan.gradients.shells[number].bvalue:.0f}"
         _run(here, "dwi2fod", "csd", "dwi.nii", "shell.txt", "wm.nii", "-shells", shell, *_COMMON)
-        return _sh2peaks(here, mask if where is None else where)
+        return _sh2peaks(here, scan.mask if where is None else where)
 
 
-def msmt_tissues(
-    signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, affine: np.ndarray = _AT_ORIGIN
-) -> Tissues:
+def msmt_tissues(scan: Measured) -> Tissues:
     """Run MRtrix3's multi-tissue deconvolution and return what predicts the signal."""
-    with _mrtrix_folder(signal, mask, gradients, affine=affine) as name:
+    with _mrtrix_folder(scan) as name:
         here = Path(name)
-        tissues = _msmt(here, gradients)
-        maps = {
-            t: nib.load(here / f"{t}.nii").get_fdata(dtype=np.float32)[mask].reshape(mask.sum(), -1) for t in tissues
-        }
-        responses = {
-            t: parse_response((here / f"{t}.txt").read_text(encoding="utf-8"), t, gradients.shell_bvalues)
-            for t in tissues
-        }
+        tissues = _msmt(here, scan.gradients)
+        maps = {t: nib.load(here / f"{t}.nii").get_fdata(dtype=np.float32)[scan.mask] for t in tissues}
+        maps = {t: values.reshape(len(values), -1) for t, values in maps.items()}
+        bvalues = scan.gradients.shell_bvalues
+        texts = {t: (here / f"{t}.txt").read_text(encoding="utf-8") for t in tissues}
+        responses = {t: parse_response(text, t, bvalues) for t, text in texts.items()}
     isotropic = np.concatenate([maps[t][:, :1] for t in tissues[1:]], axis=1)
     return Tissues(np.nan_to_num(maps["wm"]), np.nan_to_num(isotropic), Responses(**responses))
 
@@ -206,30 +184,24 @@ def msmt_tissues(
 _COMMON = ("-grad", "grad.b", "-mask", "mask.nii", "-quiet", "-force")
 
 
-def _mrtrix_folder(
-    signal: np.ndarray,
-    mask: np.ndarray,
-    gradients: GradientTable,
-    *,
-    affine: np.ndarray = _AT_ORIGIN,
-    where: np.ndarray | None = None,
-) -> tempfile.TemporaryDirectory:
+def _mrtrix_folder(scan: Measured, *, where: np.ndarray | None = None) -> tempfile.TemporaryDirectory:
     """Write the inputs of MRtrix3 into a new folder and estimate the responses of the three tissues there.
 
     The mask that is left there marks the voxels to fit.
     """
     folder = tempfile.TemporaryDirectory()
     here = Path(folder.name)
-    nib.save(nib.Nifti1Image(signal, affine), here / "dwi.nii")
-    nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), here / "mask.nii")
-    np.savetxt(here / "grad.b", np.column_stack([gradients.directions, gradients.bvals]))
+    nib.save(nib.Nifti1Image(scan.signal, scan.affine), here / "dwi.nii")
+    nib.save(nib.Nifti1Image(scan.mask.astype(np.uint8), scan.affine), here / "mask.nii")
+    np.savetxt(here / "grad.b", np.column_stack([scan.gradients.directions, scan.gradients.bvals]))
     outputs = ("wm.txt", "gm.txt", "csf.txt")
     try:
-        _run(here, "dwi2response", "dhollander", "dwi.nii", *outputs, "-erode", str(_erosions(mask)), *_COMMON)
+        _run(here, "dwi2response", "dhollander", "dwi.nii", *outputs, "-erode", str(_erosions(scan.mask)), *_COMMON)
     except BaseException:
         folder.cleanup()
         raise
-    nib.save(nib.Nifti1Image((mask if where is None else where).astype(np.uint8), affine), here / "mask.nii")
+    fitted = scan.mask if where is None else where
+    nib.save(nib.Nifti1Image(fitted.astype(np.uint8), scan.affine), here / "mask.nii")
     return folder
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +62,14 @@ class Scene:
     gradients : GradientTable
     mask : ndarray of bool, shape (X, Y, Z)
     phantom : Phantom
+    affine : ndarray, shape (4, 4)
     """
 
     signal: np.ndarray
     gradients: GradientTable
     mask: np.ndarray
     phantom: simulation.Phantom
+    affine: np.ndarray = field(default_factory=partial(np.eye, 4))
 
     @property
     def truth(self) -> np.ndarray:

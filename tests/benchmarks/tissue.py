@@ -43,7 +43,7 @@ def main() -> int:
             volume = dispersed.make_volume(protocol, snr, seed=seed, side=options.side)
             for name, method in methods.items():
                 began = time.monotonic()
-                found = own_peaks(name, method(volume.signal, volume.mask, volume.gradients, where=volume.scored))
+                found = own_peaks(name, method(volume, where=volume.scored))
                 seconds[name] += time.monotonic() - began
                 for region in volume.regions:
                     values = measure(found.directions[volume.rows(region)], region.axes)

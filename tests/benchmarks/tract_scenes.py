@@ -31,8 +31,6 @@ class TractScene:
     Attributes
     ----------
     scene : Scene
-    affine : ndarray, shape (4, 4)
-        Voxel to world mm.
     inside : ndarray of bool, shape (bundles, X, Y, Z)
         Voxels of each bundle.
     ends : ndarray of int, shape (X, Y, Z)
@@ -40,9 +38,13 @@ class TractScene:
     """
 
     scene: Scene
-    affine: np.ndarray
     inside: np.ndarray
     ends: np.ndarray
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel to world mm, (4, 4)."""
+        return self.scene.affine
 
 
 def make_scene(protocol: str, snr: float, *, seed: int, n_bundles: int = 20) -> TractScene:
@@ -55,12 +57,12 @@ def make_scene(protocol: str, snr: float, *, seed: int, n_bundles: int = 20) -> 
     phantom = simulation.build_phantom(bundles, (SIDE,) * 3, csf=csf)
     shells, n_b0 = PROTOCOLS[protocol]
     scene = observe(rng, phantom, shells, n_b0=n_b0, snr=snr)
-    scene = Scene(scene.signal, scene.gradients, distance < FLUID, phantom)
     affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
     affine[:3, 3] = -VOXEL * (SIDE - 1) / 2
+    scene = Scene(scene.signal, scene.gradients, distance < FLUID, phantom, affine)
     voxels = np.indices((SIDE,) * 3).reshape(3, -1).T.astype(float)
     inside = np.stack([membership(b, voxels, border=0.22)[0].reshape((SIDE,) * 3) > 0.5 for b in bundles])
-    return TractScene(scene, affine, inside, _end_regions(bundles, voxels))
+    return TractScene(scene, inside, _end_regions(bundles, voxels))
 
 
 def _bundles(rng: np.random.Generator, n: int) -> tuple[simulation.Bundle, ...]:

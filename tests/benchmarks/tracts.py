@@ -28,6 +28,7 @@ import nibabel as nib
 import numpy as np
 import results
 import torch
+from measured import scan_of
 from nibabel.streamlines import ArraySequence
 from results import METRICS, Figure
 from selection import select
@@ -37,7 +38,6 @@ from tract_scores import score
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import Weights, load_weights
 from shd_bids.options import Runtime, TrackingOptions
-from shd_bids.scan import Scan
 from shd_bids.tractography.field import SEED_WM_FRACTION, FibreField
 from shd_bids.tractography.track import track
 from shd_bids.tractography.tracker import Batch
@@ -80,16 +80,16 @@ def main() -> int:
 def fitted(scene: TractScene, weights: Weights, *, cache: Path | None, name: str) -> FibreField:
     """Fit fODFs as the app does, or read those of the same weights."""
     path = None if cache is None else cache / f"{name.replace(' ', '')}_{weights.sha256[:12]}.npz"
-    signal, mask, gradients = scene.scene.signal, scene.scene.mask, scene.scene.gradients
+    volume = scene.scene
     if path is None or not path.exists():
-        responses, _ = select(signal, mask, gradients, to_border=True)
-        fod = fit_fod(Scan.of_volume(signal, mask, gradients, responses, scene.affine), weights, runtime=_ON_CPU)
+        responses, _ = select(volume, to_border=True)
+        fod = fit_fod(scan_of(volume, responses), weights, runtime=_ON_CPU)
         if path is None:
-            return FibreField(fod.wm, fod.fractions, mask, scene.affine)
+            return FibreField(fod.wm, fod.fractions, volume.mask, volume.affine)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, wm=fod.wm, fractions=fod.fractions)
     with np.load(path) as kept:
-        return FibreField(kept["wm"], kept["fractions"], mask, scene.affine)
+        return FibreField(kept["wm"], kept["fractions"], volume.mask, volume.affine)
 
 
 def ours(field: FibreField, n: int, *, algorithm: str) -> tuple[ArraySequence, float]:

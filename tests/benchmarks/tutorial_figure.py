@@ -18,9 +18,10 @@ import numpy as np
 import peers
 import scenes
 import torch
-from heldout import Series, read_scan
+from heldout import read_scan
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from measured import Series, scan_of
 from PIL import Image
 
 from shd_bids import simulation
@@ -31,7 +32,6 @@ from shd_bids.options import Runtime
 from shd_bids.report.glyphs import draw_glyphs
 from shd_bids.report.view import PLANES, Cut, WorldView, slice_of, world_view
 from shd_bids.response.estimate import estimate_responses
-from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import degrees, n_coefficients, sh_basis
 
 SHELLS, N_B0 = scenes.PROTOCOLS["HCP 3 x 90"]
@@ -159,14 +159,14 @@ def few_volumes(scan: Series, n: int) -> np.ndarray:
 
 def fit_mrtrix(scan: Series) -> np.ndarray:
     """Return the fODFs of MRtrix3's multi-tissue deconvolution, (n, C)."""
-    return peers.msmt_tissues(scan.signal, scan.mask, scan.gradients, affine=scan.affine).wm
+    return peers.msmt_tissues(scan).wm
 
 
 def fit_ours(scan: Series, weights: Weights) -> np.ndarray:
     """Return the fODFs of the network at the degree that the app stores, (n, C)."""
     responses = estimate_responses(scan.signal, scan.mask, scan.gradients).responses
-    series = Scan.of_volume(scan.signal, scan.mask, scan.gradients, responses, scan.affine)
-    return fit_fod(series, weights, runtime=Runtime(device="cpu")).wm[:, : n_coefficients(STORED_DEGREE)]
+    fod = fit_fod(scan_of(scan, responses), weights, runtime=Runtime(device="cpu"))
+    return fod.wm[:, : n_coefficients(STORED_DEGREE)]
 
 
 def _canvas(n_rows: int) -> tuple[Figure, list[list[Axes]]]:
