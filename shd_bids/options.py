@@ -292,6 +292,11 @@ class FodOptions(Options):
         "of the network's result by the data; auto: on for conditioned networks, off for published ones",
         choices=("auto", "on", "off"),
     )
+    normalise: str = option(
+        "off",
+        "make densities comparable across sites: tissues add up to one after division by one factor, or a smooth field",
+        choices=("off", "global", "bias"),
+    )
     lambda_tv: float | None = option(
         None,
         "weight of total variation in --fit subject and group --fit cohort; auto: of the network, 0.5 for most",
@@ -303,9 +308,7 @@ class FodOptions(Options):
         "(and weighs small changes more: lower --lambda-tv)",
         choices=("squared", "absolute"),
     )
-    max_steps: int | None = option(
-        None, "training steps of --fit subject and group --fit cohort", bounds=(1, 1e7), sloppy=20
-    )
+    max_steps: int | None = option(None, "training steps of --fit subject and cohort", bounds=(1, 1e7), sloppy=20)
 
     def problems(self) -> list[str]:
         found = super().problems()

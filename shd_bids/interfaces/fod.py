@@ -86,7 +86,7 @@ def fit_image(
         "notes": info["warnings"],
         "shell_residuals": {f"b = {bvalue:.0f}": value for bvalue, value in result.quality.shell_residuals.items()},
         "volume_residuals": result.quality.volume_residuals.tolist(),
-        "qc": _qc(result),
+        "qc": _qc(result) | _normalisation_qc(info),
     }
     files = {f"{name}_file": str(out_dir / f"{name}.npy") for name in ("fod", "precision")}
     return maps | files | {"facts": facts}
@@ -126,8 +126,25 @@ def _fit(
         info = {"fit": "subject" if adapted.improved else "amortised", "adaptation": adapted.facts}
     refine = weights.is_refined if options.refinement == "auto" else options.refinement == "on"
     fod = fit_fod(scan, weights, runtime=runtime, refine=refine, progress=progress)
-    info |= {"is_supervised": weights.is_supervised, "is_refined": refine}
-    return fod, direction_precision(scan, weights.precision), info | fod.facts.to_dict()
+    info |= {"is_supervised": weights.is_supervised, "is_refined": refine} | fod.facts.to_dict()
+    precision = direction_precision(scan, weights.precision)
+    return _normalised(fod, precision, info, scan, options.normalise)
+
+
+def _normalised(
+    fod: "FOD", precision: "np.ndarray", info: dict[str, Any], scan: "Scan", mode: str
+) -> tuple["FOD", "np.ndarray", dict[str, Any]]:
+    """Normalise the intensities if asked; noise counts in the same unit as the fODFs."""
+    from shd_bids.fod.normalisation import normalise_fod
+
+    if mode == "off":
+        return fod, precision, info
+    fod, found = normalise_fod(fod, scan, mode)
+    if found is None:
+        note = f"--normalise {mode}: not done, it needs two tissues and enough voxels; fibre density stays in its unit"
+        return fod, precision, info | {"warnings": [*info["warnings"], note]}
+    precision[1] /= found.factor
+    return fod, precision, info | {"normalisation": found.to_dict()}
 
 
 def _maps(result: "FOD", n_stored: int, *, fitted: Sequence[str]) -> dict[str, "np.ndarray"]:
@@ -194,6 +211,8 @@ def _model_facts(info: dict[str, Any], *, seed: int) -> dict[str, Any]:
         "Device": info["device"],
         "RandomSeed": seed,
     }
+    if normalisation := info.get("normalisation"):
+        parameters["Normalisation"] = normalisation
     if adapted := info.get("adaptation"):
         parameters |= {"TotalVariationWeight": adapted["lambda_tv"], "TotalVariationPenalty": adapted["tv_penalty"]}
     return parameters
@@ -223,6 +242,22 @@ def _qc(result: "FOD") -> dict[str, Any]:
     if facts.peak_gpu_mb is not None:
         columns["peak_gpu_mb"] = qc_column(facts.peak_gpu_mb, "Largest memory used on the GPU", "MB")
     return columns
+
+
+def _normalisation_qc(info: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns on the normalisation, none where there was none."""
+    found = info.get("normalisation")
+    if not found:
+        return {}
+    low, high = found["FieldRange"]
+    return {
+        "normalisation_factor": qc_column(
+            found["Factor"], "What amplitudes were divided by on average, so that tissues add up to one", "1"
+        ),
+        "bias_field_ratio": qc_column(
+            high / low, "Largest over least value of the bias field, without outer percents", "1"
+        ),
+    }
 
 
 class _FitFODInputSpec(RuntimeInputSpec):

@@ -57,6 +57,16 @@ REFERENCES = {
         "visualisation. NeuroImage 2019;202:116137.",
         "https://doi.org/10.1016/j.neuroimage.2019.116137",
     ),
+    "normalise2017": (
+        "Raffelt D, et al. Bias field correction and intensity normalisation for quantitative analysis of Apparent Fibre "
+        "Density. Proc ISMRM 2017;25:3541.",
+        "",
+    ),
+    "normalise2021": (
+        "Dhollander T, et al. Multi-tissue log-domain intensity and inhomogeneity normalisation for quantitative apparent "
+        "fibre density. Proc ISMRM 2021;29:2472.",
+        "",
+    ),
     "afd": (
         "Raffelt D, et al. Apparent Fibre Density: a novel measure for the analysis of diffusion-weighted magnetic "
         "resonance images. NeuroImage 2012;59:3976-3994.",
@@ -187,6 +197,12 @@ def _on_fod(run: RunReport, cite: Cite) -> Iterable[str]:
         yield (
             "Its result was refined by the data: lobes on a dense set of axes followed the signal by multiplicative, "
             f"non-negative updates {cite('isra')}, as far as volumes left out were predicted better."
+        )
+    if normalisation := info.get("normalisation"):
+        of = "a smooth field (polynomial of third order)" if normalisation["Mode"] == "bias" else "one factor"
+        yield (
+            f"Amplitudes were divided by {of}, so that the tissues of a voxel add up to one, estimated in the log domain with "
+            f"rejection of outliers {cite('normalise2017', 'normalise2021')}."
         )
     yield (
         f"fODFs are stored as spherical harmonics of degree {html_value(dig(fod, 'sidecar', 'fod_lmax'))} in the basis of "

@@ -60,6 +60,16 @@ def _fit(run: RunReport) -> str:
     return f'{text}, weights {escape(name)}<code title="SHA-256 {escape(sha256)}">{escape(sha256[:12])}</code>'
 
 
+def _normalisation(run: RunReport) -> str:
+    """Return what the amplitudes were divided by."""
+    found = dig(run.facts, "fod", "info", "normalisation")
+    if not found:
+        return html_value(None)
+    low, high = found["FieldRange"]
+    field = f", bias field {low:.2f} to {high:.2f} times that" if found["Mode"] == "bias" else ""
+    return escape(f"{found['Mode']}: amplitudes divided by {found['Factor']:.3f}{field}")
+
+
 def _quality(run: RunReport, column: str, form: str) -> str:
     value = measured_number(run, column)
     return escape(form.format(value)) if isinstance(value, int | float) else html_value(None)
@@ -127,6 +137,7 @@ ROWS: dict[str, Callable[[RunReport], str]] = {
     "Fit": _fit,
     "Signal-to-noise": lambda run: _quality(run, "snr", "{:.0f} in white matter at b = 0"),
     "Signal explained": lambda run: _quality(run, "fit_r2_median", "median R² {:.3f}"),
+    "Normalisation": _normalisation,
     "Fibres per voxel": lambda run: _quality(run, "nufo_mean", "{:.2f} on average in white matter"),
     "Streamlines": _streamlines,
     "Time": _time,
