@@ -135,8 +135,8 @@ class InputOptions(Options):
     )
     analysis_level: str = option(
         "participant",
-        "participant: every series on its own; group: mean responses of each protocol, for --responses group; with "
-        "--fit cohort instead the weights adapted to all series",
+        "participant: every series on its own; group: mean responses of each protocol, for --responses group, and the "
+        "quality of all series; with --fit cohort instead the weights adapted to all series",
         choices=("participant", "group"),
         is_positional=True,
     )

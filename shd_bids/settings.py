@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 import tomli_w
 
 from shd_bids import __version__
+from shd_bids.group_options import GroupOptions
 from shd_bids.options import (
     ExecutionOptions,
     FodOptions,
@@ -26,7 +27,7 @@ G = TypeVar("G", bound=Options)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ExecutionOptions, TrackingOptions, PeakOptions, FodOptions, GradientOptions, InputOptions):
+class Settings(GroupOptions, ExecutionOptions, TrackingOptions, PeakOptions, FodOptions, GradientOptions, InputOptions):
     """Hold every option of the command line; a field is the long option's name with underscores.
 
     ``None`` means that the app decides from the data (``auto`` on the command line). Lengths are in mm, angles in
@@ -69,6 +70,8 @@ class Settings(ExecutionOptions, TrackingOptions, PeakOptions, FodOptions, Gradi
             found.append(f"--fit {self.fit} needs weights; use --fit subject with --weights none")
         if self.analysis_level == "group" and self.fit != "cohort" and self.responses:
             found.append("--responses: the group level makes the means of those estimated; leave the option out")
+        if self.analysis_level == "participant" and (self.group_by or self.ratings):
+            found.append("--group-by and --ratings are of the group level; leave them out")
         return found
 
     def to_toml(self) -> str:

@@ -16,6 +16,7 @@ from shd_bids.interfaces.report import (
     DrawResponse,
     DrawStreamlines,
     DrawTDI,
+    DrawThumbnail,
     DrawTissue,
     DrawTraining,
     FigureInterface,
@@ -79,16 +80,17 @@ def init_response_figures_wf(
 def init_fod_figures_wf(
     *, run: DWIRun, output_dir: Path, is_adapted: bool, name: str = "fod_figures_wf"
 ) -> pe.Workflow:
-    """Draw the fODFs, the tissues, the residual, and the training where there was one.
+    """Draw the fODFs, large and small, the tissues, the residual, and the training where there was one.
 
     Workflow Graph
-        inputnode -> draw_fodf, draw_tissue, draw_residual, draw_training -> ds_figures
+        inputnode -> draw_fodf, draw_thumbnail, draw_tissue, draw_residual, draw_training -> ds_figures
 
     Inputs
     ------
     fod_file, mask_file, b0_file, facts_file, vfwm_file, vfgm_file, vfcsf_file, rsquared_file, residualstd_file
     """
-    figures: dict[str, FigureInterface] = {"fodf": DrawFOD(), "tissue": DrawTissue(), "residual": DrawResidual()}
+    figures: dict[str, FigureInterface] = {"fodf": DrawFOD(), "thumbnail": DrawThumbnail()}
+    figures |= {"tissue": DrawTissue(), "residual": DrawResidual()}
     if is_adapted:
         figures["training"] = DrawTraining()
     return _init_figures_wf(figures, run=run, output_dir=output_dir, name=name)

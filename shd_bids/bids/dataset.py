@@ -31,6 +31,7 @@ sub-*/figures
 *_response.*
 *_qc.*
 *_weights.*
+*_ratings.*
 log
 """
 """Files that the released BIDS schema does not know yet (BEP016, BEP046) or never will."""

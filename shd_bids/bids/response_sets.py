@@ -1,6 +1,6 @@
 """The sets of mean responses that the group level wrote, one for each protocol, and which of them serves a series."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from shd_bids.files import read_json_object
 from shd_bids.response import TISSUES
 from shd_bids.settings import Settings
 
-__all__ = ["ResponseSet", "read_sets", "response_key", "with_responses"]
+__all__ = ["ResponseSet", "label_protocols", "read_sets", "response_key", "with_responses"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,17 @@ def _read_set(output_dir: Path, label: str) -> ResponseSet:
         path = sidecar_path(paths["wm"])
         raise InputError(f"{path}: no protocol as the group level writes it; remove the set, or restore it") from None
     return ResponseSet(label, protocol, tuple(paths.values()), sidecars)
+
+
+def label_protocols(protocols: Iterable[Protocol], sets: Sequence[ResponseSet]) -> dict[Protocol, str]:
+    """Return a label for each protocol, that of its set where there is one."""
+    labels = {item.protocol: item.label for item in sets}
+    number = 1
+    for protocol in protocols:
+        while protocol not in labels and f"protocol{number}" in labels.values():
+            number += 1
+        labels.setdefault(protocol, f"protocol{number}")
+    return labels
 
 
 def with_responses(runs: Sequence[DWIRun], settings: Settings) -> tuple[DWIRun, ...]:

@@ -82,9 +82,9 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     from shd_bids.bids.collect import collect_runs
     from shd_bids.bids.response_sets import with_responses
     from shd_bids.cli.group import run_group
-    from shd_bids.cli.mean import run_mean_responses
     from shd_bids.cli.plan import format_plan, make_plan
     from shd_bids.cli.preflight import describe_device, require_names, require_weights, require_writable
+    from shd_bids.cli.study import run_study
     from shd_bids.cli.workplace import hold_series
 
     require_writable(settings, create=False)
@@ -93,7 +93,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     runs = with_responses(collect_runs(settings), settings)
     require_names(runs, settings)
     if settings.analysis_level == "group" and settings.fit != "cohort":
-        return run_mean_responses(runs, settings, argv=argv)
+        return run_study(runs, settings, argv=argv)
     if settings.analysis_level == "group":
         return run_group(runs, settings, argv=argv, device=device)
     inputs = {run.key: provenance.hash_inputs(run, settings) for run in runs}

@@ -14,7 +14,7 @@ from shd_bids.bids import provenance
 from shd_bids.bids.dataset import write_dataset_files
 from shd_bids.bids.names import OUTPUTS, group_path, output_path, sidecar_path
 from shd_bids.bids.protocol import Protocol, by_protocol
-from shd_bids.bids.response_sets import ResponseSet, read_sets, response_key
+from shd_bids.bids.response_sets import ResponseSet, label_protocols, read_sets, response_key
 from shd_bids.cli.preflight import require_writable
 from shd_bids.errors import InputError, NoInputError
 from shd_bids.files import read_text, write_json, write_text
@@ -102,7 +102,7 @@ def _make_sets(runs: Sequence["DWIRun"], settings: Settings) -> tuple[list[_NewS
     members = by_protocol((run for run in runs if run.key in found), [item.protocol for item in earlier])
     if not members:
         raise NoInputError("\n".join(missing))
-    labels = _labels(members, earlier)
+    labels = label_protocols(members, earlier)
     return [
         _new_set(labels[protocol], protocol, of_it, found, settings) for protocol, of_it in members.items()
     ], missing
@@ -120,17 +120,6 @@ def _new_set(
 
 def _name(run: "DWIRun") -> str:
     return f"{run.prefix}_space-{run.space}"
-
-
-def _labels(protocols: Iterable[Protocol], earlier: Sequence[ResponseSet]) -> dict[Protocol, str]:
-    """Return a label for each protocol, that of the set which it renews where there is one."""
-    labels = {item.protocol: item.label for item in earlier}
-    number = 1
-    for protocol in protocols:
-        while protocol not in labels and f"protocol{number}" in labels.values():
-            number += 1
-        labels.setdefault(protocol, f"protocol{number}")
-    return labels
 
 
 def _estimate_of(run: "DWIRun", settings: Settings, earlier: Sequence[ResponseSet]) -> Responses:
@@ -237,7 +226,7 @@ def _doubts(item: _NewSet) -> Iterable[str]:
         if abs(math.log(gain)) > math.log(GAIN_TOLD):
             yield (
                 f"{name}: {gain:.2f} times the signal of the others of {item.label}; with --responses group its fODF is "
-                "larger by as much"
+                "larger by as much, unless --normalise is given"
             )
 
 

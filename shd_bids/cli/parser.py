@@ -12,6 +12,7 @@ from shd_bids.cli.arguments import absolute, add_options, add_positionals
 from shd_bids.cli.resources import available_cpus, available_memory
 from shd_bids.errors import ShdError, TrainingError
 from shd_bids.files import absence, read_text
+from shd_bids.group_options import GroupOptions
 from shd_bids.options import (
     ExecutionOptions,
     FodOptions,
@@ -41,6 +42,7 @@ SECTIONS = {
     "fODF": FodOptions,
     "peaks": PeakOptions,
     "tractography": TrackingOptions,
+    "group level": GroupOptions,
 }
 """Headings of ``--help``."""
 

@@ -20,6 +20,7 @@ __all__ = [
     "DrawResponse",
     "DrawStreamlines",
     "DrawTDI",
+    "DrawThumbnail",
     "DrawTissue",
     "DrawTraining",
     "FigureInterface",
@@ -93,6 +94,22 @@ def draw_fod(*, fod_file: Path, mask_file: Path, b0_file: Path, out_dir: Path) -
         mask=load_mask(mask_file, b0),
         affine=b0.affine,
         background=b0.data,
+    )
+
+
+def draw_thumbnail(*, fod_file: Path, mask_file: Path, out_dir: Path) -> Path:
+    """Draw the small picture for the page of the study."""
+    import numpy as np
+
+    from shd_bids.images import load_mask, load_volume
+    from shd_bids.report.figures import plot_thumbnail
+
+    reference = load_volume(mask_file)
+    return plot_thumbnail(
+        out_dir / "thumbnail.webp",
+        coefficients=np.load(fod_file, mmap_mode="r"),
+        mask=load_mask(mask_file, reference),
+        affine=reference.affine,
     )
 
 
@@ -236,6 +253,7 @@ DrawGradients = _interface("DrawGradients", draw_gradients)
 DrawMask = _interface("DrawMask", draw_mask)
 DrawResponse = _interface("DrawResponse", draw_response)
 DrawFOD = _interface("DrawFOD", draw_fod)
+DrawThumbnail = _interface("DrawThumbnail", draw_thumbnail)
 DrawTissue = _interface("DrawTissue", draw_tissue)
 DrawResidual = _interface("DrawResidual", draw_residual)
 DrawTraining = _interface("DrawTraining", draw_training)

@@ -24,6 +24,7 @@ FIGURES = (
     "mask",
     "response",
     "fodf",
+    "thumbnail",
     "training",
     "tissue",
     "residual",

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from PIL import Image
 
 from shd_bids.report import figures
 from shd_bids.report.figures import shared
@@ -137,3 +138,24 @@ def test_a_failed_figure_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="coefficients"):
         figures.plot_fod(tmp_path / "f.png", coefficients=np.ones((27, 7)), mask=mask, affine=AFFINE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("affine", [AFFINE, OBLIQUE])
+def test_the_thumbnail_is_small_and_the_right_way_up(tmp_path, affine):
+    """The front of the head is at the top, its left on the left."""
+    shape = (20, 24, 12)
+    mask = np.zeros(shape, bool)
+    mask[4:16, 4:20, 2:10] = True
+    places = (np.argwhere(mask) @ affine[:3, :3].T) @ np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    coefficients = np.zeros((mask.sum(), 15), np.float32)
+    coefficients[:, 0] = np.where(places[:, 1] > np.median(places[:, 1]), 0.28, 0.05)
+    path = figures.plot_thumbnail(tmp_path / "t.webp", coefficients=coefficients, mask=mask, affine=affine)
+    picture = np.asarray(Image.open(path).convert("L")).astype(float)
+    assert max(picture.shape) == 96 and path.stat().st_size < 6000
+    half = len(picture) // 2
+    assert picture[:half].mean() > 2 * picture[half:].mean()
+
+
+def test_a_thumbnail_of_nothing_is_black(tmp_path):
+    empty = {"coefficients": np.zeros((0, 15), np.float32), "mask": np.zeros((6, 6, 6), bool), "affine": AFFINE}
+    assert np.asarray(Image.open(figures.plot_thumbnail(tmp_path / "t.webp", **empty))).max() == 0

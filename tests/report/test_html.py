@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from shd_bids.report.html import SECTIONS, Problem, RunReport, Status, write_report
 from tests.report.facts import PREFIX, column
 
-VOID = {"meta", "img", "br", "link"}
+VOID = {"meta", "img", "br", "link", "input"}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ draw, a panel says so.
 
 from shd_bids.report.figures.fod import plot_fod, plot_peaks, plot_residual, plot_tissue, plot_training
 from shd_bids.report.figures.inputs import plot_gradients, plot_mask, plot_response
+from shd_bids.report.figures.thumbnail import plot_thumbnail
 from shd_bids.report.figures.tracks import plot_streamlines, plot_tdi
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "plot_response",
     "plot_streamlines",
     "plot_tdi",
+    "plot_thumbnail",
     "plot_tissue",
     "plot_training",
 ]
