@@ -6,12 +6,14 @@ from typing import Any
 import nipype.pipeline.engine as pe
 
 from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.stages import StagePlan
 from shd_bids.interfaces.base import options_input
 from shd_bids.interfaces.gradients import PrepareGradients, RequireOrientation
 from shd_bids.options import LEVELS
 from shd_bids.response import TISSUES
 from shd_bids.settings import Settings
 from shd_bids.workflows.fod import FOD_MAPS, PEAK_MAPS, init_fod_wf, init_peaks_wf
+from shd_bids.workflows.kept import init_kept_fod_wf, init_kept_wf, kept_node
 from shd_bids.workflows.outputs import init_derivatives_wf, init_qc_wf
 from shd_bids.workflows.report import (
     init_fod_figures_wf,
@@ -27,14 +29,15 @@ from shd_bids.workflows.tractography import init_tractography_wf
 __all__ = ["init_dwi_wf", "init_response_only_wf"]
 
 
-def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
+def init_dwi_wf(*, run: DWIRun, settings: Settings, plan: StagePlan, name: str) -> pe.Workflow:
     """Build the graph of one series, as far as ``--level`` asks.
 
     Workflow Graph
         gradients -> gradient_figures_wf -> orientation -> response_wf -> fod_wf -> peaks_wf
                                                                           fod_wf -> tractography_wf
         and from every stage to its sink and its figures, so that what is done is kept when a later stage fails;
-        a series with wrong directions stops after the figure that shows them
+        a series with wrong directions stops after the figure that shows them; a stage that an earlier call left is
+        there with its files alone
 
     Parameters
     ----------
@@ -42,15 +45,17 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.Workflow:
         Files of the series.
     settings : Settings
         Options of the call.
+    plan : StagePlan
+        Which stages are computed.
     name : str
         Of the workflow.
     """
     workflow = pe.Workflow(name=name)
-    stages = [_add_gradients, _add_response]
+    stages = [_add_mask, _add_response]
     stages += [_add_fod, _add_peaks, _add_tractography][: LEVELS.index(settings.level)]
     facts: list[tuple[Any, str]] = []
     for add_stage in stages:
-        facts.append(add_stage(workflow, run=run, settings=settings, facts=facts))
+        facts.append(add_stage(workflow, run=run, settings=settings, plan=plan, facts=facts))
     qc_wf = init_qc_wf(run=run, output_dir=settings.output_dir, n_facts=len(facts))
     _connect_facts(workflow, facts, qc_wf)
     return workflow
@@ -62,16 +67,37 @@ def init_response_only_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.W
     Workflow Graph
         gradients -> gradient_figures_wf -> orientation -> response_wf
 
-    Parameters are those of `init_dwi_wf`.
+    Parameters are those of `init_dwi_wf`; everything is computed.
     """
     workflow = pe.Workflow(name=name)
-    _add_gradients(workflow, run=run, settings=settings, facts=[])
+    _add_gradients(workflow, run=run, settings=settings)
     _estimate_response(workflow, run=run, settings=settings)
     return workflow
 
 
-def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Node, str]:
-    """Add the gradients, their figures, and the gate that wrong directions do not pass; return as `_add_response`."""
+def _add_mask(
+    workflow: pe.Workflow, *, run: DWIRun, settings: Settings, plan: StagePlan, facts: list
+) -> tuple[pe.Node, str]:
+    """Add gradients and mask, with the sink of what passes the gate; return where the facts of the stage come from."""
+    if kept := plan.kept.get("gradients"):
+        workflow.add_nodes([kept_node(kept, "gradients"), kept_node(kept, "orientation")])
+        return workflow.get_node("gradients"), "facts_file"
+    _add_gradients(workflow, run=run, settings=settings)
+    gradients, orientation = workflow.get_node("gradients"), workflow.get_node("orientation")
+    gradients_derivatives_wf = init_derivatives_wf(
+        **_sink(run, settings, plan, "gradients"), keys=("mask", "gradients", "b0"), n_facts=1
+    )
+    workflow.connect([
+        (gradients, gradients_derivatives_wf, [
+            ("mask_file", "inputnode.mask"), ("b0_file", "inputnode.b0"), ("facts_file", "inputnode.facts_1"),
+        ]),
+        (orientation, gradients_derivatives_wf, [("gradients_file", "inputnode.gradients")]),
+    ])  # fmt: skip
+    return gradients, "facts_file"
+
+
+def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings) -> None:
+    """Add the gradients, their figures, and the gate that wrong directions do not pass."""
     gradients = pe.Node(_gradients(run, settings), name="gradients", mem_gb=0.5 + 3 * image_gb(run))
     gradient_figures_wf = init_gradient_figures_wf(run=run, output_dir=settings.output_dir)
     orientation = pe.Node(RequireOrientation(), name="orientation")
@@ -81,7 +107,6 @@ def _add_gradients(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, fa
         (gradients, orientation, [(field, field) for field in ("gradients_file", "facts_file")]),
         (gradient_figures_wf, orientation, [("outputnode.shown_files", "shown_files")]),
     ])  # fmt: skip
-    return gradients, "facts_file"
 
 
 def _estimate_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings) -> pe.Workflow:
@@ -95,33 +120,44 @@ def _estimate_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings
     return response_wf
 
 
-def _add_response(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
+def _add_response(
+    workflow: pe.Workflow, *, run: DWIRun, settings: Settings, plan: StagePlan, facts: list
+) -> tuple[pe.Workflow, str]:
     """Add responses, their figures and their sink; return where the facts of the stage come from."""
+    if kept := plan.kept.get("response"):
+        return _add_kept(workflow, init_kept_wf(kept, name="response_wf"))
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients = workflow.get_node("gradients")
     response_wf = _estimate_response(workflow, run=run, settings=settings)
     response_figures_wf = init_response_figures_wf(**keep, is_estimated=not run.responses)
-    keys = ("mask", *(f"{tissue}_response" for tissue in TISSUES))
-    response_derivatives_wf = init_derivatives_wf(
-        **keep, keys=keys, n_facts=2, sloppy=settings.sloppy, name="response_derivatives_wf"
-    )
+    keys = (*(f"{tissue}_response" for tissue in TISSUES), "responses")
+    response_derivatives_wf = init_derivatives_wf(**_sink(run, settings, plan, "response"), keys=keys, n_facts=2)
     drawn = [("outputnode.facts_file", "inputnode.facts_file")]
     if not run.responses:
         drawn.append(("outputnode.voxels_file", "inputnode.voxels_file"))
     workflow.connect([
         (gradients, response_figures_wf, _same("gradients_file", "b0_file", "mask_file")),
         (response_wf, response_figures_wf, drawn),
-        (gradients, response_derivatives_wf, [("mask_file", "inputnode.mask"), ("facts_file", "inputnode.facts_1")]),
         (response_wf, response_derivatives_wf, [
             (f"outputnode.{tissue}_file", f"inputnode.{tissue}_response") for tissue in TISSUES
         ]),
-        (response_wf, response_derivatives_wf, [("outputnode.facts_file", "inputnode.facts_2")]),
+        (response_wf, response_derivatives_wf, [("outputnode.response_files", "inputnode.responses")]),
     ])  # fmt: skip
-    return response_wf, "outputnode.facts_file"
+    produced = (response_wf, "outputnode.facts_file")
+    _connect_facts(workflow, [*facts, produced], response_derivatives_wf)
+    return produced
 
 
-def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
+def _add_fod(
+    workflow: pe.Workflow, *, run: DWIRun, settings: Settings, plan: StagePlan, facts: list
+) -> tuple[pe.Workflow, str]:
     """Add the fit, its figures and its sink."""
+    if kept := plan.kept.get("fod"):
+        if not {"peaks", "tractography"} & set(plan.computed):
+            return _add_kept(workflow, init_kept_wf(kept, name="fod_wf"))
+        kept_wf = init_kept_fod_wf(kept, name="fod_wf")
+        workflow.connect([(workflow.get_node("gradients"), kept_wf, _same("mask_file"))])
+        return _add_kept(workflow, kept_wf)
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, response_wf = workflow.get_node("gradients"), workflow.get_node("response_wf")
     resources, network_gb = fod_resources(run, settings)
@@ -130,24 +166,27 @@ def _add_fod(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: l
     )
     fod_wf.inputs.inputnode.dwi_file = str(run.dwi)
     fod_figures_wf = init_fod_figures_wf(**keep, is_adapted=settings.fit == "subject")
-    fod_derivatives_wf = init_derivatives_wf(
-        **keep, keys=FOD_MAPS, n_facts=3, sloppy=settings.sloppy, name="fod_derivatives_wf"
-    )
+    keys = (*FOD_MAPS, "fodrest", "precision")
+    fod_derivatives_wf = init_derivatives_wf(**_sink(run, settings, plan, "fod"), keys=keys, n_facts=3)
     drawn = ("fod_file", "facts_file", "vfwm_file", "vfgm_file", "vfcsf_file", "rsquared_file", "residualstd_file")
     workflow.connect([
         (gradients, fod_wf, _same("mask_file", "gradients_file")),
         (response_wf, fod_wf, _through("response_files")),
         (gradients, fod_figures_wf, _same("mask_file", "b0_file")),
         (fod_wf, fod_figures_wf, _through(*drawn)),
-        (fod_wf, fod_derivatives_wf, _maps(FOD_MAPS)),
+        (fod_wf, fod_derivatives_wf, _maps(keys)),
     ])  # fmt: skip
     produced = (fod_wf, "outputnode.facts_file")
     _connect_facts(workflow, [*facts, produced], fod_derivatives_wf)
     return produced
 
 
-def _add_peaks(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list) -> tuple[pe.Workflow, str]:
+def _add_peaks(
+    workflow: pe.Workflow, *, run: DWIRun, settings: Settings, plan: StagePlan, facts: list
+) -> tuple[pe.Workflow, str]:
     """Add the peaks, their figure and their sink."""
+    if kept := plan.kept.get("peaks"):
+        return _add_kept(workflow, init_kept_wf(kept, name="peaks_wf"))
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, fod_wf = workflow.get_node("gradients"), workflow.get_node("fod_wf")
     resources = Resources(
@@ -155,9 +194,7 @@ def _add_peaks(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts:
     )
     peaks_wf = init_peaks_wf(options=settings.peaks, runtime=settings.runtime, resources=resources)
     peaks_figures_wf = init_peaks_figures_wf(**keep)
-    peaks_derivatives_wf = init_derivatives_wf(
-        **keep, keys=PEAK_MAPS, n_facts=4, sloppy=settings.sloppy, name="peaks_derivatives_wf"
-    )
+    peaks_derivatives_wf = init_derivatives_wf(**_sink(run, settings, plan, "peaks"), keys=PEAK_MAPS, n_facts=4)
     workflow.connect([
         (gradients, peaks_wf, _same("mask_file")),
         (fod_wf, peaks_wf, _through("fod_file", "precision_file", "vfwm_file", "vfcsf_file")),
@@ -171,21 +208,21 @@ def _add_peaks(workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts:
 
 
 def _add_tractography(
-    workflow: pe.Workflow, *, run: DWIRun, settings: Settings, facts: list
+    workflow: pe.Workflow, *, run: DWIRun, settings: Settings, plan: StagePlan, facts: list
 ) -> tuple[pe.Workflow, str]:
     """Add the streamlines, their figures and their sink."""
+    if kept := plan.kept.get("tractography"):
+        return _add_kept(workflow, init_kept_wf(kept, name="tractography_wf"))
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, fod_wf, peaks_wf = (workflow.get_node(part) for part in ("gradients", "fod_wf", "peaks_wf"))
     resources = Resources(n_procs=settings.omp_nthreads, mem_gb=min(4.0, settings.mem))
     tractography_wf = init_tractography_wf(options=settings.tracking, runtime=settings.runtime, resources=resources)
     tractography_figures_wf = init_tractography_figures_wf(**keep)
     tractography_derivatives_wf = init_derivatives_wf(
-        **keep,
+        **_sink(run, settings, plan, "tractography"),
         keys=("tractogram", "weights", "tdi"),
         n_facts=5,
-        sloppy=settings.sloppy,
         method=settings.tracking_algorithm,
-        name="tractography_derivatives_wf",
     )
     workflow.connect([
         (gradients, tractography_wf, _same("mask_file")),
@@ -218,6 +255,23 @@ def _gradients(run: DWIRun, settings: Settings) -> PrepareGradients:
         **options_input(settings.gradients),
         **{name: str(path) for name, path in files.items() if path is not None},
     )
+
+
+def _add_kept(workflow: pe.Workflow, kept_wf: pe.Workflow) -> tuple[pe.Workflow, str]:
+    """Add what an earlier call left of a stage; return where its facts are."""
+    workflow.add_nodes([kept_wf])
+    return kept_wf, "outputnode.facts_file"
+
+
+def _sink(run: DWIRun, settings: Settings, plan: StagePlan, stage: str) -> dict[str, Any]:
+    """Return what all sinks of a series share, and name and digest of their stage."""
+    return {
+        "run": run,
+        "output_dir": settings.output_dir,
+        "sloppy": settings.sloppy,
+        "kept_as": (stage, plan.digests[stage]),
+        "name": f"{stage}_derivatives_wf",
+    }
 
 
 def _connect_facts(workflow: pe.Workflow, facts: list, sink_wf: pe.Workflow) -> None:

@@ -38,6 +38,8 @@ def init_fod_wf(*, options: FodOptions, runtime: Runtime, resources: Resources, 
     -------
     fod_file
         All coefficients, (n, C) in the order of the mask.
+    fodrest_file
+        Those above the degree of the image.
     precision_file
         How precisely directions are known, see `shd_bids.fod.precision`.
     wm_file, gm_file, csf_file, vfwm_file, vfgm_file, vfcsf_file, rsquared_file, residualstd_file, misfit_file
@@ -46,7 +48,7 @@ def init_fod_wf(*, options: FodOptions, runtime: Runtime, resources: Resources, 
     """
     workflow = pe.Workflow(name=name)
     inputs = ["dwi_file", "mask_file", "gradients_file", "response_files"]
-    outputs = ["fod_file", "precision_file", *(f"{key}_file" for key in FOD_MAPS), "facts_file"]
+    outputs = ["fod_file", "fodrest_file", "precision_file", *(f"{key}_file" for key in FOD_MAPS), "facts_file"]
     inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=outputs), name="outputnode")
     interface = FitFOD(**options_input(options), **runtime_inputs(runtime), use_gpu=resources.use_gpu)

@@ -19,6 +19,7 @@ def init_derivatives_wf(
     keys: Sequence[str],
     n_facts: int,
     sloppy: bool,
+    kept_as: tuple[str, str],
     method: str | None = None,
     name: str = "derivatives_wf",
 ) -> pe.Workflow:
@@ -34,11 +35,13 @@ def init_derivatives_wf(
     output_dir : Path
         Root of the data set.
     keys : sequence of str
-        Keys of the table of outputs.
+        Keys of the table of outputs, and of files that only later stages need.
     n_facts : int
         Number of stages so far.
     sloppy : bool
         Stamp of a quick test.
+    kept_as : (str, str)
+        Name and digest of the stage, under which later calls use its files again.
     method : str, optional
         Tracking algorithm.
 
@@ -52,7 +55,7 @@ def init_derivatives_wf(
     workflow = pe.Workflow(name=name)
     facts = [f"facts_{number}" for number in range(1, n_facts + 1)]
     inputnode = pe.Node(niu.IdentityInterface(fields=[*keys, *facts]), name="inputnode")
-    interface = SaveDerivatives(run=run, output_dir=str(output_dir), sloppy=sloppy)
+    interface = SaveDerivatives(run=run, output_dir=str(output_dir), sloppy=sloppy, kept_as=kept_as)
     if method is not None:
         interface.inputs.method = method
     facts_files = pe.Node(niu.Merge(n_facts), name="facts_files", run_without_submitting=True)

@@ -15,7 +15,8 @@ import numpy as np
 
 from shd_bids.bids.doubts import look_at
 from shd_bids.bids.given import response_problems
-from shd_bids.bids.masks import with_mask
+from shd_bids.bids.masks import candidates, with_mask
+from shd_bids.bids.recall import recalled
 from shd_bids.bids.sessions import (
     Dataset,
     all_entities,
@@ -82,6 +83,10 @@ class DWIRun:
         Responses that were given for it; empty to estimate them.
     notes : tuple of str
         What the user should know about the choice of files.
+    masks : tuple of Path
+        Masks among which one was chosen.
+    hashes : mapping
+        SHA-256 of its files by BIDS URI, where an earlier call knows them and they did not change since.
     """
 
     subject: str
@@ -105,6 +110,8 @@ class DWIRun:
     shells: tuple[tuple[float, int], ...] = ()
     responses: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    masks: tuple[Path, ...] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
@@ -139,7 +146,7 @@ class DWIRun:
             values[name] = Path(values[name]) if values[name] is not None else None
         values["links"] = {name: Path(path) for name, path in values["links"].items()}
         values |= {name: tuple(values[name]) for name in ("shape", "voxel_size", "notes")}
-        values["responses"] = tuple(Path(path) for path in values["responses"])
+        values |= {name: tuple(Path(path) for path in values[name]) for name in ("responses", "masks")}
         values["shells"] = tuple((bvalue, count) for bvalue, count in values["shells"])
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
@@ -188,23 +195,35 @@ def _session_runs(
     runs, skipped = [], []
     for dataset, path in images:
         try:
-            run = None if (reason := _no_series(path)) else _find_files(settings, dataset, path)
-            reason = reason or _hardly_weighted(run, settings.b0_threshold)
-            if reason:
-                skipped.append(f"{path.name}: {reason}")
+            found = _run_of(settings, datasets, mask_filters, dataset, path)
+            if isinstance(found, str):
+                skipped.append(f"{path.name}: {found}")
             else:
-                runs.append(_checked(run, settings, datasets, mask_filters))
+                runs.append(found)
         except InputError as error:
             stem = path.name.partition(".")[0]
             problems += [text if stem in text else f"{path.name}: {text}" for text in error.problems]
     return runs, problems, skipped
 
 
+def _run_of(
+    settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any], dataset: Dataset, path: Path
+) -> DWIRun | str:
+    """Return the series of an image, or why it is none."""
+    if reason := _no_series(path):
+        return reason
+    run = _find_files(settings, dataset, path)
+    masks = candidates(run, settings, datasets, mask_filters)
+    if not settings.overwrite and (known := recalled(run, settings, masks)):
+        return known
+    reason = _hardly_weighted(run, settings.b0_threshold)
+    return reason or _checked(replace(run, masks=masks), settings, datasets, mask_filters)
+
+
 def _no_series(dwi: Path) -> str:
     """Return why an image without tables of its own can be no series, such as a b=0 beside one; nothing where it can."""
     own = [dwi.with_name(dwi.name.partition(".")[0] + ending).exists() for ending in (".b", ".bval", ".bvec")]
-    n_volumes = count_volumes(dwi)
-    if n_volumes > MIN_DIRECTIONS or own[0] or all(own[1:]):
+    if own[0] or all(own[1:]) or (n_volumes := count_volumes(dwi)) > MIN_DIRECTIONS:
         return ""
     return f"{n_volumes} volume{'s' if n_volumes > 1 else ''} without tables, at least {MIN_DIRECTIONS + 1} are needed"
 
@@ -238,7 +257,7 @@ def _find_files(settings: Settings, dataset: Dataset, dwi: Path) -> DWIRun:
                 "a folder above; add it"
             )
     sidecar: dict[str, Any] = {}
-    for path in reversed(_candidates(dataset, dwi, ".json")):
+    for path in reversed(dataset.inherited(dwi, ".json")):
         sidecar |= read_json_object(path)
     space = all_entities(dwi).get("space", "orig")
     notes = []
@@ -268,20 +287,8 @@ def _world_table(dwi: Path) -> Path:
     return dwi.with_name(dwi.name.partition(".")[0] + ".b")
 
 
-def _candidates(dataset: Dataset, dwi: Path, extension: str) -> list[Path]:
-    """Return the files that apply to an image by inheritance, nearest and most specific first.
-
-    pybids also returns files with entities that the image lacks; BIDS does not let those apply.
-    """
-    entities = all_entities(dwi).items()
-    found = dataset.layout.get_nearest(dwi, suffix="dwi", extension=extension, all_=True, strict=False)
-    applying = [Path(path) for path in found if all_entities(Path(path)).items() <= entities]
-    return sorted(applying, key=lambda path: (-len(path.parents), -len(all_entities(path))))
-
-
 def _inherited(dataset: Dataset, dwi: Path, extension: str) -> Path | None:
-    candidates = _candidates(dataset, dwi, extension)
-    return candidates[0] if candidates else None
+    return next(iter(dataset.inherited(dwi, extension)), None)
 
 
 def _n_weighted(run: DWIRun, b0_threshold: float) -> int | None:

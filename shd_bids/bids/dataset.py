@@ -33,6 +33,7 @@ sub-*/figures
 *_weights.*
 *_ratings.*
 log
+prov
 """
 """Files that the released BIDS schema does not know yet (BEP016, BEP046) or never will."""
 

@@ -13,7 +13,16 @@ from shd_bids.settings import Settings
 if TYPE_CHECKING:
     from shd_bids.bids.collect import DWIRun
 
-__all__ = ["with_mask"]
+__all__ = ["candidates", "with_mask"]
+
+
+def candidates(
+    run: "DWIRun", settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
+) -> tuple[Path, ...]:
+    """Return the masks among which `with_mask` chooses."""
+    if settings.mask is not None:
+        return (settings.mask,)
+    return tuple(path for dataset in datasets for path in _masks(run, dataset, filters))
 
 
 def with_mask(
@@ -61,11 +70,9 @@ def with_mask(
 
 def _masks(run: "DWIRun", dataset: Dataset, filters: Mapping[str, Any]) -> list[Path]:
     """Return the brain masks of a data set that name no other series, session or space than this one."""
-    query = {"suffix": "mask", "desc": "brain", "extension": [".nii", ".nii.gz"], "subject": run.subject, **filters}
-    found = [Path(name) for name in dataset.layout.get(return_type="filename", **query)]
     return sorted(
         path
-        for path in found
+        for path in dataset.brain_masks(run.subject, filters)
         if source_entities(path).items() <= run.entities.items()
         and ("ses" in source_entities(path)) == ("ses" in run.entities)
         and all_entities(path).get("space", "orig") in (run.space, "orig")

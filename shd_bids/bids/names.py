@@ -79,6 +79,11 @@ def log_dir(output_dir: Path, subject: str, run_uuid: str) -> Path:
     return output_dir / f"sub-{subject}" / "log" / run_uuid
 
 
+def stage_folder(output_dir: Path, run: DWIRun) -> Path:
+    """Return the hidden folder of what later calls need to use the stages of a series again."""
+    return output_dir / ".stages" / run.key
+
+
 def cohort_path(output_dir: Path) -> Path:
     """Return the path of the weights that the group level adapts."""
     return output_dir / "group_desc-cohort_weights.safetensors"

@@ -9,6 +9,7 @@ import shlex
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from shd_bids import __version__
 from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.records import is_whole, last_finished, signature
 from shd_bids.options import FodOptions, GradientOptions, PeakOptions, TrackingOptions
 from shd_bids.settings import OPTIONS, Settings
 
@@ -24,6 +26,9 @@ IN_DIGEST = (
     *(item.name for group in (GradientOptions, FodOptions, PeakOptions, TrackingOptions) for item in fields(group)),
 )
 """Settings that change the result by themselves."""
+
+RESPONSES, WEIGHTS, NETWORK = "responses/", "weights/", "network/"
+"""Begin the names of inputs that are no files of the series."""
 
 
 def new_run_uuid() -> str:
@@ -73,24 +78,37 @@ def hash_inputs(run: DWIRun, settings: Settings) -> dict[str, str]:
         homes = [name for name, root in run.links.items() if path.is_relative_to(root)]
         name = max(homes, key=lambda name: len(run.links[name].parts), default=None)  # a data set may lie in another
         uri = f"bids:{name}:{path.relative_to(run.links[name]).as_posix()}" if name else path.name
-        hashes[uri] = sha256(path)
-    hashes |= {f"responses/{path.name}": sha256(path) for path in run.responses}
+        hashes[uri] = run.hashes.get(uri) or sha256(path)
+    hashes |= {f"{RESPONSES}{path.name}": _sha256_once(path) for path in run.responses}
     if path := weights_file(settings.weights):
-        hashes[f"weights/{path.name}"] = sha256(path)
+        hashes[f"{WEIGHTS}{path.name}"] = _sha256_once(path)
     if settings.network not in OPTIONS["network"].words:
-        hashes[f"network/{Path(settings.network).name}"] = sha256(Path(settings.network))
+        hashes[f"{NETWORK}{Path(settings.network).name}"] = _sha256_once(Path(settings.network))
     return hashes
+
+
+def _sha256_once(path: Path) -> str:
+    """Return the SHA-256 of a file of many series, which is read once as long as it does not change."""
+    return _sha256_of(path, *signature([path])[str(path)])
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
 
 
 def digest(settings: Settings, inputs: Mapping[str, str]) -> str:
     """Return one hash of inputs, settings and version: equal digests give equal outputs."""
-    chosen = {name: _without_path(name, getattr(settings, name)) for name in IN_DIGEST}
-    content = json.dumps([__version__, chosen, sorted(inputs.values())])
+    content = json.dumps([__version__, chosen(settings, IN_DIGEST), sorted(inputs.values())])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def chosen(settings: Settings, names: Iterable[str]) -> dict[str, Any]:
+    """Return settings by name; of a file the content counts, which is an input, and not its path."""
+    return {name: _without_path(name, getattr(settings, name)) for name in names}
+
+
 def _without_path(name: str, value: Any) -> Any:
-    """Return a value unless it is the path of a file, whose content counts instead."""
     return None if OPTIONS[name].is_file and value not in OPTIONS[name].words else value
 
 
@@ -102,23 +120,16 @@ def outputs_record(output_dir: Path, paths: Iterable[Path]) -> dict[str, dict[st
     }
 
 
-def find_done(output_dir: Path, run: DWIRun, wanted: str) -> dict[str, Any] | None:
-    """Return the record of a series that an earlier call finished with the same digest and whose files are still whole.
+def find_done(output_dir: Path, run: DWIRun, digests: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the record of a series that an earlier call finished with the same digests of all stages, its files whole.
 
     Only sizes are compared, so that asking is cheap. ``None`` where there is none.
     """
-    for path in sorted((output_dir / f"sub-{run.subject}" / "log").glob("*/provenance.json"), reverse=True):
-        try:
-            series = json.loads(path.read_text("utf-8"))["series"][run.key]
-        except (ValueError, KeyError, OSError):
-            continue
-        if series.get("status") == "finished":
-            is_whole = all(
-                (output_dir / name).is_file() and (output_dir / name).stat().st_size == record["bytes"]
-                for name, record in series["outputs"].items()
-            )
-            return series if is_whole and series.get("digest") == wanted else None
-    return None
+    series = last_finished(output_dir, run.subject, run.key)
+    if series is None or not digests.items() <= series.get("digests", {}).items():
+        return None
+    sizes = {name: record["bytes"] for name, record in series["outputs"].items()}
+    return series if is_whole(output_dir, sizes) else None
 
 
 def command_line(argv: Sequence[str]) -> str:

@@ -2,10 +2,11 @@
 
 import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Dataset:
     root: Path
     description: Mapping[str, Any]
     layout: Any
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_derivative(self) -> bool:
@@ -44,6 +46,37 @@ class Dataset:
     def uri(self, path: Path) -> str:
         """Return the BIDS URI of a file of this data set."""
         return f"bids:{self.name}:{path.relative_to(self.root).as_posix()}"
+
+    def inherited(self, image: Path, extension: str) -> list[Path]:
+        """Return the files that apply to an image by inheritance, nearest and most specific first.
+
+        They lie beside it or in a folder above, have its suffix, and no entity that it lacks.
+        """
+        entities, suffix = all_entities(image).items(), _suffix(image)
+        above = [image.parent, *(folder for folder in image.parent.parents if folder.is_relative_to(self.root))]
+        applying = [
+            path
+            for folder in above
+            for path in self._files_in(folder)
+            if path.name.endswith(f"{suffix}{extension}") and _suffix(path) == suffix
+            if all_entities(path).items() <= entities
+        ]
+        return sorted(applying, key=lambda path: (-len(path.parents), -len(all_entities(path))))
+
+    def brain_masks(self, subject: str, filters: Mapping[str, Any]) -> list[Path]:
+        """Return the brain masks of a subject; the index is asked once for those of all."""
+        if "masks" not in self._found:
+            query = {"suffix": "mask", "desc": "brain", "extension": [".nii", ".nii.gz"], **filters}
+            by_subject = self._found.setdefault("masks", {})
+            for path in map(Path, self.layout.get(return_type="filename", **query)):
+                by_subject.setdefault(all_entities(path).get("sub"), []).append(path)
+        return self._found["masks"].get(subject, [])
+
+    def _files_in(self, folder: Path) -> list[Path]:
+        """Return the files of a folder, which is read once."""
+        if folder not in self._found:
+            self._found[folder] = [Path(entry.path) for entry in os.scandir(folder) if entry.is_file()]
+        return self._found[folder]
 
 
 def read_filters(path: Path | None) -> dict[str, dict[str, Any]]:
@@ -171,6 +204,10 @@ def nothing_found(settings: Settings, datasets: Sequence[Dataset]) -> str:
 def source_entities(path: Path) -> dict[str, str]:
     """Return the entities of a name that belong to the source, values as written, in the order of the name."""
     return {name: value for name, value in all_entities(path).items() if name not in ADDED_ENTITIES}
+
+
+def _suffix(path: Path) -> str:
+    return path.name.partition(".")[0].rpartition("_")[2]
 
 
 def all_entities(path: Path) -> dict[str, str]:

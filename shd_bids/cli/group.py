@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from shd_bids.bids import provenance
 from shd_bids.bids.dataset import write_dataset_files
 from shd_bids.bids.names import cohort_path, group_log_dir, sidecar_path
+from shd_bids.bids.records import FAILED, FINISHED, INTERRUPTED, RUNNING
 from shd_bids.cli.console import FailureLog, code_of, ignore_signals, log_file
 from shd_bids.cli.preflight import require_writable, set_environment
-from shd_bids.cli.record import FAILED, FINISHED, INTERRUPTED, RUNNING, exit_code
+from shd_bids.cli.record import exit_code
 from shd_bids.files import atomic_path, write_json, write_text
 from shd_bids.settings import Settings
 

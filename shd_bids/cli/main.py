@@ -27,6 +27,7 @@ from shd_bids.settings import Settings
 
 if TYPE_CHECKING:
     from shd_bids.bids.collect import DWIRun
+    from shd_bids.bids.stages import StagePlan
     from shd_bids.cli.record import Record
     from shd_bids.report.html import RunReport
 
@@ -97,30 +98,31 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     if settings.analysis_level == "group":
         return run_group(runs, settings, argv=argv, device=device)
     inputs = {run.key: provenance.hash_inputs(run, settings) for run in runs}
-    done = _find_done(runs, settings, inputs)
+    plans, done = _find_done(runs, settings, inputs)
     if settings.dry_run:
-        plan = make_plan(runs, settings, device=device, is_done={run.key: run.key in done for run in runs})
+        plan = make_plan(runs, settings, device=device, plans=plans, done=done)
         print(json.dumps(plan, indent=2) if settings.dry_run == "json" else format_plan(plan))
         return 0
     if len(done) == len(runs):
         return _nothing_left(runs, done, device)
     require_writable(settings, create=True)
     with hold_series(settings, [run for run in runs if run.key not in done]):
-        done = _find_done(runs, settings, inputs)  # also by a call that this one waited for
-        return _process(runs, settings, argv=argv, inputs=inputs, done=done, device=device)
+        plans, done = _find_done(runs, settings, inputs)  # also by a call that this one waited for
+        return _process(runs, settings, argv=argv, inputs=inputs, plans=plans, done=done, device=device)
 
 
 def _find_done(
     runs: Sequence["DWIRun"], settings: Settings, inputs: Mapping[str, Mapping[str, str]]
-) -> dict[str, dict[str, Any]]:
-    """Return the records of the series that earlier calls finished, by the key of the series."""
+) -> tuple[dict[str, "StagePlan"], dict[str, dict[str, Any]]]:
+    """Return by the key of a series which stages are computed, and the records of those that earlier calls finished."""
     from shd_bids.bids import provenance
+    from shd_bids.bids.stages import plan_stages
 
+    plans = {run.key: plan_stages(run, settings, inputs[run.key]) for run in runs}
     if settings.overwrite:
-        return {}
-    digests = {key: provenance.digest(settings, hashes) for key, hashes in inputs.items()}
-    found = {run.key: provenance.find_done(settings.output_dir, run, digests[run.key]) for run in runs}
-    return {key: series for key, series in found.items() if series is not None}
+        return plans, {}
+    found = {run.key: provenance.find_done(settings.output_dir, run, plans[run.key].digests) for run in runs}
+    return plans, {key: series for key, series in found.items() if series is not None}
 
 
 def _process(
@@ -129,6 +131,7 @@ def _process(
     *,
     argv: Sequence[str],
     inputs: Mapping[str, Mapping[str, str]],
+    plans: Mapping[str, "StagePlan"],
     done: Mapping[str, dict[str, Any]],
     device: str,
 ) -> int:
@@ -143,12 +146,15 @@ def _process(
         Words of the call, for the record.
     inputs : mapping
         Hashes of the inputs of each series, by its key.
+    plans : mapping
+        Which of its stages are computed.
     done : mapping
         Records of the series that earlier calls finished; they share reports with the new ones.
     device : str
         Where networks will run, as text.
     """
     from shd_bids.bids import provenance
+    from shd_bids.bids.recall import remembered
     from shd_bids.cli.record import Record
     from shd_bids.cli.workplace import work_folder
     from shd_bids.workflows.base import run_name
@@ -160,17 +166,20 @@ def _process(
     for run in waiting:
         record.series[run.key] = {
             "status": record.status,
+            "series": run.prefix,
             "source": run.source_uri,
-            "digest": provenance.digest(settings, inputs[run.key]),
+            "digests": plans[run.key].digests,
+            "reused": list(plans[run.key].kept),
             "inputs": inputs[run.key],
+            "seen": remembered(run, settings),
         }
     earlier = [(run, done[run.key]) for run in runs if run.key in done]
     with (
         work_folder(settings.work_dir, record.uuid, [run_name(run) for run in waiting]) as scratch,
         log_file(record.log),
     ):
-        _introduce(runs, done, device)
-        return _recorded(record, scratch, earlier=earlier)
+        _introduce(runs, done, device, plans)
+        return _recorded(record, scratch, plans=plans, earlier=earlier)
 
 
 def _nothing_left(runs: Sequence["DWIRun"], done: Container[str], device: str) -> int:
@@ -180,21 +189,32 @@ def _nothing_left(runs: Sequence["DWIRun"], done: Container[str], device: str) -
     return 0
 
 
-def _introduce(runs: Sequence["DWIRun"], done: Container[str], device: str) -> None:
+def _introduce(
+    runs: Sequence["DWIRun"], done: Container[str], device: str, plans: Mapping[str, "StagePlan"] | None = None
+) -> None:
     """Tell what was found, before it takes long."""
     logger.info("shd_bids %s: %d series on %s", __version__, len(runs), device)
     for run in runs:
         shells = ", ".join(f"b={bvalue:.0f}: {count}" for bvalue, count in run.shells)
-        logger.info("%s: %s%s", run.prefix, shells, "; done by an earlier call, skipped" if run.key in done else "")
+        kept = ", ".join(plans[run.key].kept) if plans else ""
+        state = "; done by an earlier call, skipped" if run.key in done else f"; used again: {kept}" if kept else ""
+        logger.info("%s: %s%s", run.prefix, shells, state)
         for note in () if run.key in done else run.notes:
             logger.warning("%s: %s", run.prefix, note)
 
 
-def _recorded(record: "Record", scratch: Path, *, earlier: Sequence[tuple["DWIRun", dict[str, Any]]]) -> int:
+def _recorded(
+    record: "Record",
+    scratch: Path,
+    *,
+    plans: Mapping[str, "StagePlan"],
+    earlier: Sequence[tuple["DWIRun", dict[str, Any]]],
+) -> int:
     """Run the graph; write the beginning and the end into the records, whatever the end is."""
     from shd_bids.bids.dataset import write_dataset_files
+    from shd_bids.bids.records import FAILED, FINISHED, INTERRUPTED
     from shd_bids.cli.preflight import set_environment
-    from shd_bids.cli.record import FAILED, FINISHED, INTERRUPTED, exit_code
+    from shd_bids.cli.record import exit_code
 
     settings = record.settings
     set_environment(scratch)
@@ -203,7 +223,7 @@ def _recorded(record: "Record", scratch: Path, *, earlier: Sequence[tuple["DWIRu
         record.write_beginning()
         if not settings.skip_bids_validation:
             _tell_validation(settings.bids_dir, record.subjects)
-        _run_graph(record, scratch)
+        _run_graph(record, scratch, plans)
         code = exit_code(record.series, n_skipped=len(earlier))
         record.end(FAILED if code else FINISHED, code)
     except (KeyboardInterrupt, TerminatedError) as stop:
@@ -225,7 +245,7 @@ def _recorded(record: "Record", scratch: Path, *, earlier: Sequence[tuple["DWIRu
 
 def _tell_end(record: "Record", n_skipped: int) -> None:
     """Tell how many series are done, and which are not."""
-    from shd_bids.cli.record import FINISHED
+    from shd_bids.bids.records import FINISHED
 
     ended = {run.prefix: record.series[run.key]["status"] for run in record.runs}
     n_done = n_skipped + sum(status == FINISHED for status in ended.values())
@@ -243,9 +263,9 @@ def _tell_validation(bids_dir: Path, subjects: Sequence[str]) -> None:
         logger.warning("BIDS validator: %s", line)
 
 
-def _run_graph(record: "Record", scratch: Path) -> None:
+def _run_graph(record: "Record", scratch: Path, plans: Mapping[str, "StagePlan"]) -> None:
     """Run the workflow and note what became of each series."""
-    from shd_bids.cli.record import read_facts
+    from shd_bids.cli.record import read_facts, take_facts
     from shd_bids.workflows.base import init_shd_wf, run_folder
     from shd_bids.workflows.plugins import configure_nipype, read_failures, run_workflow
 
@@ -254,7 +274,9 @@ def _run_graph(record: "Record", scratch: Path) -> None:
         for run in runs:
             shutil.rmtree(run_folder(settings.work_dir, run), ignore_errors=True)
     configure_nipype(crash_dir=scratch, verbose=settings.verbose, stop_on_first_crash=settings.stop_on_first_crash)
-    workflow = init_shd_wf(runs, settings)
+    workflow = init_shd_wf(runs, settings, plans)
+    for run in runs:
+        take_facts(run_folder(settings.work_dir, run), plans[run.key])
     log = FailureLog()
     is_stopped = False
     try:
@@ -289,7 +311,7 @@ def _run_graph(record: "Record", scratch: Path) -> None:
 
 def _finish(record: "Record", scratch: Path, earlier: Sequence[tuple["DWIRun", dict[str, Any]]]) -> OSError | None:
     """Write records and reports, remove what a finished series no longer needs, and return why a record is not written."""
-    from shd_bids.cli.record import FAILED, FINISHED
+    from shd_bids.bids.records import FAILED, FINISHED
     from shd_bids.workflows.base import run_folder
 
     record.write_end(scratch)  # a report takes longer than a batch system may wait
@@ -305,7 +327,7 @@ def _finish(record: "Record", scratch: Path, earlier: Sequence[tuple["DWIRun", d
 def _write_reports(record: "Record", earlier: Sequence[tuple["DWIRun", dict[str, Any]]]) -> bool:
     """Write one page for each session that has new series, and tell whether that worked."""
     from shd_bids.bids.provenance import software
-    from shd_bids.cli.record import FINISHED, INTERRUPTED
+    from shd_bids.bids.records import FINISHED, INTERRUPTED
     from shd_bids.report.html import Status, write_report
 
     sessions = dict.fromkeys((run.subject, run.session) for run in record.runs)

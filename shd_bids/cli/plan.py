@@ -1,17 +1,19 @@
 """What a call would do and what it takes, told before it starts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import expected_outputs
+from shd_bids.bids.stages import StagePlan
 from shd_bids.options import LEVELS
 from shd_bids.settings import Settings
 from shd_bids.workflows.resources import memory_of_the_fit
 
 GB = 1e9
+MOST_NAMES = 5  # of series, behind a note
 WM_SHARE = 0.35  # of the brain, is seeded
 ACCEPTED = 0.7  # share of the seeds that give a streamline
 USUAL_LENGTH = 65.0  # mm, of a streamline
@@ -48,7 +50,12 @@ POINT_BYTES = 12
 
 
 def make_plan(
-    runs: Sequence[DWIRun], settings: Settings, *, device: str, is_done: Mapping[str, bool]
+    runs: Sequence[DWIRun],
+    settings: Settings,
+    *,
+    device: str,
+    plans: Mapping[str, StagePlan],
+    done: Container[str] = (),
 ) -> dict[str, Any]:
     """Return what would be done, in words and numbers that JSON can hold.
 
@@ -60,10 +67,12 @@ def make_plan(
         The call.
     device : str
         Where networks will run: ``cpu`` or ``cuda:0``, with its name.
-    is_done : mapping
-        Key of a series -> whether an earlier call finished it, so that this one skips it.
+    plans : mapping
+        Which stages of a series are computed, by its key.
+    done : container
+        Keys of the series that earlier calls finished, so that this one skips them.
     """
-    series = [_plan_run(run, settings, device=device, is_done=is_done[run.key]) for run in runs]
+    series = [_plan_run(run, settings, device=device, plan=plans[run.key], is_done=run.key in done) for run in runs]
     waiting = [item for item in series if not item["done"]]
     at_once = max(1, min(len(waiting), settings.nprocs // settings.omp_nthreads))
     return {
@@ -95,40 +104,49 @@ def format_plan(plan: dict[str, Any]) -> str:
         f"Level   {plan['level']}, fit {plan['fit']}, device {plan['device']}, {plan['nprocs']} processors, "
         f"{plan['memory_limit_gb']:g} GB",
     ]
-    for item in plan["series"]:
-        expected = item["expected"]
-        lines += [
-            "",
-            f"{item['series']}" + ("   (done by an earlier call, skipped)" if item["done"] else ""),
-            f"  image   {item['dwi']}  {' x '.join(map(str, item['shape']))}, "
-            f"{' x '.join(f'{size:g}' for size in item['voxel_size'])} mm",
-            f"  table   {', '.join(item['gradients'])}  shells "
-            + ", ".join(f"b={shell['b']:.0f}: {shell['volumes']}" for shell in item["shells"]),
-            f"  mask    {item['mask'] or 'estimated from the b=0 image'}  ({item['voxels']} voxels)",
-            *(f"  note    {note}" for note in item["notes"]),
-            f"  expect  {_cost(expected)}",
-            "  minutes " + ", ".join(f"{stage} {value:g}" for stage, value in expected["stage_minutes"].items()),
-            "  writes",
-            *(f"    {name}" for name in item["outputs"]),
-        ]
+    lines += [_line(item) for item in plan["series"]]
     total = plan["expected"]
-    lines += [
-        "",
-        f"In all: {_cost(total)} (estimates)",
+    return "\n".join([*lines, *_notes(plan["series"]), f"In all: {_cost(total)} (estimates)"])
+
+
+def _line(item: Mapping[str, Any]) -> str:
+    """Return one series with what becomes of each stage and what that takes."""
+    image = f"{' x '.join(map(str, item['shape']))}, {' x '.join(f'{size:g}' for size in item['voxel_size'])} mm"
+    shells = ", ".join(f"b={shell['b']:.0f}: {shell['volumes']}" for shell in item["shells"])
+    if item["done"]:
+        return f"{item['series']}: {image}; {shells}; done by an earlier call, skipped"
+    by_state = {
+        state: [stage for stage, own in item["stages"].items() if own == state] for state in ("reused", "computed")
+    }
+    stages = ", ".join(f"{state}: {' '.join(names)}" for state, names in by_state.items() if names)
+    mask = "given" if item["mask"] else "estimated"
+    return f"{item['series']}: {image}; {shells}; mask {mask}; {stages}; {_cost(item['expected'])}"
+
+
+def _notes(series: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return every note once, with the series that it is about."""
+    about: dict[str, list[str]] = {}
+    for item in series:
+        for note in item["notes"]:
+            about.setdefault(note, []).append(item["series"])
+    return [
+        f"Note    {note} ({', '.join(names[:MOST_NAMES])}{f' and {len(names) - MOST_NAMES} more' if names[MOST_NAMES:] else ''})"
+        for note, names in about.items()
     ]
-    return "\n".join(lines)
 
 
-def _plan_run(run: DWIRun, settings: Settings, *, device: str, is_done: bool) -> dict[str, Any]:
+def _plan_run(run: DWIRun, settings: Settings, *, device: str, plan: StagePlan, is_done: bool) -> dict[str, Any]:
     outputs = expected_outputs(
         Path(), run, level=settings.level, method=settings.tracking_algorithm, formats=settings.tractogram_format
     )
     gradients = (run.grad_b,) if run.grad_b else (run.bval, run.bvec)
     on_gpu = device.startswith("cuda")
     seconds = _stage_seconds(run, settings, on_gpu=on_gpu)
+    seconds = {stage: 0.0 if stage in plan.kept else value for stage, value in seconds.items()}
     return {
         "series": run.prefix,
         "done": is_done,
+        "stages": {stage: "reused" if stage in plan.kept or is_done else "computed" for stage in plan.digests},
         "dwi": run.source_uri,
         "shape": list(run.shape),
         "voxel_size": list(run.voxel_size),

@@ -12,10 +12,11 @@ from shd_bids import __version__
 from shd_bids.bids import provenance
 from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import expected_outputs, log_dir
+from shd_bids.bids.prov import describe_call, write_prov
+from shd_bids.bids.records import FAILED, FINISHED, RUNNING
+from shd_bids.bids.stages import StagePlan
 from shd_bids.files import write_json, write_text
 from shd_bids.settings import Settings
-
-RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 
 RESERVE = ".reserve"
 RESERVED_BYTES = 100_000
@@ -39,8 +40,8 @@ class Record:
     exit_code : int, optional
         Of the whole call, once it is known.
     series : dict
-        Key of a run -> what happened to it: ``status``, ``digest``, ``inputs``, ``outputs``, ``stages``, and
-        ``exit_code``, ``stage``, ``error``, ``message`` where it failed.
+        Key of a run -> what happened to it: ``status``, ``digests`` of its stages, those ``reused``, ``inputs``, what was
+        ``seen`` of them, ``outputs``, ``stages``, and ``exit_code``, ``stage``, ``error``, ``message`` where it failed.
     """
 
     settings: Settings
@@ -120,7 +121,13 @@ class Record:
         """Write all records as far as they fit, the shortest first, and return the error of what does not."""
         errors: list[OSError] = []
         self._reserve.unlink(missing_ok=True)
-        for write in (self.write_status, self.write_provenance, self.copy_log, lambda: self.keep_crashes(crash_dir)):
+        for write in (
+            self.write_status,
+            self.write_provenance,
+            self.write_prov,
+            self.copy_log,
+            lambda: self.keep_crashes(crash_dir),
+        ):
             try:
                 write()
             except OSError as error:
@@ -155,6 +162,13 @@ class Record:
                 "series": series,
             }
             write_json(self.folder(subject) / "provenance.json", content)
+
+    def write_prov(self) -> None:
+        """Write the same for every subject in the terms of BIDS-Prov."""
+        for subject in self.subjects:
+            series = [(run, self.series[run.key]) for run in self.runs if run.subject == subject]
+            content = describe_call(self.uuid, self.command, provenance.software(), series)
+            write_prov(self.settings.output_dir, f"sub{subject}x{self.uuid}", content)
 
     def copy_log(self) -> None:
         """Give every subject a copy of the log."""
@@ -195,3 +209,9 @@ def _fitted_tissues(series: Mapping[str, Any]) -> Sequence[str]:
 def read_facts(folder: Path) -> dict[str, Any]:
     """Return what each stage of a series told of itself; a half-run series has some of them."""
     return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((folder / "facts").glob("*.json"))}
+
+
+def take_facts(folder: Path, plan: StagePlan) -> None:
+    """Put what the stages that are used again told of themselves into the work folder of a series."""
+    for stage, kept in plan.kept.items():
+        write_text(folder / "facts" / f"{stage}.json", kept.facts_file.read_text("utf-8"))

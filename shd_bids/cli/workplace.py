@@ -13,8 +13,9 @@ from typing import Any
 
 from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import figure_path
+from shd_bids.bids.records import INTERRUPTED, RUNNING
 from shd_bids.cli.preflight import make_private
-from shd_bids.cli.record import INTERRUPTED, RESERVE, RUNNING
+from shd_bids.cli.record import RESERVE
 from shd_bids.errors import InputError
 from shd_bids.files import read_json_object, remove_unfinished, write_json
 from shd_bids.locks import locked, try_lock

@@ -1,6 +1,8 @@
 """What all interfaces share: one plain function each, the version in the hash, a record of failures and of facts."""
 
 import contextlib
+import datetime
+import hashlib
 import json
 import logging
 import time
@@ -171,12 +173,19 @@ class StageInputSpec(BaseInterfaceInputSpec):
     """Inputs every interface has besides the arguments of its function."""
 
     app_version = traits.Str(__version__, usedefault=True, desc="a new version must not find old results in the cache")
+    digest = traits.Str(desc="of everything that the result depends on; decides alone about the cache where it is set")
     series = traits.Str("series", usedefault=True, nohash=True, desc="names the series in messages")
     run_dir = traits.Str(desc="the run's work folder, where a failure is recorded", nohash=True, hash_files=False)
     call = traits.Str("", usedefault=True, nohash=True, desc="which call of the program this is")
     stage = traits.Str("stage", usedefault=True, nohash=True, desc="names the stage in messages")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="set by the node from its n_procs")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="whether the scheduler counts it as a GPU node")
+
+    def get_hashval(self, hash_method: str | None = None) -> tuple[list[tuple[str, Any]], str]:
+        """Return what Nipype's cache compares: files that lie elsewhere than in an earlier call are still the same."""
+        if not isdefined(self.digest):
+            return super().get_hashval(hash_method)
+        return [("digest", self.digest)], hashlib.md5(self.digest.encode(), usedforsecurity=False).hexdigest()
 
 
 _COMMON_INPUTS = frozenset(StageInputSpec.class_trait_names())
@@ -209,9 +218,9 @@ def runtime_inputs(runtime: Runtime) -> dict[str, Any]:
 class StageOutputSpec(TraitedSpec):
     """Output every stage has: what it found, for sidecars, QC table, provenance and report.
 
-    The JSON holds ``stage``, ``n_threads``, ``seconds``, ``cpu_seconds``, ``peak_memory_mb``, the facts that sidecars need under
-    ``sidecar``, numbers for the QC table under ``qc``, doubts of which the user is warned under ``notes``, and what else the
-    stage has to tell.
+    The JSON holds ``stage``, ``started``, ``n_threads``, ``seconds``, ``cpu_seconds``, ``peak_memory_mb``, the facts that
+    sidecars need under ``sidecar``, numbers for the QC table under ``qc``, doubts of which the user is warned under
+    ``notes``, and what else the stage has to tell.
     """
 
     facts_file = File(exists=True, desc="JSON")
@@ -244,7 +253,7 @@ class StageInterface(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         inputs, out_dir = self.inputs, Path(runtime.cwd)
-        started = time.perf_counter()
+        began, started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.perf_counter()
         if self.is_reported:
             logger.info("%s: %s", inputs.series, inputs.stage)
         try:
@@ -253,7 +262,7 @@ class StageInterface(SimpleInterface):
             if isdefined(inputs.run_dir):  # where the command line finds it
                 write_failure(Path(inputs.run_dir), failure_of(inputs, exception, out_dir))
             raise
-        facts = {"stage": inputs.stage, "n_threads": inputs.num_threads} | results.pop("facts")
+        facts = {"stage": inputs.stage, "started": began, "n_threads": inputs.num_threads} | results.pop("facts")
         for note in facts.get("notes", ()):
             logger.warning("%s: %s", inputs.series, note)
         facts["seconds"] = round(time.perf_counter() - started, 3)

@@ -12,6 +12,7 @@ from shd_bids.errors import DeviceError, WeightsError
 from shd_bids.fod.methods import describe_training
 from shd_bids.interfaces.base import (
     RuntimeInputSpec,
+    StageInputSpec,
     StageInterface,
     StageOutputSpec,
     log_progress,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from shd_bids.training.adapt import AdaptationOptions, Adapted
     from shd_bids.training.config import NetworkRecipe
 
-__all__ = ["FitFOD", "adaptation_options", "chosen_recipe", "chosen_weights"]
+__all__ = ["FitFOD", "RestoreFOD", "adaptation_options", "chosen_recipe", "chosen_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def fit_image(
         ``<tissue>.txt`` in MRtrix3's text form; a tissue without one is not fitted.
     options : FodOptions
         The image is stored to its degree; all coefficients are kept in ``fod.npy``, (n, C) float32 in the order of the
-        mask.
+        mask, and those above the degree of the image in ``fodrest.npy``.
     runtime : Runtime
     label : str
         Names the stage in progress lines.
@@ -77,6 +78,7 @@ def fit_image(
     )
     n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
     np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
+    np.save(out_dir / "fodrest.npy", result.wm[:, n_stored:].astype(np.float32, copy=False))
     np.save(out_dir / "precision.npy", precision)
     fitted = [response.tissue for response in scan.responses.tissues[1:]]
     maps = save_maps(_maps(result, n_stored, fitted=fitted), scan.mask, load_volume(mask_file), out_dir)
@@ -88,8 +90,21 @@ def fit_image(
         "volume_residuals": result.quality.volume_residuals.tolist(),
         "qc": _qc(result) | _normalisation_qc(info),
     }
-    files = {f"{name}_file": str(out_dir / f"{name}.npy") for name in ("fod", "precision")}
+    files = {f"{name}_file": str(out_dir / f"{name}.npy") for name in ("fod", "fodrest", "precision")}
     return maps | files | {"facts": facts}
+
+
+def restore_fod(*, wm_file: Path, fodrest_file: Path, mask_file: Path, out_dir: Path) -> dict[str, Any]:
+    """Join the coefficients of an image and those above its degree to ``fod.npy`` of `fit_image`, bit by bit the same."""
+    import nibabel as nib
+    import numpy as np
+
+    from shd_bids.images import gather, load_mask, load_volume
+
+    mask = load_mask(mask_file, load_volume(mask_file))
+    stored = gather(np.asarray(nib.load(wm_file).dataobj, dtype=np.float32), mask)
+    np.save(out_dir / "fod.npy", np.concatenate([stored, np.load(fodrest_file)], axis=1))
+    return {"fod_file": str(out_dir / "fod.npy"), "facts": {}}
 
 
 def _fit(
@@ -269,6 +284,7 @@ class _FitFODInputSpec(RuntimeInputSpec):
 
 class _FitFODOutputSpec(StageOutputSpec):
     fod_file = File(exists=True, desc="all coefficients, (n, C) float32 in the order of the mask")
+    fodrest_file = File(exists=True, desc="those that the image does not hold")
     precision_file = File(exists=True, desc="how precisely directions are known, by the dispersion of lobes")
     wm_file = File(exists=True)
     gm_file = File(exists=True)
@@ -290,3 +306,22 @@ class FitFOD(StageInterface):
     options_type = FodOptions
     wants = ("label",)
     _can_resume = True  # a killed fit keeps its folder, and goes on from the checkpoint there
+
+
+class _RestoreFODInputSpec(StageInputSpec):
+    wm_file = File(exists=True, mandatory=True, desc="image of the coefficients to its degree")
+    fodrest_file = File(exists=True, mandatory=True, desc="those above it, in the order of the mask")
+    mask_file = File(exists=True, mandatory=True)
+
+
+class _RestoreFODOutputSpec(StageOutputSpec):
+    fod_file = File(exists=True, desc="all coefficients, as FitFOD gives them")
+
+
+class RestoreFOD(StageInterface):
+    """All coefficients of a series that an earlier call fitted."""
+
+    input_spec = _RestoreFODInputSpec
+    output_spec = _RestoreFODOutputSpec
+    function = staticmethod(restore_fod)
+    is_reported = False

@@ -6,12 +6,14 @@ import io
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nipype.interfaces.base import File, Str, traits
 
-from shd_bids.bids.names import OUTPUTS, figure_path, output_path, sidecar, sidecar_path
+from shd_bids.bids.names import OUTPUTS, figure_path, output_path, sidecar, sidecar_path, stage_folder
+from shd_bids.bids.stages import drop_stage, facts_path, keep_stage
 from shd_bids.errors import OutputError
 from shd_bids.files import atomic_path, write_json, write_text
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, read_json
@@ -34,6 +36,12 @@ FIGURES = (
 )
 """``desc`` labels of the figures, and of the tables that belong to one, in the order of the report."""
 
+OUTPUT_NAMES = {"tractogram": "tractogram_files", "responses": "response_files"}
+"""Outputs of stages that are not called by their key of the table and ``_file``."""
+
+KEPT = ("gradients", "b0", "responses", "fodrest", "precision")
+"""Files that only later stages need; they lie in a hidden folder."""
+
 
 def save_derivatives(
     *,
@@ -43,9 +51,10 @@ def save_derivatives(
     facts_files: Sequence[Path],
     method: str | None,
     sloppy: bool,
+    kept_as: tuple[str, str] | None,
     out_dir: Path,
 ) -> dict[str, Any]:
-    """Put files in their places in the derivative data set and write their sidecars.
+    """Put the files of a stage in their places in the derivative data set and write their sidecars.
 
     Parameters
     ----------
@@ -54,13 +63,16 @@ def save_derivatives(
     output_dir : str
         Root of the data set.
     files : mapping
-        Key of the table of outputs -> file, or files in several formats.
+        Key of the table of outputs, or one of `KEPT` -> file, or files in several formats.
     facts_files : sequence of Path
-        Facts of the stages so far; the sidecars take what they need from their ``sidecar`` entries.
+        Facts of the stages so far, the last those of this one; the sidecars take what they need from their ``sidecar``
+        entries.
     method : str, optional
         Tracking algorithm.
     sloppy : bool
         Stamp the sidecars as made by a test run.
+    kept_as : (str, str), optional
+        Name and digest of the stage, under which later calls use its files again.
     out_dir : Path
         Not used: all is written to its final place.
 
@@ -72,17 +84,41 @@ def save_derivatives(
     root = Path(output_dir)
     facts = {name: value for path in facts_files for name, value in read_json(path)["sidecar"].items()}
     facts["sloppy"] = sloppy
-    placed = []
+    if kept_as:
+        drop_stage(root, run, kept_as[0])
+    placed: dict[str, Any] = {}
     for key, given in files.items():
-        for source in given if isinstance(given, list) else [given]:
-            form = source.name.partition(".")[2]
-            target = output_path(root, run, key, method=method, format=form)
-            with _told(target):
-                place(source, target)
-                if OUTPUTS[key]["extension"] != ".txt":
-                    write_json(sidecar_path(target), sidecar(run, key, facts, method=method, format=form))
-            placed.append(str(target))
-    return {"out_files": placed, "facts": {"n_files": len(placed)}}
+        sources = given if isinstance(given, list) else [given]
+        write = partial(_keep, root, run, key) if key in KEPT else partial(_derive, root, run, key, facts, method)
+        targets = [write(source) for source in sources]
+        placed[key] = targets if isinstance(given, list) else targets[0]
+    if kept_as:
+        stage, digest = kept_as
+        with _told(facts_path(root, run, stage)):
+            place(facts_files[-1], facts_path(root, run, stage))
+            outputs = {OUTPUT_NAMES.get(key, f"{key}_file"): value for key, value in placed.items()}
+            keep_stage(root, run, stage, digest=digest, outputs=outputs)
+    every = [str(path) for value in placed.values() for path in (value if isinstance(value, list) else [value])]
+    return {"out_files": every, "facts": {"n_files": len(every)}}
+
+
+def _derive(root: Path, run: Any, key: str, facts: Mapping[str, Any], method: str | None, source: Path) -> Path:
+    """Place one file of the table of outputs, with its sidecar."""
+    form = source.name.partition(".")[2]
+    target = output_path(root, run, key, method=method, format=form)
+    with _told(target):
+        place(source, target)
+        if OUTPUTS[key]["extension"] != ".txt":
+            write_json(sidecar_path(target), sidecar(run, key, facts, method=method, format=form))
+    return target
+
+
+def _keep(root: Path, run: Any, key: str, source: Path) -> Path:
+    """Place one file for later calls."""
+    target = stage_folder(root, run) / source.name
+    with _told(target):
+        place(source, target)
+    return target
 
 
 def save_figures(*, run: Any, output_dir: str, files: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -172,10 +208,11 @@ def _spec(name: str, keys: Sequence[str], **fields: Any) -> type[_SinkInputSpec]
 
 _SaveDerivativesInputSpec = _spec(
     "_SaveDerivativesInputSpec",
-    [key for key in OUTPUTS if key != "qc"],
+    [*(key for key in OUTPUTS if key != "qc"), *KEPT],
     facts_files=traits.List(File(exists=True), mandatory=True, desc="facts of the stages so far"),
     method=traits.Str(desc="tracking algorithm"),
     sloppy=traits.Bool(False, usedefault=True, desc="whether the settings were those of a quick test"),
+    kept_as=traits.Tuple(traits.Str, traits.Str, desc="name and digest of the stage"),
 )
 _SaveFiguresInputSpec = _spec("_SaveFiguresInputSpec", FIGURES)
 _SaveQCInputSpec = _spec(
@@ -205,7 +242,7 @@ class SaveDerivatives(_Sink):
 
     input_spec = _SaveDerivativesInputSpec
     function = staticmethod(save_derivatives)
-    keys = tuple(key for key in OUTPUTS if key != "qc")
+    keys = (*(key for key in OUTPUTS if key != "qc"), *KEPT)
 
 
 class SaveFigures(_Sink):

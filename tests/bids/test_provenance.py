@@ -90,7 +90,7 @@ class TestDone:
         (out / "sub-01" / "a.txt").write_text("abc")
         record = {
             "status": "finished",
-            "digest": "d",
+            "digests": {"fod": "d", "peaks": "p"},
             "outputs": provenance.outputs_record(out, [out / "sub-01" / "a.txt"]),
         }
         self.write(out, "2026_1", {run.key: record})
@@ -102,29 +102,29 @@ class TestDone:
         (folder / "provenance.json").write_text(json.dumps({"series": series}))
 
     def test_same_inputs_and_whole_files(self, out, run):
-        assert provenance.find_done(out, run, "d")["digest"] == "d"
+        assert provenance.find_done(out, run, {"fod": "d"})["status"] == "finished"
 
     def test_other_inputs(self, out, run):
-        assert provenance.find_done(out, run, "e") is None
+        assert provenance.find_done(out, run, {"fod": "e", "peaks": "p"}) is None
 
     def test_changed_file(self, out, run):
         (out / "sub-01" / "a.txt").write_text("abcd")
-        assert provenance.find_done(out, run, "d") is None
+        assert provenance.find_done(out, run, {"fod": "d"}) is None
 
     def test_missing_file(self, out, run):
         (out / "sub-01" / "a.txt").unlink()
-        assert provenance.find_done(out, run, "d") is None
+        assert provenance.find_done(out, run, {"fod": "d"}) is None
 
     def test_a_later_failure_does_not_hide_it_but_a_later_success_does(self, out, run):
-        self.write(out, "2026_2", {run.key: {"status": "failed", "digest": "d"}})
-        assert provenance.find_done(out, run, "d")
-        self.write(out, "2026_3", {run.key: {"status": "finished", "digest": "e", "outputs": {}}})
-        assert provenance.find_done(out, run, "d") is None
+        self.write(out, "2026_2", {run.key: {"status": "failed", "digests": {"fod": "d"}}})
+        assert provenance.find_done(out, run, {"fod": "d"})
+        self.write(out, "2026_3", {run.key: {"status": "finished", "digests": {"fod": "e"}, "outputs": {}}})
+        assert provenance.find_done(out, run, {"fod": "d"}) is None
 
     def test_damaged_records_are_passed_over(self, out, run):
         (out / "sub-01" / "log" / "2026_4").mkdir()
         (out / "sub-01" / "log" / "2026_4" / "provenance.json").write_text("{")
-        assert provenance.find_done(out, run, "d")
+        assert provenance.find_done(out, run, {"fod": "d"})
 
 
 def test_outputs_are_recorded_with_size_and_hash(tmp_path):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from shd_bids.bids.stages import Kept, StagePlan, stages_of
 from shd_bids.options import PeakOptions, TrackingOptions
 from shd_bids.settings import Settings
 from shd_bids.workflows.base import init_shd_wf, run_folder, run_name
@@ -34,6 +35,21 @@ def settings_for(dataset, **options):
     return Settings(bids_dir=dataset, output_dir=root / "out", work_dir=root / "work", **options)
 
 
+def graph_of(runs, settings, kept=()):
+    """Return the graph of series of which some stages are kept, as files without content."""
+    digests = {stage.name: f"digest of {stage.name}" for stage in stages_of(settings.level)}
+    plan = StagePlan(digests, {stage: _kept(settings.work_dir / "kept", stage) for stage in kept})
+    return init_shd_wf(runs, settings, {run.key: plan for run in runs})
+
+
+def _kept(folder, stage):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "file").touch()
+    outputs = {"gradients": ("gradients", "mask", "b0"), "fod": ("wm", "fodrest", "precision", "vfwm", "vfgm", "vfcsf")}
+    outputs |= {"peaks": ("peaks", "peakafd")}
+    return Kept({f"{name}_file": str(folder / "file") for name in outputs[stage]}, folder / "file")
+
+
 def nodes(workflow, name):
     return [node for node in workflow.list_node_names() if node.rpartition(".")[2] == name]
 
@@ -43,7 +59,7 @@ def nodes(workflow, name):
 @pytest.mark.parametrize("fit", ["amortised", "subject"])
 def test_graph_is_connected_and_cut_at_the_level(dataset, level, given, fit):
     responses = (dataset / "sub-01" / "dwi" / "wm.txt",) if given else ()
-    workflow = init_shd_wf([dwi_run(dataset, responses=responses)], settings_for(dataset, level=level, fit=fit))
+    workflow = graph_of([dwi_run(dataset, responses=responses)], settings_for(dataset, level=level, fit=fit))
     (run_wf,) = workflow._graph.nodes()
     for part in run_wf._graph.nodes():
         if hasattr(part, "_graph"):
@@ -56,7 +72,7 @@ def test_graph_is_connected_and_cut_at_the_level(dataset, level, given, fit):
 
 def test_series_do_not_depend_on_one_another(dataset):
     runs = [dwi_run(dataset), dwi_run(dataset, entities={"sub": "01", "acq": "b"})]
-    workflow = init_shd_wf(runs, settings_for(dataset))
+    workflow = graph_of(runs, settings_for(dataset))
     assert sorted(part.name for part in workflow._graph.nodes()) == ["sub_01_acq_b_wf", "sub_01_wf"]
     assert not workflow._graph.edges()
     for run in runs:
@@ -93,7 +109,7 @@ def test_the_group_graph_joins_all_series_in_one_adaptation(dataset, given):
 def test_resources_of_the_fit(dataset):
     def fod(device, mem):
         settings = settings_for(dataset, nprocs=8, omp_nthreads=4, mem=mem, device=device)
-        return init_shd_wf([dwi_run(dataset)], settings).get_node("sub_01_wf.fod_wf.fod")
+        return graph_of([dwi_run(dataset)], settings).get_node("sub_01_wf.fod_wf.fod")
 
     node = fod("cuda:0", 16.0)
     assert (node.n_procs, node.inputs.num_threads) == (4, 4)
@@ -107,13 +123,24 @@ def test_settings_reach_the_stages(dataset):
     settings = settings_for(
         dataset, peak_max=2, select=7, fod_lmax=8, gradient_check="fix", step_size=0.7, peak_absolute_threshold=0.2
     )
-    workflow = init_shd_wf([dwi_run(dataset)], settings)
+    workflow = graph_of([dwi_run(dataset)], settings)
     assert workflow.get_node("sub_01_wf.gradients").inputs.options["gradient_check"] == "fix"
     assert workflow.get_node("sub_01_wf.fod_wf.fod").inputs.options["fod_lmax"] == 8
     peaks = workflow.get_node("sub_01_wf.peaks_wf.peaks").inputs
     assert PeakOptions(**peaks.options) == settings.peaks
     tracking = workflow.get_node("sub_01_wf.tractography_wf.tractography").inputs
     assert TrackingOptions(**tracking.options) == settings.tracking
+
+
+def test_a_stage_that_is_kept_is_not_in_the_graph(dataset):
+    settings = settings_for(dataset, level="peaks")
+    workflow = graph_of([dwi_run(dataset)], settings, kept=("gradients", "fod"))
+    names = {name.rpartition(".")[2] for name in workflow.list_node_names()}
+    assert names & STAGES["full"] == {"gradients", "response", "peaks"} and "restored" in names
+    assert not {"draw_gradients", "draw_fodf"} & names and "draw_peaks" in names
+    workflow._create_flat_graph()
+    assert workflow.get_node("sub_01_wf.peaks_wf.peaks").inputs.digest == "digest of peaks"
+    assert "restored" not in str(graph_of([dwi_run(dataset)], settings, kept=("fod", "peaks")).list_node_names())
 
 
 def test_building_loads_neither_torch_nor_dipy_nor_matplotlib():

@@ -1,0 +1,51 @@
+"""What an earlier call found in the files of a series, so that files that did not change are not read again."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shd_bids.bids.records import last_finished, signature
+from shd_bids.settings import Settings
+
+if TYPE_CHECKING:
+    from shd_bids.bids.collect import DWIRun
+
+__all__ = ["recalled", "remembered"]
+
+FOUND = ("shape", "voxel_size", "shells", "mask", "mask_origin", "mask_uri", "links", "n_mask", "notes")
+"""Fields of a series that are known only after its files were read."""
+
+READ_BY = ("b0_threshold", "shell_tolerance", "input_type")
+"""Settings on which they depend."""
+
+
+def remembered(run: "DWIRun", settings: Settings) -> dict[str, Any]:
+    """Return what `recalled` needs, as JSON holds it."""
+    content = run.to_dict()
+    return {
+        "files": signature((*run.files, *run.masks)),
+        "settings": {name: getattr(settings, name) for name in READ_BY},
+        "found": {name: content[name] for name in FOUND},
+    }
+
+
+def recalled(run: "DWIRun", settings: Settings, masks: Sequence[Path]) -> "DWIRun | None":
+    """Return a series as an earlier call that finished it found it; ``None`` where files or settings are others.
+
+    Parameters
+    ----------
+    run : DWIRun
+        With its image and tables, which are not read.
+    settings : Settings
+    masks : sequence of Path
+        All masks among which one would be chosen.
+    """
+    last = last_finished(settings.output_dir, run.subject, run.key)
+    try:
+        seen, hashes = last["seen"], dict(last["inputs"])
+        known = type(run).from_dict(run.to_dict() | {name: seen["found"][name] for name in FOUND})
+        known = replace(known, masks=tuple(masks), hashes=hashes)
+        return known if remembered(known, settings) == seen else None
+    except (KeyError, TypeError, ValueError, AttributeError, OSError):  # no record, or one of another form
+        return None

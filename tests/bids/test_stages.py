@@ -1,0 +1,115 @@
+"""What each stage depends on, and what is used again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from shd_bids.bids import provenance
+from shd_bids.bids.names import stage_folder
+from shd_bids.bids.stages import STAGES, Kept, drop_stage, facts_path, keep_stage, plan_stages, stages_of
+from shd_bids.options import LEVELS
+from shd_bids.settings import Settings
+from tests.bids_trees import dwi_run, raw_dataset
+
+ALL = tuple(stage.name for stage in STAGES)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(bids_dir=raw_dataset(tmp_path / "raw"), output_dir=tmp_path / "out")
+
+
+@pytest.fixture
+def run(settings):
+    return dwi_run(settings.bids_dir)
+
+
+def digests(run, settings):
+    return plan_stages(run, settings, provenance.hash_inputs(run, settings)).digests
+
+
+def first_changed(run, settings, changed_run=None, **change):
+    """Return the first stage whose digest a change touches; all that follow must change too."""
+    before, after = digests(run, settings), digests(changed_run or run, replace(settings, **change))
+    changed = [name for name in ALL if before[name] != after[name]]
+    assert changed == list(ALL[len(ALL) - len(changed) :])
+    return changed[0] if changed else None
+
+
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        ({"nprocs": 7, "verbose": 1, "keep_work": True, "device": "cuda", "cohort_processes": 2}, None),
+        ({"max_steps": 7, "lambda_tv": 0.1}, None),  # of adaptations only
+        ({"sloppy": True}, "gradients"),
+        ({"b0_threshold": 10.0}, "gradients"),
+        ({"fod_lmax": 8}, "fod"),
+        ({"precision": "bf16"}, "fod"),
+        ({"peak_relative_threshold": 0.2}, "peaks"),
+        ({"seeds": 3}, "tractography"),
+        ({"random_seed": 1}, "tractography"),
+    ],
+)
+def test_a_setting_changes_the_stages_that_read_it_and_those_after(run, settings, change, stage):
+    assert first_changed(run, settings, **change) == stage
+
+
+@pytest.mark.parametrize("change", [{"max_steps": 7}, {"random_seed": 1}])
+def test_an_adaptation_reads_more(run, settings, change):
+    assert first_changed(run, replace(settings, fit="subject"), **change) == "fod"
+
+
+def test_inputs_change_the_stage_that_reads_them(run, settings, tmp_path):
+    response = tmp_path / "wm.txt"
+    response.write_text("1")
+    assert first_changed(run, settings, replace(run, responses=(response,))) == "response"
+    assert first_changed(run, settings, replace(run, mask_origin="given")) == "gradients"
+    weights = tmp_path / "other.safetensors"
+    weights.write_bytes(b"abc")
+    assert first_changed(run, settings, weights=str(weights)) == "fod"
+    before = digests(run, settings)
+    run.bvec.write_text(run.bvec.read_text() + "\n")
+    assert not set(before.values()) & set(digests(run, settings).values())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_levels_have_their_stages(level):
+    names = [stage.name for stage in stages_of(level)]
+    assert names == list(ALL[: 2 + LEVELS.index(level)])
+    assert all(set(stage.after) <= set(names) for stage in stages_of(level))
+
+
+class TestKept:
+    @pytest.fixture
+    def plan(self, run, settings):
+        """Keep the fit as a call would, and return what another call plans."""
+        out = settings.output_dir
+        files = {"wm_file": out / "sub-01" / "wm.nii.gz", "response_files": [stage_folder(out, run) / "wm.txt"]}
+        for path in (files["wm_file"], *files["response_files"], facts_path(out, run, "fod")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("abc")
+        keep_stage(out, run, "fod", digest=digests(run, settings)["fod"], outputs=files)
+        return lambda **change: plan_stages(run, replace(settings, **change), provenance.hash_inputs(run, settings))
+
+    def test_whole_files_of_the_same_digest_are_used_again(self, plan, run, settings):
+        out = settings.output_dir
+        files = {"wm_file": str(out / "sub-01" / "wm.nii.gz"), "response_files": [f"{stage_folder(out, run)}/wm.txt"]}
+        assert plan().kept == {"fod": Kept(files, facts_path(out, run, "fod"))}
+        assert plan().computed == ("gradients", "response", "peaks", "tractography")
+        assert plan(seeds=5).kept and plan(level="fod").kept
+
+    def test_others_are_not(self, plan, run, settings):
+        assert not plan(fod_lmax=8).kept and not plan(overwrite=True).kept and not plan(level="response").kept
+        (settings.output_dir / "sub-01" / "wm.nii.gz").write_text("abcd")
+        assert not plan().kept
+
+    def test_damaged_records_are_not(self, plan, run, settings):
+        record = stage_folder(settings.output_dir, run) / "fod.json"
+        for content in ("{", "[]", json.dumps({"digest": digests(run, settings)["fod"]})):
+            record.write_text(content)
+            assert not plan().kept
+
+    def test_a_stage_is_forgotten(self, plan, run, settings):
+        drop_stage(settings.output_dir, run, "fod")
+        assert not plan().kept
