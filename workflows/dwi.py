@@ -157,7 +157,7 @@ def _add_fod(
             return _add_kept(workflow, init_kept_wf(kept, name="fod_wf"))
         kept_wf = init_kept_fod_wf(kept, name="fod_wf")
         workflow.connect([(workflow.get_node("gradients"), kept_wf, _same("mask_file"))])
-        return _add_kept(workflow, kept_wf)
+        return kept_wf, "outputnode.facts_file"
     keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
     gradients, response_wf = workflow.get_node("gradients"), workflow.get_node("response_wf")
     resources, network_gb = fod_resources(run, settings)

@@ -191,7 +191,7 @@ def facts_path(output_dir: Path, run: DWIRun, stage: str) -> Path:
 
 
 def _record(output_dir: Path, run: DWIRun, stage: str) -> Path:
-    return stage_folder(output_dir, run) / f"{stage}.json"
+    return stage_folder(output_dir, run) / f"{stage}_stage.json"
 
 
 def _relative(value: Any, root: Path) -> Any:

@@ -105,7 +105,7 @@ class TestKept:
         assert not plan().kept
 
     def test_damaged_records_are_not(self, plan, run, settings):
-        record = stage_folder(settings.output_dir, run) / "fod.json"
+        record = stage_folder(settings.output_dir, run) / "fod_stage.json"
         for content in ("{", "[]", json.dumps({"digest": digests(run, settings)["fod"]})):
             record.write_text(content)
             assert not plan().kept
