@@ -1,6 +1,7 @@
 """Whole calls on a simulated head: what is written, and what happens when something fails."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from shd_bids.bids.names import expected_outputs
+from shd_bids.cli.main import main
 from shd_bids.fod.weights import load_weights
 from shd_bids.report.summary import ROWS
 from shd_bids.workflows.group import COHORT, cohort_folder
@@ -27,6 +29,14 @@ def stage_times(work):
     """Return when each stage wrote its facts; a stage that is executed again writes them again."""
     paths = work.glob("shd_bids_wf/*/*/**/facts.json")
     return {path: path.stat().st_mtime_ns for path in paths if not path.parent.name.startswith("ds_")}
+
+
+def digests_of(out):
+    """Return the SHA-256 of every image, response and tractogram of a data set by its name."""
+    paths = [
+        path for path in (out / "sub-01" / "dwi").iterdir() if path.suffix in (".gz", ".txt", ".trx", ".tck", ".trk")
+    ]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +111,36 @@ def test_a_changed_option_runs_what_depends_on_it(whole):
     before = stage_times(out.parent / "work")
     assert call(raw, out, *options, "--peak-max", "2", level="full") == 0
     assert nib.load(out / "sub-01" / PEAKS).shape[3] == 6
-    changed = {path.parent.name for path, when in stage_times(out.parent / "work").items() if before[path] != when}
-    assert changed == {"peaks", "tractography"}  # whose weights follow the peaks
+    changed = {path.parent.name for path, when in stage_times(out.parent / "work").items() if before.get(path) != when}
+    assert changed == {"restored", "peaks", "tractography"}  # whose weights follow the peaks
+    shutil.rmtree(out.parent / "work")
+    plain = out.parent / "plain"
+    assert call(raw, plain, *options, "--peak-max", "2", level="full") == 0
+    assert digests_of(plain) == digests_of(out)
+
+
+def test_what_is_done_is_used_again_without_a_work_folder(whole, tmp_path):
+    """Another seed tracks again; the call made again from its own record does nothing."""
+    raw, out, _ = whole
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    before = digests_of(copy)
+    assert (
+        call(raw, copy, "--peak-max", "2", "--min-length", "5", "--seeds", "1", "--random-seed", "5", level="full") == 0
+    )
+    changed = {name for name, digest in digests_of(copy).items() if before[name] != digest}
+    assert changed and all("tractogram" in name or "param-tdi" in name for name in changed)
+    record = json.loads(max((copy / "sub-01" / "log").glob("*/provenance.json")).read_text())["series"]["sub_01"]
+    assert record["reused"] == ["gradients", "response", "fod", "peaks"]
+
+
+def test_the_settings_that_a_call_recorded_give_the_same_results(whole, tmp_path):
+    """Digests of all images and streamlines are those of the call that wrote them down."""
+    raw, out, _ = whole
+    settings = max((out / "sub-01" / "log").glob("*/shd_bids.toml"))
+    words = ["--config-file", str(settings), "-w", str(tmp_path / "work")]
+    assert main([str(raw), str(tmp_path / "out"), "participant", *words]) == 0
+    assert digests_of(tmp_path / "out") == digests_of(out)
 
 
 def test_flipped_gradients_fail_alone(tmp_path, simulated, capfd):

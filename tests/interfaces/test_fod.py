@@ -1,6 +1,7 @@
 """The fit: all maps in one order, the network of a recipe, and what is refused."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,7 @@ from shd_bids.fod.weights import save_weights
 from shd_bids.images import load_mask, load_volume, scatter
 from shd_bids.interfaces import fod as fod_stage
 from shd_bids.interfaces.base import options_input, read_json
-from shd_bids.interfaces.fod import FitFOD, fit_image
+from shd_bids.interfaces.fod import FitFOD, RestoreFOD, fit_image
 from shd_bids.interfaces.report import DrawResidual
 from shd_bids.interfaces.response import EstimateResponses
 from shd_bids.options import FodOptions, Runtime
@@ -127,6 +128,9 @@ def test_fit_writes_all_maps_in_one_order(dwi_file, prepared, responses, weights
     assert len(facts["sidecar"]["model"]["WeightsSHA256"]) == 64
     assert list(facts["shell_residuals"]) == ["b = 0", "b = 1000", "b = 2500"]
     json.dumps(facts, allow_nan=False)
+    kept = {"wm_file": outputs.wm_file, "fodrest_file": outputs.fodrest_file, "mask_file": prepared.mask_file}
+    restored = run(RestoreFOD, tmp_path / "restored", **kept)
+    assert Path(restored.fod_file).read_bytes() == Path(outputs.fod_file).read_bytes()
     figure = run(
         DrawResidual,
         tmp_path / "draw",
