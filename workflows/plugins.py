@@ -5,6 +5,7 @@ that is lost in a callback, and the run waits for ever; a pool that lost one wor
 outlive a program that is killed; and a crash file that cannot be written ends the run of all.
 """
 
+import contextlib
 import logging
 import os
 import traceback
@@ -27,6 +28,7 @@ from shd_bids.files import lacks_space, read_text
 from shd_bids.interfaces.base import Failure, StageInterface, failure_of, read_failure, write_failure
 from shd_bids.interfaces.isolation import LogSetup, StageKilledError, start_worker, thread_environment
 from shd_bids.workflows.base import WORKFLOW_NAME, run_name
+from shd_bids.workflows.follow import followed
 
 __all__ = ["SafeMultiProcPlugin", "configure_nipype", "read_failures", "run_workflow"]
 
@@ -106,8 +108,10 @@ def run_workflow(
     plugin, arguments = _plugin(own, plugin_file)
     if isinstance(plugin, SafeMultiProcPlugin):
         plugin.on_failure = on_failure
+    elsewhere = isinstance(plugin, str) and plugin != "Linear"  # which runs the stages in this process
     try:
-        workflow.run(plugin=plugin, plugin_args=arguments)
+        with followed(Path(workflow.base_dir, call, "stages.log")) if elsewhere else contextlib.nullcontext():
+            workflow.run(plugin=plugin, plugin_args=arguments)
     except Exception as exception:  # Nipype raises again what the nodes raised, as text
         logger.debug("Nipype ended with %s: %s", type(exception).__name__, exception)
         _record_unexplained(workflow, exception, call)

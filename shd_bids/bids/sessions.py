@@ -75,7 +75,7 @@ class Dataset:
     def _files_in(self, folder: Path) -> list[Path]:
         """Return the files of a folder, which is read once."""
         if folder not in self._found:
-            self._found[folder] = [Path(entry.path) for entry in os.scandir(folder) if entry.is_file()]
+            self._found[folder] = [Path(entry.path) for entry in os.scandir(folder) if not entry.is_dir()]
         return self._found[folder]
 
 

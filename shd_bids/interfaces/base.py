@@ -17,7 +17,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface
 from shd_bids import __version__
 from shd_bids.errors import OutputError, ShdError
 from shd_bids.files import lacks_space, write_json
-from shd_bids.interfaces.isolation import call_isolated
+from shd_bids.interfaces.isolation import call_isolated, join_log
 from shd_bids.options import Options, Runtime
 
 if TYPE_CHECKING:
@@ -253,6 +253,7 @@ class StageInterface(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         inputs, out_dir = self.inputs, Path(runtime.cwd)
+        join_log()
         began, started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.perf_counter()
         if self.is_reported:
             logger.info("%s: %s", inputs.series, inputs.stage)

@@ -27,9 +27,24 @@ from shd_bids.errors import ShdError
 from shd_bids.logs import stderr_handler
 from shd_bids.processes import die_with_parent, end_after
 
-__all__ = ["LogSetup", "StageKilledError", "call_isolated", "start_worker", "thread_environment"]
+__all__ = [
+    "SEPARATOR",
+    "STAGE_LOG",
+    "LogSetup",
+    "StageKilledError",
+    "call_isolated",
+    "join_log",
+    "start_worker",
+    "thread_environment",
+]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+STAGE_LOG = "SHD_BIDS_STAGE_LOG"
+"""Environment variable: level and file of the log that a submitting program follows."""
+
+SEPARATOR = "\t"
 
 
 class StageKilledError(ShdError):
@@ -148,6 +163,15 @@ def start_worker(cwd: str, log_setup: LogSetup, nipype_levels: dict[str, str]) -
     config.update_config({"logging": nipype_levels})
     logging.update_logging(config)
     log_setup.apply()
+
+
+def join_log() -> None:
+    """Log to the file that the program which submitted this process follows, where nothing else is set up."""
+    level, _, path = os.environ.get(STAGE_LOG, "").partition(SEPARATOR)
+    logger = logging.getLogger("shd_bids")
+    if not path or logger.handlers:
+        return
+    LogSetup(int(level), ((path, logging.Formatter(f"%(levelno)s{SEPARATOR}%(message)s")),)).apply()
 
 
 def thread_environment(n_threads: int) -> dict[str, str]:

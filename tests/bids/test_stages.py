@@ -73,6 +73,11 @@ def test_inputs_change_the_stage_that_reads_them(run, settings, tmp_path):
     assert not set(before.values()) & set(digests(run, settings).values())
 
 
+def test_every_setting_that_changes_results_is_read_by_a_stage():
+    read = {name for stage in STAGES for name in (*stage.settings, *stage.adapting)}
+    assert set(provenance.IN_DIGEST) - read == {"level", "cohort_processes"}
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_levels_have_their_stages(level):
     names = [stage.name for stage in stages_of(level)]
