@@ -1,17 +1,21 @@
 r"""Densities of fibre directions: Bingham lobes, and what of them lies beyond the dispersion that a response holds.
 
-.. math:: f(n) \propto \exp\left(-\tfrac12\, n^T \Sigma^+ n\right), \qquad \Sigma u = 0,
+.. math:: f(n) \propto \exp\left(-\tfrac12\, (n^T \Sigma^+ n / s_p)^p\right), \qquad \Sigma u = 0, \qquad
+          s_p = 2^{1 - 1/p}\, \Gamma(1/p) / \Gamma(2/p),
 
-around a main direction u, with the covariance :math:`\Sigma` in the tangent plane.
+around a main direction u, with the covariance :math:`\Sigma` in the tangent plane; p = 1 is the Bingham density, greater p
+have a flatter top and shorter tails, and :math:`s_p` keeps the covariance of a narrow lobe.
 
 References
 ----------
-Bingham (1974), The Annals of Statistics 2, equation 1.1; Sotiropoulos et al. (2012), NeuroImage 60, for fanning fibres.
+Bingham (1974), The Annals of Statistics 2, equation 1.1; Sotiropoulos et al. (2012), NeuroImage 60, for fanning fibres;
+Gomez et al. (1998), Communications in Statistics 27, section 3, for the moments of the exponent p.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import gamma
 
 from shd_bids.simulation.microstructure import Subject
 from shd_bids.simulation.phantoms import MAX_FIBRES
@@ -22,7 +26,9 @@ from shd_bids.sphere.healpix import hemisphere
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
-def bingham(directions: np.ndarray, covariance: np.ndarray, points: np.ndarray) -> np.ndarray:
+def bingham(
+    directions: np.ndarray, covariance: np.ndarray, points: np.ndarray, exponents: np.ndarray | float = 1.0
+) -> np.ndarray:
     """Evaluate the densities of populations, 1 at their maximum, (n, V), float32.
 
     Parameters
@@ -32,13 +38,23 @@ def bingham(directions: np.ndarray, covariance: np.ndarray, points: np.ndarray) 
         Positive definite across the directions, zero along them; radians squared.
     points : ndarray, shape (V, 3)
         Unit vectors.
+    exponents : ndarray, shape (n,), or float
+        The p of each population; 1 for Bingham densities.
     """
     main = directions[:, :, None] * directions[:, None, :]
     precision = (np.linalg.inv(covariance + main) - main).astype(np.float32)
     products = np.stack([points[:, i] * points[:, j] * (1 if i == j else 2) for i, j in _PAIRS]).astype(np.float32)
     exponent = np.stack([precision[:, i, j] for i, j in _PAIRS], axis=1) @ products
+    if np.any(np.asarray(exponents) != 1.0):
+        power = np.broadcast_to(exponents, len(exponent))[:, None].astype(np.float32)
+        exponent = (exponent.clip(0) / _moment_scale(power)) ** power
     exponent *= -0.5
     return np.exp(exponent, out=exponent)
+
+
+def _moment_scale(power: np.ndarray) -> np.ndarray:
+    r"""Return the :math:`s_p` with which the mean of :math:`x^T \Sigma^{-1} x` over the plane stays 2, as of a Gaussian."""
+    return 2 ** (1 - 1 / power) * gamma(1 / power) / gamma(2 / power)
 
 
 def least_spread(l_max: int) -> float:

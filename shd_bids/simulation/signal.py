@@ -100,7 +100,8 @@ def _densities(tissue: Tissue, subject: Subject) -> tuple[np.ndarray, np.ndarray
     owner = tissue.bundle.reshape(-1)
     rows = np.flatnonzero(owner >= 0)
     directions, covariance = tissue.directions.reshape(-1, 3)[rows], tissue.covariance.reshape(-1, 3, 3)[rows]
-    coefficients = bingham(directions, covariance, hemisphere(_NSIDE)) @ _to_sh().T
+    density = bingham(directions, covariance, hemisphere(_NSIDE), tissue.exponents[owner[rows]])
+    coefficients = density @ _to_sh().T
     amount = subject.intensity[owner[rows]] * tissue.fractions.reshape(-1)[rows] / (SQRT_4PI * coefficients[:, 0])
     return rows, owner[rows], coefficients * amount[:, None].astype(np.float32)
 

@@ -16,6 +16,7 @@ from shd_bids.simulation.phantoms import MAX_FIBRES, Bundle, depth_in_ellipsoid,
 
 _SUBDIVISION = 2  # of a voxel along each axis, for what its borders and bends do within it
 _LEAST_SHARE = 0.02  # of a voxel; less is counted as grey matter
+_LOG_EXPONENTS = (np.log(0.8), np.log(2.0))  # of profiles: from peaked with long tails to flat with short ones
 _BORDER = 0.15  # width of a bundle's border, voxels
 
 
@@ -31,11 +32,14 @@ class Dispersion:
         The same in the plane of ``fan``, at least ``across``.
     fan : ndarray, shape (3,)
         Direction towards which the bundle fans; only its part across the tangent counts.
+    exponent : float
+        Of its profile, see :func:`shd_bids.simulation.dispersion.bingham`; 1 for a Bingham density.
     """
 
     across: np.ndarray
     along: np.ndarray
     fan: np.ndarray
+    exponent: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,8 @@ class Tissue:
         Bundle of each population; -1 where unused.
     gm, csf : ndarray, shape (X, Y, Z)
         All fractions of a voxel sum to one.
+    exponents : ndarray, shape (B,)
+        Of the profile of each bundle, see :func:`shd_bids.simulation.dispersion.bingham`.
     """
 
     directions: np.ndarray
@@ -62,6 +68,7 @@ class Tissue:
     bundle: np.ndarray
     gm: np.ndarray
     csf: np.ndarray
+    exponents: np.ndarray
 
 
 def draw_dispersion(rng: np.random.Generator, bundle: Bundle, narrowest: float) -> Dispersion:
@@ -77,7 +84,7 @@ def draw_dispersion(rng: np.random.Generator, bundle: Bundle, narrowest: float) 
     wave = np.exp(0.3 * rng.uniform(0, 1) * np.sin(2 * np.pi * (s / rng.uniform(10.0, 40.0) + rng.random())))
     across = np.minimum(base * wave, np.deg2rad(32.0))
     along = np.minimum(np.hypot(across, extra * wave[::-1]), np.deg2rad(36.0))
-    return Dispersion(across, along, rng.normal(size=3))
+    return Dispersion(across, along, rng.normal(size=3), exponent=float(np.exp(rng.uniform(*_LOG_EXPONENTS))))
 
 
 def random_tissue(rng: np.random.Generator, size: int, *, narrowest: float) -> Tissue:
@@ -220,6 +227,7 @@ def build_tissue(
         bundle=np.where(kept > 0, order, -1).reshape(*shape, MAX_FIBRES),
         gm=(1 - kept.sum(axis=1) - free).clip(0).reshape(shape),
         csf=free.reshape(shape),
+        exponents=np.array([spread.exponent for spread in dispersion]),
     )
 
 

@@ -100,6 +100,19 @@ def test_bingham_with_equal_variances_is_watson():
     np.testing.assert_allclose(bingham(axis, covariance, points)[0], watson, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("exponent", [0.8, 1.5, 2.0])
+def test_a_flatter_or_more_peaked_profile_keeps_the_covariance(exponent):
+    axis, points = np.array([[0.0, 0.0, 1.0]]), hemisphere(32)
+    covariance = np.diag(np.deg2rad([14.0, 7.0]) ** 2).tolist()
+    covariance = np.array([[[*covariance[0], 0], [*covariance[1], 0], [0, 0, 0]]])
+
+    def moments(power: float) -> np.ndarray:
+        density = bingham(axis, covariance, points, np.array([power]))[0]
+        return density @ points[:, :2] ** 2 / density.sum()
+
+    np.testing.assert_allclose(moments(exponent), moments(1.0), rtol=0.04)
+
+
 def test_what_the_response_holds_is_taken_from_the_covariance():
     axis = np.array([[0.0, 0.0, 1.0]])
     covariance = np.diag(np.deg2rad([20.0, 10.0, 0.0]) ** 2)[None]
