@@ -1,10 +1,12 @@
-r"""Densities of fibre directions: Bingham lobes, and what of them lies beyond the dispersion that a response holds.
+r"""Densities of fibre directions, and what of them lies beyond the dispersion that a response holds.
 
-.. math:: f(n) \propto \exp\left(-\tfrac12\, (n^T \Sigma^+ n / s_p)^p\right), \qquad \Sigma u = 0, \qquad
+.. math:: f(n) \propto \exp\left(-\tfrac12\, (q / s_p)^p\right), \qquad
+          q = n^T \Sigma^+ n \left(\theta / \sin\theta\right)^{2m}, \qquad
           s_p = 2^{1 - 1/p}\, \Gamma(1/p) / \Gamma(2/p),
 
-around a main direction u, with the covariance :math:`\Sigma` in the tangent plane; p = 1 is the Bingham density, greater p
-have a flatter top and shorter tails, and :math:`s_p` keeps the covariance of a narrow lobe.
+at the angle :math:`\theta` from a main direction u, with the covariance :math:`\Sigma` in the tangent plane,
+:math:`\Sigma u = 0`. The Bingham density has m = 0 and p = 1; m = 1 is a Gaussian of angles, whose tails are shorter; greater p
+have a flatter top, and :math:`s_p` keeps the covariance of a narrow lobe.
 
 References
 ----------
@@ -13,6 +15,8 @@ Gomez et al. (1998), Communications in Statistics 27, section 3, for the moments
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import gamma
@@ -26,8 +30,27 @@ from shd_bids.sphere.healpix import hemisphere
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
-def bingham(
-    directions: np.ndarray, covariance: np.ndarray, points: np.ndarray, exponents: np.ndarray | float = 1.0
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Form of the densities of populations.
+
+    Attributes
+    ----------
+    tails : ndarray, shape (n,), or float
+        The m: 0 for a Bingham density, 1 for a Gaussian of angles.
+    exponents : ndarray, shape (n,), or float
+        The p: 1 for a Gaussian in the tangent plane, more for a flatter top.
+    """
+
+    tails: np.ndarray | float = 0.0
+    exponents: np.ndarray | float = 1.0
+
+
+BINGHAM = Profile()
+
+
+def densities(
+    directions: np.ndarray, covariance: np.ndarray, points: np.ndarray, profile: Profile = BINGHAM
 ) -> np.ndarray:
     """Evaluate the densities of populations, 1 at their maximum, (n, V), float32.
 
@@ -38,18 +61,29 @@ def bingham(
         Positive definite across the directions, zero along them; radians squared.
     points : ndarray, shape (V, 3)
         Unit vectors.
-    exponents : ndarray, shape (n,), or float
-        The p of each population; 1 for Bingham densities.
+    profile : Profile
     """
     main = directions[:, :, None] * directions[:, None, :]
     precision = (np.linalg.inv(covariance + main) - main).astype(np.float32)
     products = np.stack([points[:, i] * points[:, j] * (1 if i == j else 2) for i, j in _PAIRS]).astype(np.float32)
-    exponent = np.stack([precision[:, i, j] for i, j in _PAIRS], axis=1) @ products
-    if np.any(np.asarray(exponents) != 1.0):
-        power = np.broadcast_to(exponents, len(exponent))[:, None].astype(np.float32)
-        exponent = (exponent.clip(0) / _moment_scale(power)) ** power
+    exponent = (np.stack([precision[:, i, j] for i, j in _PAIRS], axis=1) @ products).clip(0)
+    if np.any(np.asarray(profile.tails) != 0.0):
+        exponent *= _angle_over_sine(directions, points) ** (2 * _column(profile.tails, len(exponent)))
+    if np.any(np.asarray(profile.exponents) != 1.0):
+        power = _column(profile.exponents, len(exponent))
+        exponent = (exponent / _moment_scale(power)) ** power
     exponent *= -0.5
     return np.exp(exponent, out=exponent)
+
+
+def _column(values: np.ndarray | float, n: int) -> np.ndarray:
+    return np.broadcast_to(values, n)[:, None].astype(np.float32)
+
+
+def _angle_over_sine(directions: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return the angle between axes over its sine, (n, V); 1 where they are the same."""
+    cosine = np.minimum(np.abs(directions.astype(np.float32) @ points.T.astype(np.float32)), 1 - 1e-6)
+    return np.arccos(cosine) / np.sqrt(1 - cosine**2)
 
 
 def _moment_scale(power: np.ndarray) -> np.ndarray:
@@ -78,6 +112,8 @@ def relative_covariance(
 def true_density(tissue: Tissue, subject: Subject, *, nside: int, l_max: int) -> np.ndarray:
     """Return the fODF on the hemisphere that, convolved with the response, gives the signal; (X, Y, Z, V), float32.
 
+    Each population is one smooth lobe of its covariance, however flat or peaked its density is.
+
     Parameters
     ----------
     tissue : Tissue
@@ -98,7 +134,8 @@ def true_density(tissue: Tissue, subject: Subject, *, nside: int, l_max: int) ->
             spread = relative_covariance(
                 direction, tissue.covariance[there, slot], subject.response_spread, l_max=l_max
             )
-            lobe = bingham(direction, spread, points)
-            amount = subject.intensity[tissue.bundle[there, slot]] * tissue.fractions[there, slot]
+            owner = tissue.bundle[there, slot]
+            lobe = densities(direction, spread, points, Profile(tissue.tails[owner]))
+            amount = subject.intensity[owner] * tissue.fractions[there, slot]
             density[there] += (amount / (lobe @ integral))[:, None].astype(np.float32) * lobe
     return density

@@ -16,7 +16,7 @@ from shd_bids.simulation.phantoms import MAX_FIBRES, Bundle, depth_in_ellipsoid,
 
 _SUBDIVISION = 2  # of a voxel along each axis, for what its borders and bends do within it
 _LEAST_SHARE = 0.02  # of a voxel; less is counted as grey matter
-_LOG_EXPONENTS = (np.log(0.8), np.log(2.0))  # of profiles: from peaked with long tails to flat with short ones
+_LOG_EXPONENTS = (np.log(0.85), np.log(1.35))  # of profiles, from peaked to flat
 _BORDER = 0.15  # width of a bundle's border, voxels
 
 
@@ -32,13 +32,14 @@ class Dispersion:
         The same in the plane of ``fan``, at least ``across``.
     fan : ndarray, shape (3,)
         Direction towards which the bundle fans; only its part across the tangent counts.
-    exponent : float
-        Of its profile, see :func:`shd_bids.simulation.dispersion.bingham`; 1 for a Bingham density.
+    tails, exponent : float
+        Of its profile, see :class:`shd_bids.simulation.dispersion.Profile`; those of a Bingham density if not given.
     """
 
     across: np.ndarray
     along: np.ndarray
     fan: np.ndarray
+    tails: float = 0.0
     exponent: float = 1.0
 
 
@@ -58,8 +59,8 @@ class Tissue:
         Bundle of each population; -1 where unused.
     gm, csf : ndarray, shape (X, Y, Z)
         All fractions of a voxel sum to one.
-    exponents : ndarray, shape (B,)
-        Of the profile of each bundle, see :func:`shd_bids.simulation.dispersion.bingham`.
+    tails, exponents : ndarray, shape (B,)
+        Of the profile of each bundle, see :class:`shd_bids.simulation.dispersion.Profile`.
     """
 
     directions: np.ndarray
@@ -68,6 +69,7 @@ class Tissue:
     bundle: np.ndarray
     gm: np.ndarray
     csf: np.ndarray
+    tails: np.ndarray
     exponents: np.ndarray
 
 
@@ -84,7 +86,8 @@ def draw_dispersion(rng: np.random.Generator, bundle: Bundle, narrowest: float) 
     wave = np.exp(0.3 * rng.uniform(0, 1) * np.sin(2 * np.pi * (s / rng.uniform(10.0, 40.0) + rng.random())))
     across = np.minimum(base * wave, np.deg2rad(32.0))
     along = np.minimum(np.hypot(across, extra * wave[::-1]), np.deg2rad(36.0))
-    return Dispersion(across, along, rng.normal(size=3), exponent=float(np.exp(rng.uniform(*_LOG_EXPONENTS))))
+    fan, tails, exponent = rng.normal(size=3), rng.uniform(0.0, 1.2), np.exp(rng.uniform(*_LOG_EXPONENTS))
+    return Dispersion(across, along, fan, tails=tails, exponent=exponent)
 
 
 def random_tissue(rng: np.random.Generator, size: int, *, narrowest: float) -> Tissue:
@@ -111,10 +114,10 @@ def random_tissue(rng: np.random.Generator, size: int, *, narrowest: float) -> T
         background_csf=float(rng.choice([0.0, 0.1, 1.0], p=[0.6, 0.25, 0.15])),
         purity=rng.uniform(0.92, 1.0),
     )
-    if rng.random() < 0.2:
+    if rng.random() < 0.4:
         return tissue
     length = rng.uniform(0.4, 1.5)
-    angle = np.deg2rad(np.exp(rng.uniform(np.log(1.5), np.log(20.0))))
+    angle = np.deg2rad(np.exp(rng.uniform(np.log(1.5), np.log(15.0))))
     return thinned(winding(tissue, rng, angle=angle, length=length), rng, length=length)
 
 
@@ -227,6 +230,7 @@ def build_tissue(
         bundle=np.where(kept > 0, order, -1).reshape(*shape, MAX_FIBRES),
         gm=(1 - kept.sum(axis=1) - free).clip(0).reshape(shape),
         csf=free.reshape(shape),
+        tails=np.array([spread.tails for spread in dispersion]),
         exponents=np.array([spread.exponent for spread in dispersion]),
     )
 
