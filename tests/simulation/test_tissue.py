@@ -118,7 +118,9 @@ def test_a_gaussian_of_angles_falls_with_the_angle_alone():
     covariance = np.deg2rad(20.0) ** 2 * np.diag([1.0, 1.0, 0.0])[None]
     angle = np.arccos(np.abs(points[:, 2]).clip(0, 1))
     expected = np.exp(-0.5 * (angle / np.deg2rad(20.0)) ** 2)
-    np.testing.assert_allclose(densities(axis, covariance, points, Profile(tails=1.0))[0], expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        densities(axis, covariance, points, Profile(tails=1.0))[0], expected, rtol=1e-3, atol=1e-6
+    )
 
 
 def test_what_the_response_holds_is_taken_from_the_covariance():
