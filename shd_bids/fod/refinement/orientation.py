@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from shd_bids.fod.fod import FOD
 from shd_bids.fod.refinement.amplitudes import fit_amplitudes
 from shd_bids.fod.refinement.dictionary import LobeDictionary
-from shd_bids.fod.refinement.held_out import first_close, held_out_directions
+from shd_bids.fod.refinement.held_out import Fold, cross_validated
 from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
@@ -82,17 +82,17 @@ def held_out_prior(fod: FOD, signal: np.ndarray, scan: Scan, dictionary: LobeDic
     scan : Scan
     dictionary : LobeDictionary
     """
-    config, (hidden, shown) = dictionary.config, held_out_directions(scan.gradients)
-    if not len(hidden) or not len(fod):
-        return 0.0
 
-    def error(prior: float) -> float:
-        align = Alignment(scan, dictionary, l_max=fod.l_max, prior=prior, volumes=shown)
-        field = fit_amplitudes(dictionary.decompose(align(fod, signal)), signal, dictionary)
-        return float(((dictionary.predict(field) - signal)[:, hidden] ** 2).mean())
+    def errors(fold: Fold) -> dict[float, np.ndarray]:
+        part, measured = fod[fold.voxels], signal[fold.voxels]
+        found = {}
+        for prior in dictionary.config.rotations:
+            align = Alignment(scan, dictionary, l_max=fod.l_max, prior=prior, volumes=fold.shown)
+            field = fit_amplitudes(dictionary.decompose(align(part, measured)), measured, dictionary)
+            found[prior] = (dictionary.predict(field) - measured)[:, fold.hidden] ** 2
+        return found
 
-    errors = {prior: error(prior) for prior in config.rotations}
-    return first_close(errors, tolerance=config.tolerance)
+    return cross_validated(errors, scan.gradients, tolerance=dictionary.config.tolerance) or 0.0
 
 
 def rotated(coefficients: np.ndarray, rotations: np.ndarray, l_max: int) -> np.ndarray:

@@ -44,18 +44,22 @@ def refine_fod(
     """
     dictionary = LobeDictionary.of(scan, config, l_max=fod.l_max)
     sample = slice(None, None, max(1, len(fod) // _SAMPLE))
-    freedom = held_out_prior(fod[sample], dictionary.signal_of(scan, sample), scan, dictionary)
-    everything = np.arange(scan.gradients.n_volumes)
-    align = Alignment(scan, dictionary, l_max=fod.l_max, prior=freedom, volumes=everything)
+    sampled, signal = fod[sample], dictionary.signal_of(scan, sample)
+    freedom = held_out_prior(sampled, signal, scan, dictionary)
 
-    def prior(part: slice) -> tuple[LobeField, np.ndarray]:
-        signal = dictionary.signal_of(scan, part)
-        return fit_amplitudes(dictionary.decompose(align(fod[part], signal)), signal, dictionary), signal
+    def prior(answer: FOD, signal: np.ndarray, volumes: np.ndarray) -> LobeField:
+        align = Alignment(scan, dictionary, l_max=fod.l_max, prior=freedom, volumes=volumes)
+        return fit_amplitudes(dictionary.decompose(align(answer, signal)), signal, dictionary)
 
-    n_updates = held_out_updates(*prior(sample), scan.gradients, dictionary)
+    def prior_of_sample(part: slice, volumes: np.ndarray) -> LobeField:
+        return prior(sampled[part], signal[part], volumes)
+
+    n_updates = held_out_updates(prior_of_sample, signal, scan.gradients, dictionary)
     follow_data = DataUpdates(dictionary, n_updates)
+    everything = np.arange(scan.gradients.n_volumes)
     for part in chunks(len(fod), VOXELS_PER_CHUNK):
-        fod[part] = dictionary.expand(follow_data(*prior(part)))
+        measured = dictionary.signal_of(scan, part)
+        fod[part] = dictionary.expand(follow_data(prior(fod[part], measured, everything), measured))
         if progress:
             progress(min(part.stop / len(fod), 1.0))
     return fod, n_updates

@@ -9,6 +9,7 @@ would hand its noise on to all shells.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shd_bids.fod.refinement.dictionary import LobeDictionary, LobeField
-from shd_bids.fod.refinement.held_out import first_close, held_out_directions
+from shd_bids.fod.refinement.held_out import Fold, cross_validated
 from shd_bids.gradients.table import GradientTable
 from shd_bids.solvers import ISRA, low_rank
 
@@ -39,30 +40,37 @@ class DataUpdates:
         return self._dictionary.unstacked(found, field)
 
 
-def held_out_updates(field: LobeField, signal: np.ndarray, gradients: GradientTable, dictionary: LobeDictionary) -> int:
-    """Return the smallest number of updates whose error on a fifth of the directions, held out, is close to the least.
+def held_out_updates(
+    field_of: Callable[[slice, np.ndarray], LobeField],
+    signal: np.ndarray,
+    gradients: GradientTable,
+    dictionary: LobeDictionary,
+) -> int:
+    """Return the smallest number of updates whose error on held-out directions is close to the least.
 
     Parameters
     ----------
-    field : LobeField
-        Of a sample of the voxels; one number serves all.
+    field_of : callable
+        Gives the field of a slice of the sample, from no other volumes than those given.
     signal : ndarray, shape (n, N)
-        Relative to the scale of the dictionary.
+        Of a sample of the voxels, relative to the scale of the dictionary; one number serves all.
     gradients : GradientTable
     dictionary : LobeDictionary
     """
     config, kernel = dictionary.config, dictionary.kernel
-    hidden, shown = held_out_directions(gradients)
-    if not len(hidden) or not len(signal):
-        return 0
-    known, wanted = (torch.as_tensor(signal[:, volumes], dtype=torch.float32) for volumes in (shown, hidden))
-    predicting = torch.as_tensor(kernel[hidden].T, dtype=torch.float32)
-    errors = {0: float(((dictionary.stacked(field) @ predicting - wanted) ** 2).mean())}
-    steps = ISRA.build(low_rank(kernel[shown])).steps(_everywhere(field, dictionary), known, momentum=True)
-    for n_updates, updated in enumerate(islice(steps, config.updates[-1] + 1)):
-        if n_updates in config.updates[1:]:
-            errors[n_updates] = float(((updated @ predicting - wanted) ** 2).mean())
-    return first_close(errors, tolerance=config.tolerance)
+
+    def errors(fold: Fold) -> dict[int, np.ndarray]:
+        field, measured = field_of(fold.voxels, fold.shown), torch.as_tensor(signal[fold.voxels], dtype=torch.float32)
+        known, wanted = measured[:, fold.shown], measured[:, fold.hidden]
+        predicting = torch.as_tensor(kernel[fold.hidden].T, dtype=torch.float32)
+        found = {0: ((dictionary.stacked(field) @ predicting - wanted) ** 2).numpy()}
+        steps = ISRA.build(low_rank(kernel[fold.shown])).steps(_everywhere(field, dictionary), known, momentum=True)
+        for n_updates, updated in enumerate(islice(steps, config.updates[-1] + 1)):
+            if n_updates in config.updates[1:]:
+                found[n_updates] = ((updated @ predicting - wanted) ** 2).numpy()
+        return found
+
+    return cross_validated(errors, gradients, tolerance=config.tolerance) or 0
 
 
 def _everywhere(field: LobeField, dictionary: LobeDictionary) -> Tensor:
