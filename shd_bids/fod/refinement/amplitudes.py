@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from shd_bids.fod.refinement.dictionary import LobeDictionary, LobeField
+from shd_bids.fod.fod import FOD
+from shd_bids.fod.refinement.dictionary import LobeDictionary
 from shd_bids.sphere.harmonics import SQRT_4PI
 
 _DESCENT_STEPS = 30
 
 
-def fit_amplitudes(field: LobeField, signal: np.ndarray, dictionary: LobeDictionary) -> LobeField:
-    r"""Let the data of each voxel settle how much of each tissue there is; the network settles the shape of the fODF.
+def fit_amplitudes(fod: FOD, signal: np.ndarray, dictionary: LobeDictionary) -> FOD:
+    r"""Let the data of each voxel settle how much of each tissue there is; the shape of the fODF stays.
 
-    The factor s of the lobe weights and the amplitudes z of the isotropic tissues minimise
+    The factor s of the fODF and the amplitudes z of the isotropic tissues minimise
 
-    .. math:: \frac{\|y - s\,K\hat f - Bz\|^2}{\sigma^2} + \frac{(s-1)^2}{\tau_s^2} + \frac{\|z-\hat z\|^2}{\tau^2},
+    .. math:: \frac{\|y - s\,A\hat c - Bz\|^2}{\sigma^2} + \frac{(s-1)^2}{\tau_s^2} + \frac{\|z-\hat z\|^2}{\tau^2},
               \qquad \tfrac1{10} \le s \le 10,\; z \ge 0,
 
     so that what the data cannot tell stays as the network said. Before and after, all amplitudes are scaled to match the
@@ -24,29 +25,27 @@ def fit_amplitudes(field: LobeField, signal: np.ndarray, dictionary: LobeDiction
 
     Parameters
     ----------
-    field : LobeField
+    fod : FOD
     signal : ndarray, shape (n, N)
         Relative to the scale of the dictionary.
     dictionary : LobeDictionary
     """
-    weights, without_gm = field.weights, "gm" not in dictionary.tissues
-    tissues = (*dictionary.tissues, "gm") if without_gm else dictionary.tissues
-    kernel = dictionary.kernel.astype(np.float32)
-    columns = list(kernel.T[weights.shape[1] :]) + [dictionary.even.astype(np.float32)] * without_gm
-    basis = np.stack(columns, axis=1)  # (N, K)
-    prior = np.stack([getattr(field, tissue) for tissue in tissues], axis=1)  # (n, K)
-    shape = weights @ kernel[:, : weights.shape[1]].T  # (n, N)
+    without_gm = "gm" not in dictionary.tissues
+    basis, prior = dictionary.isotropic, dictionary.isotropic_of(fod)
+    if without_gm:
+        basis = np.concatenate([basis, dictionary.wm[:, :1]], axis=1)  # (N, K)
+        prior = np.concatenate([prior, fod.gm[:, None]], axis=1)  # (n, K)
+    shape = fod.wm @ dictionary.wm.T  # (n, N)
     first = _b0_factor(signal, shape + prior @ basis.T, dictionary.b0)
     shape *= first
-    amount = first * weights.sum(axis=1, keepdims=True) / SQRT_4PI
+    amount = first * fod.wm[:, :1].clip(0)
     unit = dictionary.noise
     s, z = _solve(signal / unit, shape / unit, basis / unit, first * prior, amount=amount, dictionary=dictionary)
     second = _b0_factor(signal, s * shape + z @ basis.T, dictionary.b0)
-    weights, z = weights * (first * s * second), z * second
-    amplitudes = {"gm": field.gm, "csf": field.csf} | dict(zip(tissues, z.T, strict=True))
+    wm, z = fod.wm * (first * s * second), z * second
     if without_gm:
-        weights = weights + z[:, -1:] * (SQRT_4PI / weights.shape[1])
-    return LobeField(weights, **amplitudes)
+        wm[:, 0] += z[:, -1]
+    return dictionary.with_isotropic(wm, z)
 
 
 def _b0_factor(measured: np.ndarray, predicted: np.ndarray, b0: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -24,23 +24,6 @@ _LEAST_AMPLITUDE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class LobeField:
-    """fODFs as lobes along the axes of a dictionary, and the isotropic tissues, in n voxels.
-
-    Attributes
-    ----------
-    weights : ndarray, shape (n, A), float32
-        Of the lobe along each axis; their sum is the integral of the fODF.
-    gm, csf : ndarray, shape (n,), float32
-        SH coefficients of degree 0.
-    """
-
-    weights: np.ndarray
-    gm: np.ndarray
-    csf: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class LobeDictionary:
     r"""Lobes :math:`e^{-\kappa\sin^2}` of unit integral along fixed axes, and the signal that a scan would show of each.
 
@@ -52,10 +35,10 @@ class LobeDictionary:
         Unit vectors.
     lobes : ndarray, shape (A, C), float32
         SH coefficients of a unit lobe along each axis.
-    kernel : ndarray, shape (N, A + T - 1)
-        Signal of unit lobes; of the fitted isotropic tissues, of unit coefficients.
-    even : ndarray, shape (N,)
-        Signal of an fODF that is the same everywhere, of unit coefficient.
+    wm : ndarray, shape (N, C), float32
+        Signal of fODFs, of unit coefficients.
+    isotropic : ndarray, shape (N, T - 1), float32
+        Signal of the fitted isotropic tissues, of unit coefficients.
     b0 : ndarray of int
         Volumes without weighting.
     tissues : tuple of str
@@ -69,8 +52,8 @@ class LobeDictionary:
 
     axes: np.ndarray
     lobes: np.ndarray
-    kernel: np.ndarray
-    even: np.ndarray
+    wm: np.ndarray
+    isotropic: np.ndarray
     b0: np.ndarray
     tissues: tuple[str, ...]
     scale: float
@@ -88,8 +71,8 @@ class LobeDictionary:
         return cls(
             axes=spiral(config.n_axes),
             lobes=lobe.astype(np.float32),
-            kernel=np.concatenate([wm @ lobe.T, isotropic], axis=1),
-            even=wm[:, 0],
+            wm=wm.astype(np.float32),
+            isotropic=isotropic.astype(np.float32),
             b0=scan.gradients.b0_indices,
             tissues=model.tissues[1:],
             scale=scale,
@@ -97,8 +80,13 @@ class LobeDictionary:
             config=config,
         )
 
-    def decompose(self, fod: FOD) -> LobeField:
-        r"""Return the weights of lobes that add up to fODFs.
+    @cached_property
+    def kernel(self) -> np.ndarray:
+        """Signal of unit lobes, then of the isotropic tissues, (N, A + T - 1)."""
+        return np.concatenate([self.wm.astype(np.float64) @ self.lobes.T.astype(np.float64), self.isotropic], axis=1)
+
+    def decompose(self, wm: np.ndarray) -> Tensor:
+        r"""Return the weights (n, A) of lobes that add up to fODFs (n, C), as far as lobes can.
 
         The weights f come from ISRA updates
 
@@ -106,41 +94,30 @@ class LobeDictionary:
 
         with the coefficients c of the fODF, those of the lobes, B, and weights W of the degrees, see :func:`_matching`.
         """
-        coefficients = torch.as_tensor(fod.wm, dtype=torch.float32)
-        n_axes, l_max = len(self.axes), l_max_of(fod.wm.shape[1])
+        coefficients = torch.as_tensor(wm, dtype=torch.float32)
+        n_axes, l_max = len(self.axes), l_max_of(wm.shape[1])
         amplitudes = (coefficients @ _amplitude_basis(n_axes, l_max)).clamp_min_(_LEAST_AMPLITUDE)
         largest = amplitudes.amax(dim=1, keepdim=True)
         start = (amplitudes - self.config.small_lobe * largest).clamp_min_(_LEAST_AMPLITUDE)
         of_degrees, isra = _matching(n_axes, self.config.kappa, l_max)
         n_updates = self.config.decomposition_updates
-        weights = isra(start, of_degrees * coefficients, n_updates=n_updates, momentum=True).numpy()
-        total = np.maximum(weights.sum(axis=1, keepdims=True), _LEAST_AMPLITUDE)
-        return LobeField(weights * (SQRT_4PI * fod.wm[:, :1].clip(0) / total), fod.gm, fod.csf)
+        weights = isra(start, of_degrees * coefficients, n_updates=n_updates, momentum=True)
+        total = weights.sum(dim=1, keepdim=True).clamp_min_(_LEAST_AMPLITUDE)
+        return weights * (SQRT_4PI * coefficients[:, :1].clamp_min(0) / total)
 
-    def expand(self, field: LobeField) -> FOD:
-        """Return the fODFs of lobes; tissues that are not fitted are zero."""
-        gm, csf = (
-            getattr(field, tissue) if tissue in self.tissues else np.zeros(len(field.weights), np.float32)
-            for tissue in ("gm", "csf")
-        )
-        return FOD(field.weights @ self.lobes, gm, csf)
+    def predict(self, fod: FOD) -> np.ndarray:
+        """Return the signal (n, N) of fODFs and the fitted isotropic tissues, relative to the scale."""
+        return fod.wm @ self.wm.T + self.isotropic_of(fod) @ self.isotropic.T
 
-    def predict(self, field: LobeField) -> np.ndarray:
-        """Return the signal (n, N) of lobes, relative to the scale."""
-        return self.stacked(field).numpy() @ self.kernel.T.astype(np.float32)
+    def isotropic_of(self, fod: FOD) -> np.ndarray:
+        """Return the amplitudes of the fitted isotropic tissues, (n, T - 1)."""
+        amplitudes = [getattr(fod, tissue) for tissue in self.tissues]
+        return np.stack(amplitudes, axis=1) if amplitudes else np.zeros((len(fod), 0), dtype=np.float32)
 
-    def stacked(self, field: LobeField) -> Tensor:
-        """Return what the kernel maps to the signal: the weights, then the fitted isotropic tissues, (n, A + T - 1)."""
-        columns = [field.weights, *(getattr(field, tissue)[:, None] for tissue in self.tissues)]
-        return torch.as_tensor(np.concatenate(columns, axis=1), dtype=torch.float32)
-
-    def unstacked(self, values: Tensor, field: LobeField) -> LobeField:
-        """Return a field with other values, as :meth:`stacked` orders them."""
-        weights, *isotropic = np.split(values.numpy(), range(len(self.axes), values.shape[1]), axis=1)
-        amplitudes = {"gm": field.gm, "csf": field.csf} | {
-            tissue: values[:, 0] for tissue, values in zip(self.tissues, isotropic, strict=True)
-        }
-        return LobeField(weights, **amplitudes)
+    def with_isotropic(self, wm: np.ndarray, amplitudes: np.ndarray) -> FOD:
+        """Return fODFs (n, C) with the amplitudes (n, T - 1) of the fitted isotropic tissues; others are zero."""
+        found = {"gm": np.zeros(len(wm), dtype=np.float32), "csf": np.zeros(len(wm), dtype=np.float32)}
+        return FOD(wm, **found | {tissue: amplitudes[:, k] for k, tissue in enumerate(self.tissues)})
 
     def signal_of(self, scan: Scan, part: slice) -> np.ndarray:
         """Return the signal of some voxels relative to the scale, (n, N), float32."""

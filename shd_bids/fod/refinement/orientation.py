@@ -88,8 +88,8 @@ def held_out_prior(fod: FOD, signal: np.ndarray, scan: Scan, dictionary: LobeDic
         found = {}
         for prior in dictionary.config.rotations:
             align = Alignment(scan, dictionary, l_max=fod.l_max, prior=prior, volumes=fold.shown)
-            field = fit_amplitudes(dictionary.decompose(align(part, measured)), measured, dictionary)
-            found[prior] = (dictionary.predict(field) - measured)[:, fold.hidden] ** 2
+            predicted = dictionary.predict(fit_amplitudes(align(part, measured), measured, dictionary))
+            found[prior] = (predicted - measured)[:, fold.hidden] ** 2
         return found
 
     return cross_validated(errors, scan.gradients, tolerance=dictionary.config.tolerance) or 0.0

@@ -1,4 +1,4 @@
-"""Let the data of each voxel refine the answer of the network: a chain of steps on lobe weights."""
+"""Let the data of each voxel refine the answer of the network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shd_bids.boxes import chunks
 from shd_bids.fod.config import RefinementConfig
 from shd_bids.fod.fod import FOD, VOXELS_PER_CHUNK
 from shd_bids.fod.refinement.amplitudes import fit_amplitudes
-from shd_bids.fod.refinement.dictionary import LobeDictionary, LobeField
+from shd_bids.fod.refinement.dictionary import LobeDictionary
 from shd_bids.fod.refinement.orientation import Alignment, held_out_prior
 from shd_bids.fod.refinement.updates import DataUpdates, held_out_updates
 from shd_bids.scan import Scan
@@ -24,8 +24,8 @@ def refine_fod(
     """Move the answer of a network towards the data as far as that predicts held-out directions better.
 
     A network that was trained on simulations knows what fODFs look like; the signal knows what it is. The data turn the fODF
-    of each voxel as a whole, it is written as a sum of narrow lobes, the data scale the tissues, and ISRA moves the lobe weights
-    towards the deconvolution of the voxel.
+    of each voxel as a whole and scale the tissues. Where that predicts better, the fODF is written as a sum of narrow lobes, and
+    ISRA moves their weights towards the deconvolution of the voxel.
 
     Parameters
     ----------
@@ -47,11 +47,11 @@ def refine_fod(
     sampled, signal = fod[sample], dictionary.signal_of(scan, sample)
     freedom = held_out_prior(sampled, signal, scan, dictionary)
 
-    def prior(answer: FOD, signal: np.ndarray, volumes: np.ndarray) -> LobeField:
+    def prior(answer: FOD, signal: np.ndarray, volumes: np.ndarray) -> FOD:
         align = Alignment(scan, dictionary, l_max=fod.l_max, prior=freedom, volumes=volumes)
-        return fit_amplitudes(dictionary.decompose(align(answer, signal)), signal, dictionary)
+        return fit_amplitudes(align(answer, signal), signal, dictionary)
 
-    def prior_of_sample(part: slice, volumes: np.ndarray) -> LobeField:
+    def prior_of_sample(part: slice, volumes: np.ndarray) -> FOD:
         return prior(sampled[part], signal[part], volumes)
 
     n_updates = held_out_updates(prior_of_sample, signal, scan.gradients, dictionary)
@@ -59,7 +59,7 @@ def refine_fod(
     everything = np.arange(scan.gradients.n_volumes)
     for part in chunks(len(fod), VOXELS_PER_CHUNK):
         measured = dictionary.signal_of(scan, part)
-        fod[part] = dictionary.expand(follow_data(prior(fod[part], measured, everything), measured))
+        fod[part] = follow_data(prior(fod[part], measured, everything), measured)
         if progress:
             progress(min(part.stop / len(fod), 1.0))
     return fod, n_updates

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from shd_bids import simulation
 from shd_bids.fod.config import RefinementConfig
+from shd_bids.fod.fod import FOD
 from shd_bids.fod.refinement import amplitudes
 from shd_bids.fod.refinement.amplitudes import fit_amplitudes
-from shd_bids.fod.refinement.dictionary import LobeDictionary, LobeField
-from tests.fod.refinement.answers import L_MAX, scan_of, subject
+from shd_bids.fod.refinement.dictionary import LobeDictionary
+from tests.fod.refinement.answers import L_MAX, lobes_along, scan_of, subject
 
 
 def dictionary_without(*tissues):
@@ -33,11 +35,13 @@ def test_the_data_settle_the_amplitudes_and_the_network_what_they_cannot_tell(rn
 
 
 @pytest.mark.parametrize("without", [(), ("gm",)])
-def test_the_measured_b0_is_matched_exactly(rng, without):
+def test_the_measured_b0_is_matched_exactly_and_shapes_stay(rng, without):
     dictionary = replace(dictionary_without(*without), noise=0.01)
-    weights = rng.random((30, len(dictionary.axes))).astype(np.float32)
-    field = LobeField(weights, *rng.uniform(0.05, 0.15, size=(2, 30)).astype(np.float32))
+    wm = lobes_along(simulation.uniform_directions(rng, 60).reshape(30, 2, 3), 20.0, L_MAX).astype(np.float32)
+    fod = FOD(wm, *rng.uniform(0.05, 0.15, size=(2, 30)).astype(np.float32))
     signal = rng.uniform(0.2, 1.0, size=(30, 53)).astype(np.float32)
-    predicted = dictionary.predict(fit_amplitudes(field, signal, dictionary))
-    b0 = dictionary.b0
+    found = fit_amplitudes(fod, signal, dictionary)
+    predicted, b0 = dictionary.predict(found), dictionary.b0
     np.testing.assert_allclose(predicted[:, b0].mean(axis=1), signal[:, b0].mean(axis=1), rtol=1e-4)
+    factor = found.wm[:, 1:] / wm[:, 1:]
+    np.testing.assert_allclose(factor, factor[:, :1].repeat(factor.shape[1], axis=1), rtol=1e-3)
