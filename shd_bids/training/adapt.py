@@ -26,7 +26,6 @@ from shd_bids.training.objective import LossWeights, Objective
 _FROM_WEIGHTS = ScanTraining(steps=60, learning_rate=3e-4)
 _LOSS = LossWeights(0.0, 0.0, 0.0, 1.0, 0.1, 5e-5, 0.5)  # published configurations
 _PATCHES = 16  # of a step, published; one crop of a network for volumes holds more voxels
-_CHECK_EVERY, _PATIENCE = 10, 4
 _CHECKS = 50  # of a training that runs to its last step
 _MOST_RECORDS = 2000
 
@@ -169,8 +168,8 @@ def _schedule(training: ScanTraining, scans: Sequence[Scan], options: Adaptation
         rate=partial(training.rate, n_steps=steps),
         frozen_from=0 if frozen else math.inf,
         precision=options.precision,
-        check_every=_CHECK_EVERY * len(scans) if waits else max(_CHECK_EVERY, steps // _CHECKS),
-        patience=_PATIENCE if waits else math.inf,
+        check_every=training.check_every * len(scans) if waits else max(training.check_every, steps // _CHECKS),
+        patience=training.patience if waits else math.inf,
         keeps_best=waits,
     )
 

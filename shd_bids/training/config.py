@@ -139,6 +139,12 @@ class ScanTraining:
         state of the network is kept. With 0 the last one is, as published.
     hidden : float
         Share of the other directions that a step hides from the network and asks for all the same; 0 as published.
+    views : int
+        Choices of hidden directions, which steps take in turn.
+    check_every : int
+        Steps for each scan between two looks at the held-out directions.
+    patience : int
+        Looks without a smaller error after which the training ends.
     """
 
     steps: int = 400
@@ -149,6 +155,9 @@ class ScanTraining:
     decay: str = "cosine"
     held_out: float = 0.12
     hidden: float = 0.15
+    views: int = 6
+    check_every: int = 10
+    patience: int = 4
 
     def __post_init__(self) -> None:
         if self.decay not in ("cosine", "stepwise"):

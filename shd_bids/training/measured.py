@@ -25,7 +25,6 @@ from shd_bids.training.objective import Case, interpret, signal_error
 CROP = 12
 """Side of a training crop, voxels; the network mixes space over about as many."""
 
-_VIEWS = 6  # different choices of hidden directions
 _WATCHED_CROPS, _WATCHED_PATCHES = 4, 64
 
 
@@ -70,7 +69,7 @@ class ScanCrops:
         held = _draw(rng, gradients, np.arange(gradients.n_volumes), training.held_out)
         seen = np.setdiff1d(np.arange(gradients.n_volumes), held)
         self._watch = self._view(seen, held if len(held) else seen)
-        n_views = _VIEWS if training.hidden else 1
+        n_views = training.views if training.hidden else 1
         hidden = [_draw(rng, gradients.select(seen), seen, training.hidden) for _ in range(n_views)]
         self._views = [self._view(np.setdiff1d(seen, h), seen) for h in hidden]
         self._scale = scan.scale
