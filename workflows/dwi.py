@@ -168,7 +168,8 @@ def _add_fod(
     fod_figures_wf = init_fod_figures_wf(**keep, is_adapted=settings.fit == "subject")
     keys = (*FOD_MAPS, "fodrest", "precision")
     fod_derivatives_wf = init_derivatives_wf(**_sink(run, settings, plan, "fod"), keys=keys, n_facts=3)
-    drawn = ("fod_file", "facts_file", "vfwm_file", "vfgm_file", "vfcsf_file", "rsquared_file", "residualstd_file")
+    drawn = ("fod_file", "signal_file", "facts_file", "vfwm_file", "vfgm_file", "vfcsf_file")
+    drawn += ("rsquared_file", "residualstd_file", "misfit_file")
     workflow.connect([
         (gradients, fod_wf, _same("mask_file", "gradients_file")),
         (response_wf, fod_wf, _through("response_files")),
@@ -199,7 +200,7 @@ def _add_peaks(
         (gradients, peaks_wf, _same("mask_file")),
         (fod_wf, peaks_wf, _through("fod_file", "precision_file", "vfwm_file", "vfcsf_file")),
         (gradients, peaks_figures_wf, _same("mask_file", "b0_file")),
-        (peaks_wf, peaks_figures_wf, _through("peaks_file")),
+        (peaks_wf, peaks_figures_wf, _through("peaks_file", "dec_file", "nufo_file", "afdtotal_file")),
         (peaks_wf, peaks_derivatives_wf, _maps(PEAK_MAPS)),
     ])  # fmt: skip
     produced = (peaks_wf, "outputnode.facts_file")

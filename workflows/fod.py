@@ -42,13 +42,16 @@ def init_fod_wf(*, options: FodOptions, runtime: Runtime, resources: Resources, 
         Those above the degree of the image.
     precision_file
         How precisely directions are known, see `shd_bids.fod.precision`.
+    signal_file
+        Measured and predicted signal of a few volumes, for the report.
     wm_file, gm_file, csf_file, vfwm_file, vfgm_file, vfcsf_file, rsquared_file, residualstd_file, misfit_file
         Maps; GM and CSF amplitudes may be absent.
     facts_file
     """
     workflow = pe.Workflow(name=name)
     inputs = ["dwi_file", "mask_file", "gradients_file", "response_files"]
-    outputs = ["fod_file", "fodrest_file", "precision_file", *(f"{key}_file" for key in FOD_MAPS), "facts_file"]
+    kept = ["fod_file", "fodrest_file", "precision_file", "signal_file"]
+    outputs = [*kept, *(f"{key}_file" for key in FOD_MAPS), "facts_file"]
     inputnode = pe.Node(niu.IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=outputs), name="outputnode")
     interface = FitFOD(**options_input(options), **runtime_inputs(runtime), use_gpu=resources.use_gpu)

@@ -9,15 +9,18 @@ from nipype.interfaces import utility as niu
 from shd_bids.bids.collect import DWIRun
 from shd_bids.interfaces.report import (
     DrawFOD,
+    DrawFODView,
     DrawGradients,
     DrawMask,
     DrawPeaks,
+    DrawPeaksView,
     DrawResidual,
     DrawResponse,
     DrawStreamlines,
     DrawTDI,
     DrawThumbnail,
     DrawTissue,
+    DrawTracksView,
     DrawTraining,
     FigureInterface,
 )
@@ -83,14 +86,15 @@ def init_fod_figures_wf(
     """Draw the fODFs, large and small, the tissues, the residual, and the training where there was one.
 
     Workflow Graph
-        inputnode -> draw_fodf, draw_thumbnail, draw_tissue, draw_residual, draw_training -> ds_figures
+        inputnode -> draw_fodf, draw_thumbnail, draw_tissue, draw_residual, draw_fodview, draw_training -> ds_figures
 
     Inputs
     ------
-    fod_file, mask_file, b0_file, facts_file, vfwm_file, vfgm_file, vfcsf_file, rsquared_file, residualstd_file
+    fod_file, signal_file, mask_file, b0_file, facts_file, vfwm_file, vfgm_file, vfcsf_file, rsquared_file,
+    residualstd_file, misfit_file
     """
     figures: dict[str, FigureInterface] = {"fodf": DrawFOD(), "thumbnail": DrawThumbnail()}
-    figures |= {"tissue": DrawTissue(), "residual": DrawResidual()}
+    figures |= {"tissue": DrawTissue(), "residual": DrawResidual(), "fodview": DrawFODView()}
     if is_adapted:
         figures["training"] = DrawTraining()
     return _init_figures_wf(figures, run=run, output_dir=output_dir, name=name)
@@ -100,13 +104,15 @@ def init_peaks_figures_wf(*, run: DWIRun, output_dir: Path, name: str = "peaks_f
     """Draw the peaks.
 
     Workflow Graph
-        inputnode -> draw_peaks -> ds_figures
+        inputnode -> draw_peaks, draw_peaksview -> ds_figures
 
     Inputs
     ------
-    peaks_file, mask_file, b0_file
+    peaks_file, dec_file, nufo_file, afdtotal_file, mask_file, b0_file
     """
-    return _init_figures_wf({"peaks": DrawPeaks()}, run=run, output_dir=output_dir, name=name)
+    return _init_figures_wf(
+        {"peaks": DrawPeaks(), "peaksview": DrawPeaksView()}, run=run, output_dir=output_dir, name=name
+    )
 
 
 def init_tractography_figures_wf(
@@ -115,13 +121,13 @@ def init_tractography_figures_wf(
     """Draw the streamlines and their density.
 
     Workflow Graph
-        inputnode -> draw_tractogram, draw_tdi -> ds_figures
+        inputnode -> draw_tractogram, draw_tdi, draw_tracksview -> ds_figures
 
     Inputs
     ------
     preview_file, tdi_file, mask_file, b0_file
     """
-    figures = {"tractogram": DrawStreamlines(), "tdi": DrawTDI()}
+    figures = {"tractogram": DrawStreamlines(), "tdi": DrawTDI(), "tracksview": DrawTracksView()}
     return _init_figures_wf(figures, run=run, output_dir=output_dir, name=name)
 
 

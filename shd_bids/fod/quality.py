@@ -7,7 +7,7 @@ import numpy as np
 from shd_bids.boxes import chunks
 from shd_bids.fod.config import TrainedDomain
 from shd_bids.fod.fod import FOD, VOXELS_PER_CHUNK, Quality
-from shd_bids.gradients.table import GradientTable
+from shd_bids.gradients.table import B0_THRESHOLD, GradientTable
 from shd_bids.scan import Scan
 
 
@@ -36,6 +36,22 @@ def measure_quality(fod: FOD, scan: Scan, *, error: float, most_misfit: float) -
         volume_residuals=np.sqrt(by_volume / max(len(voxels), 1)),
         shell_residuals={float(s.bvalue): float(m) for s, m in zip(shells, medians, strict=True)},
     )
+
+
+def worst_volumes(quality: Quality, gradients: GradientTable) -> list[int]:
+    """Return the volume of each diffusion-weighted shell that the fit explains worst."""
+    return [
+        int(s.indices[np.argmax(quality.volume_residuals[s.indices])])
+        for s in gradients.shells
+        if s.bvalue > B0_THRESHOLD
+    ]
+
+
+def predicted_volumes(fod: FOD, scan: Scan, volumes: list[int]) -> np.ndarray:
+    """Return the signal that a fit predicts in some volumes, shape (n, volumes)."""
+    model = scan.forward(fod.l_max)
+    of_wm, of_isotropic = np.split(model.matrix.numpy()[volumes], [fod.wm.shape[1]], axis=1)
+    return fod.wm @ of_wm.T + fod.isotropic(model) @ of_isotropic.T
 
 
 def domain_warnings(gradients: GradientTable, domain: TrainedDomain, *, snr: float) -> list[str]:

@@ -80,6 +80,7 @@ def fit_image(
     np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
     np.save(out_dir / "fodrest.npy", result.wm[:, n_stored:].astype(np.float32, copy=False))
     np.save(out_dir / "precision.npy", precision)
+    _save_signal(out_dir / "signal.npz", result, scan)
     fitted = [response.tissue for response in scan.responses.tissues[1:]]
     maps = save_maps(_maps(result, n_stored, fitted=fitted), scan.mask, load_volume(mask_file), out_dir)
     facts = {
@@ -91,7 +92,22 @@ def fit_image(
         "qc": _qc(result) | _normalisation_qc(info),
     }
     files = {f"{name}_file": str(out_dir / f"{name}.npy") for name in ("fod", "fodrest", "precision")}
-    return maps | files | {"facts": facts}
+    return maps | files | {"signal_file": str(out_dir / "signal.npz"), "facts": facts}
+
+
+def _save_signal(path: Path, result: "FOD", scan: "Scan") -> None:
+    """Write measured and predicted signal of the volume of each shell that is explained worst, (volumes, n) float32."""
+    import numpy as np
+
+    from shd_bids.fod.quality import predicted_volumes, worst_volumes
+
+    volumes = worst_volumes(result.quality, scan.gradients)
+    np.savez(
+        path,
+        names=np.array([f"b = {scan.gradients.bvals[n]:.0f}, volume {n}" for n in volumes], dtype=str),
+        measured=scan.voxels[:, volumes].T.astype(np.float32),
+        predicted=predicted_volumes(result, scan, volumes).T.astype(np.float32),
+    )
 
 
 def restore_fod(*, wm_file: Path, fodrest_file: Path, mask_file: Path, out_dir: Path) -> dict[str, Any]:
@@ -286,6 +302,7 @@ class _FitFODOutputSpec(StageOutputSpec):
     fod_file = File(exists=True, desc="all coefficients, (n, C) float32 in the order of the mask")
     fodrest_file = File(exists=True, desc="those that the image does not hold")
     precision_file = File(exists=True, desc="how precisely directions are known, by the dispersion of lobes")
+    signal_file = File(exists=True, desc="measured and predicted signal of a few volumes, for the report")
     wm_file = File(exists=True)
     gm_file = File(exists=True)
     csf_file = File(exists=True)

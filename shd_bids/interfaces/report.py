@@ -4,24 +4,30 @@ import logging
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, TraitedSpec
 
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, read_json
 from shd_bids.response import TISSUES
 
+if TYPE_CHECKING:
+    import numpy as np
+
 __all__ = [
     "DrawFOD",
+    "DrawFODView",
     "DrawGradients",
     "DrawMask",
     "DrawPeaks",
+    "DrawPeaksView",
     "DrawResidual",
     "DrawResponse",
     "DrawStreamlines",
     "DrawTDI",
     "DrawThumbnail",
     "DrawTissue",
+    "DrawTracksView",
     "DrawTraining",
     "FigureInterface",
 ]
@@ -168,13 +174,12 @@ def draw_peaks(*, peaks_file: Path, mask_file: Path, b0_file: Path, out_dir: Pat
     """Draw the peaks as sticks."""
     import numpy as np
 
-    from shd_bids.images import gather, load_mask, load_volume
+    from shd_bids.images import load_mask, load_volume
     from shd_bids.report.figures import plot_peaks
 
     b0 = load_volume(b0_file)
     mask = load_mask(mask_file, b0)
-    vectors = gather(load_volume(peaks_file, keep_negative=True).data, mask)
-    vectors = vectors.reshape(len(vectors), -1, 3)  # (n, K, 3)
+    vectors = _vectors(peaks_file, mask)
     amplitudes = np.linalg.norm(vectors, axis=-1)
     return plot_peaks(
         out_dir / "peaks.png",
@@ -188,17 +193,13 @@ def draw_peaks(*, peaks_file: Path, mask_file: Path, b0_file: Path, out_dir: Pat
 
 def draw_streamlines(*, preview_file: Path, mask_file: Path, b0_file: Path, out_dir: Path) -> Path:
     """Draw some of the streamlines, over the mean b=0 image."""
-    import numpy as np
-
     from shd_bids.images import load_mask, load_volume
     from shd_bids.report.figures import plot_streamlines
 
     b0 = load_volume(b0_file)
-    with np.load(preview_file) as preview:
-        streamlines = np.split(preview["points"], np.cumsum(preview["counts"])[:-1])
     return plot_streamlines(
         out_dir / "tractogram.png",
-        streamlines=streamlines,
+        streamlines=_streamlines(preview_file),
         affine=b0.affine,
         mask=load_mask(mask_file, b0),
         background=b0.data,
@@ -213,6 +214,97 @@ def draw_tdi(*, tdi_file: Path, mask_file: Path, out_dir: Path) -> Path:
     density = load_volume(tdi_file)
     mask = load_mask(mask_file, density)
     return plot_tdi(out_dir / "tdi.png", density=density.data, affine=density.affine, mask=mask)
+
+
+def draw_fod_view(
+    *,
+    fod_file: Path,
+    signal_file: Path,
+    vfwm_file: Path,
+    vfgm_file: Path,
+    vfcsf_file: Path,
+    rsquared_file: Path,
+    residualstd_file: Path,
+    misfit_file: Path,
+    mask_file: Path,
+    b0_file: Path,
+    out_dir: Path,
+) -> Path:
+    """Collect fODFs, tissues, quality, and measured and predicted signal for the interactive view."""
+    import numpy as np
+
+    from shd_bids.images import gather, load_mask, load_volume
+    from shd_bids.report.figures import Ground, save_fod_scene
+
+    b0 = load_volume(b0_file)
+    mask = load_mask(mask_file, b0)
+
+    def values(path: Path) -> np.ndarray:
+        return gather(load_volume(path, keep_negative=True).data, mask)
+
+    with np.load(signal_file) as stored:
+        signals = dict(
+            zip(stored["names"].tolist(), zip(stored["measured"], stored["predicted"], strict=True), strict=True)
+        )
+    quality = {"rsquared": rsquared_file, "residualstd": residualstd_file, "misfit": misfit_file}
+    return save_fod_scene(
+        out_dir / "fodview.json",
+        ground=Ground(mask, b0.affine),
+        b0=b0.data,
+        coefficients=np.load(fod_file, mmap_mode="r"),
+        fractions=np.stack([values(path) for path in (vfwm_file, vfgm_file, vfcsf_file)], axis=1),  # (n, 3)
+        quality={name: values(path) for name, path in quality.items()},
+        signals=signals,
+    )
+
+
+def draw_peaks_view(
+    *, peaks_file: Path, dec_file: Path, nufo_file: Path, afdtotal_file: Path, mask_file: Path, out_dir: Path
+) -> Path:
+    """Collect peaks and the maps beside them for the interactive view."""
+    from shd_bids.images import gather, load_mask, load_volume
+    from shd_bids.report.figures import Ground, save_peaks_scene
+
+    counts = load_volume(nufo_file)
+    mask = load_mask(mask_file, counts)
+    return save_peaks_scene(
+        out_dir / "peaksview.json",
+        ground=Ground(mask, counts.affine),
+        vectors=_vectors(peaks_file, mask),
+        colours=gather(load_volume(dec_file).data, mask),
+        counts=gather(counts.data, mask),
+        density=gather(load_volume(afdtotal_file, keep_negative=True).data, mask),
+    )
+
+
+def draw_tracks_view(*, preview_file: Path, tdi_file: Path, mask_file: Path, out_dir: Path) -> Path:
+    """Collect streamlines and their density for the interactive view."""
+    from shd_bids.images import load_mask, load_volume
+    from shd_bids.report.figures import Ground, save_tracks_scene
+
+    density = load_volume(tdi_file)
+    return save_tracks_scene(
+        out_dir / "tracksview.json",
+        ground=Ground(load_mask(mask_file, density), density.affine),
+        streamlines=_streamlines(preview_file),
+        density=density.data,
+    )
+
+
+def _vectors(peaks_file: Path, mask: "np.ndarray") -> "np.ndarray":
+    """Return the peaks of the voxels of a mask, shape (n, K, 3)."""
+    from shd_bids.images import gather, load_volume
+
+    vectors = gather(load_volume(peaks_file, keep_negative=True).data, mask)
+    return vectors.reshape(len(vectors), -1, 3)
+
+
+def _streamlines(preview_file: Path) -> list["np.ndarray"]:
+    """Return the streamlines that tracking kept for the report, (points, 3) mm each."""
+    import numpy as np
+
+    with np.load(preview_file) as preview:
+        return np.split(preview["points"], np.cumsum(preview["counts"])[:-1])
 
 
 class _FigureOutputSpec(TraitedSpec):
@@ -254,6 +346,9 @@ DrawMask = _interface("DrawMask", draw_mask)
 DrawResponse = _interface("DrawResponse", draw_response)
 DrawFOD = _interface("DrawFOD", draw_fod)
 DrawThumbnail = _interface("DrawThumbnail", draw_thumbnail)
+DrawFODView = _interface("DrawFODView", draw_fod_view)
+DrawPeaksView = _interface("DrawPeaksView", draw_peaks_view)
+DrawTracksView = _interface("DrawTracksView", draw_tracks_view)
 DrawTissue = _interface("DrawTissue", draw_tissue)
 DrawResidual = _interface("DrawResidual", draw_residual)
 DrawTraining = _interface("DrawTraining", draw_training)

@@ -33,8 +33,11 @@ FIGURES = (
     "peaks",
     "tractogram",
     "tdi",
+    "fodview",
+    "peaksview",
+    "tracksview",
 )
-"""``desc`` labels of the figures, and of the tables that belong to one, in the order of the report."""
+"""``desc`` labels of figures with their tables, in the order of the report, and of the pieces of its view."""
 
 OUTPUT_NAMES = {"tractogram": "tractogram_files", "responses": "response_files"}
 """Outputs of stages that are not called by their key of the table and ``_file``."""

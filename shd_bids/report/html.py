@@ -5,7 +5,7 @@ made after a failure as well. It holds its pictures and asks the network for not
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,6 +19,20 @@ from shd_bids.report.methods import methods_text
 from shd_bids.report.pages import render_page
 from shd_bids.report.pictures import Picture, alternative, embed
 from shd_bids.report.summary import summary_table
+
+VIEWER = [
+    f"viewer/{name}.js"
+    for name in (
+        "unpack", "harmonics", "mesh", "places", "shaders", "graphics", "glyphs", "scene", "painter", "controls", "viewer",
+    )
+]  # fmt: skip
+"""Scripts of the view, each after those that it imports."""
+
+VIEW_PIECES = ("fodview", "peaksview", "tracksview")
+"""``desc`` labels of what the view shows, by stage."""
+
+MOST_BYTES = 9_500_000
+"""Of a page with its pictures and views; mail and browsers take ten million."""
 
 __all__ = ["SECTIONS", "Problem", "RunReport", "Section", "Status", "write_report"]
 
@@ -177,15 +191,17 @@ def write_report(
     """
     name = f"sub-{subject}" + (f"_ses-{session}" if session else "")
     figures_dir = Path(output_dir) / f"sub-{subject}" / "figures"
+    shown = _shown_runs(runs, figures_dir)
     text = render_page(
         "subject.html",
-        styles=["page.css"],
+        styles=["page.css", "viewer.css"],
+        scripts=VIEWER if any(run.view for run in shown) else (),
         title=name,
         subtitle=status.started.replace("T", " ")[:16],
         navigation=_navigation(runs),
         banners=_banners(runs, status),
         summary=Markup(summary_table(runs)),
-        runs=[_shown_run(run, figures_dir) for run in runs],
+        runs=shown,
         methods=Markup(methods_text(runs)),
         status=status,
         versions={"shd_bids": __version__} | dict(status.versions),
@@ -295,10 +311,41 @@ class ShownRun:
     missing: Sequence[Section]
     missing_names: str
     missing_reason: str
+    view: Sequence[Markup]
+    view_note: str
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of its pictures and its view."""
+        return sum(len(shown.picture.data) for shown in self.figures) + sum(map(len, self.view))
+
+
+def _shown_runs(runs: Sequence[RunReport], figures_dir: Path) -> list[ShownRun]:
+    """Return what the page shows of each run; views from the first run on, as long as the page stays small enough."""
+    plain = [_shown_run(run, figures_dir) for run in runs]
+    left = MOST_BYTES - sum(run.n_bytes for run in plain)
+    shown = []
+    for run, reported in zip(plain, runs, strict=True):
+        pieces = _view_pieces(reported, figures_dir)
+        size = sum(map(len, pieces))
+        if size <= left:
+            shown.append(replace(run, view=pieces))
+            left -= size
+        else:
+            note = "The interactive view of this run is left out, for the page would grow too large with it."
+            shown.append(replace(run, view_note=note))
+    return shown
+
+
+def _view_pieces(run: RunReport, figures_dir: Path) -> list[Markup]:
+    """Return what the stages left for the view, as the content of script elements."""
+    paths = [figures_dir / f"{run.prefix}_desc-{desc}_dwi.json" for desc in VIEW_PIECES]
+    texts = [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
+    return [Markup(text.replace("<", "\\u003c")) for text in texts]
 
 
 def _shown_run(run: RunReport, figures_dir: Path) -> ShownRun:
-    """Return the figures of one run in the order of the stages, and which are missing."""
+    """Return the figures of one run in the order of the stages, and which are missing; no view."""
     found = {section: _figure_file(run, section, figures_dir) for section in SECTIONS}
     missing = [section for section, path in found.items() if path is None and not section.optional]
     return ShownRun(
@@ -309,6 +356,8 @@ def _shown_run(run: RunReport, figures_dir: Path) -> ShownRun:
         missing=missing,
         missing_names=listed([section.title.lower() for section in missing]),
         missing_reason="the run stopped before" if run.problem else "not asked for, or not finished",
+        view=(),
+        view_note="",
     )
 
 

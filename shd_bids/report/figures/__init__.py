@@ -7,10 +7,12 @@ draw, a panel says so.
 
 from shd_bids.report.figures.fod import plot_fod, plot_peaks, plot_residual, plot_tissue, plot_training
 from shd_bids.report.figures.inputs import plot_gradients, plot_mask, plot_response
+from shd_bids.report.figures.scenes import Ground, save_fod_scene, save_peaks_scene, save_tracks_scene
 from shd_bids.report.figures.thumbnail import plot_thumbnail
 from shd_bids.report.figures.tracks import plot_streamlines, plot_tdi
 
 __all__ = [
+    "Ground",
     "plot_fod",
     "plot_gradients",
     "plot_mask",
@@ -22,4 +24,7 @@ __all__ = [
     "plot_thumbnail",
     "plot_tissue",
     "plot_training",
+    "save_fod_scene",
+    "save_peaks_scene",
+    "save_tracks_scene",
 ]
