@@ -96,7 +96,8 @@ def pack_glyphs(view: WorldView, coefficients: np.ndarray, numbers: np.ndarray) 
     numbers : int array, shape (x, y, z)
         Row of each voxel of the view, -1 outside.
     """
-    amount = np.where(numbers >= 0, np.nan_to_num(coefficients[:, 0])[numbers], 0)
+    amount = np.zeros(numbers.shape)
+    amount[numbers >= 0] = np.nan_to_num(coefficients[numbers[numbers >= 0], 0])
     top = float(np.percentile(amount[amount > 0], 97)) if (amount > 0).any() else 1.0
     inside = amount > 0.06 * top
     slices, chosen = _spaced(view, inside)

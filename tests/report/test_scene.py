@@ -26,7 +26,7 @@ def sharp(directions, degree=8):
     return sh_basis(directions, degree) * damping
 
 
-def test_glyphs_come_back_within_three_percent_of_the_largest_peak(ground):
+def test_glyphs_come_back_within_four_percent_of_the_largest_peak(ground):
     generator = np.random.default_rng(1)
     n = np.count_nonzero(ground.mask)
     fibres = generator.normal(size=(n, 3))
@@ -41,7 +41,9 @@ def test_glyphs_come_back_within_three_percent_of_the_largest_peak(ground):
     basis = sh_basis(generator.normal(size=(50, 3)), 8)
     expected = truth[rows] @ basis.T
     assert len(rows) == n
-    assert np.abs(back @ basis.T - expected).max() < 0.03 * largest
+    assert (
+        np.abs(back @ basis.T - expected).max() < 0.04 * largest
+    )  # 44 coefficients, each off by up to half of 1/127 of its limit
 
 
 def test_large_images_keep_evenly_spaced_slices(monkeypatch, ground):
