@@ -63,7 +63,8 @@ def test_every_promised_file_is_there(whole):
     assert not [path for path in paths if not path.stat().st_size]
     names = {path.name.split("_desc-")[1] for path in (out / "sub-01" / "figures").iterdir()}
     figures = ("gradients", "mask", "response", "fodf", "tissue", "residual", "peaks", "tractogram", "tdi")
-    assert names == {f"{name}_dwi.png" for name in figures} | {"orientation_dwi.tsv"}
+    views = {f"{name}_dwi.json" for name in ("fodview", "peaksview", "tracksview")}
+    assert names == {f"{name}_dwi.png" for name in figures} | {"orientation_dwi.tsv", "thumbnail_dwi.webp"} | views
     assert (out / "sub-01.html").stat().st_size > 1000
 
 
