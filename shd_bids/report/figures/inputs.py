@@ -205,7 +205,7 @@ class _Selection:
     def row(self) -> Row:
         """Return the row of slices, titled with the number of voxels of each tissue."""
         counts = [f"{TISSUE_NAMES[tissue]} {count}" for tissue, count in self._counts.items()]
-        title = "Voxels taken: " + ", ".join(counts) + " (blue, green, red)"
+        title = "Voxels taken: " + ", ".join(counts) + " (blue, orange, purple)"
         return slices_row(self._view, self._cuts, title, max_height=4.4)
 
     def draw(self, axes: Sequence[Axes], b0: np.ndarray, mask: np.ndarray | None) -> None:
