@@ -86,7 +86,7 @@ class DWIRun:
     masks : tuple of Path
         Masks among which one was chosen.
     hashes : mapping
-        SHA-256 of its files by BIDS URI, where an earlier call knows them and they did not change since.
+        SHA-256 of its files by path, where an earlier call knows them and they did not change since.
     """
 
     subject: str

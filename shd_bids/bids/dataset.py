@@ -34,6 +34,7 @@ sub-*/figures
 *_ratings.*
 log
 prov
+.stages
 """
 """Files that the released BIDS schema does not know yet (BEP016, BEP046) or never will."""
 

@@ -73,18 +73,20 @@ def weights_file(weights: str) -> Path | None:
 
 def hash_inputs(run: DWIRun, settings: Settings) -> dict[str, str]:
     """Return the SHA-256 of everything that decides about the result, by BIDS URI or file name."""
-    hashes = {}
-    for path in run.files:
-        homes = [name for name, root in run.links.items() if path.is_relative_to(root)]
-        name = max(homes, key=lambda name: len(run.links[name].parts), default=None)  # a data set may lie in another
-        uri = f"bids:{name}:{path.relative_to(run.links[name]).as_posix()}" if name else path.name
-        hashes[uri] = run.hashes.get(uri) or sha256(path)
+    hashes = {input_name(run, path): run.hashes.get(str(path)) or sha256(path) for path in run.files}
     hashes |= {f"{RESPONSES}{path.name}": _sha256_once(path) for path in run.responses}
     if path := weights_file(settings.weights):
         hashes[f"{WEIGHTS}{path.name}"] = _sha256_once(path)
     if settings.network not in OPTIONS["network"].words:
         hashes[f"{NETWORK}{Path(settings.network).name}"] = _sha256_once(Path(settings.network))
     return hashes
+
+
+def input_name(run: DWIRun, path: Path) -> str:
+    """Return the BIDS URI of an input, or its name where it lies in no data set."""
+    homes = [name for name, root in run.links.items() if path.is_relative_to(root)]
+    name = max(homes, key=lambda name: len(run.links[name].parts), default=None)  # a data set may lie in another
+    return f"bids:{name}:{path.relative_to(run.links[name]).as_posix()}" if name else path.name
 
 
 def _sha256_once(path: Path) -> str:

@@ -1,6 +1,6 @@
 """What an earlier call found in the files of a series, so that files that did not change are not read again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,18 @@ READ_BY = ("b0_threshold", "shell_tolerance", "input_type")
 """Settings on which they depend."""
 
 
-def remembered(run: "DWIRun", settings: Settings) -> dict[str, Any]:
-    """Return what `recalled` needs, as JSON holds it."""
+def remembered(run: "DWIRun", settings: Settings, hashes: Mapping[Path, str]) -> dict[str, Any]:
+    """Return what `recalled` needs, as JSON holds it; ``hashes`` are the SHA-256 of the files of the series."""
+    seen = _look(run, settings)
+    return seen | {"sha256": {str(path): digest for path, digest in hashes.items() if str(path) in seen["files"]}}
+
+
+def _look(run: "DWIRun", settings: Settings) -> dict[str, Any]:
+    """Return what decides whether files have to be read again, and what was found in them."""
     content = run.to_dict()
+    files = [path for path in (run.dwi, run.bval, run.bvec, run.grad_b, run.mask) if path is not None]
     return {
-        "files": signature((*run.files, *run.masks)),
+        "files": signature((*files, *run.masks)),
         "settings": {name: getattr(settings, name) for name in READ_BY},
         "found": {name: content[name] for name in FOUND},
     }
@@ -43,9 +50,10 @@ def recalled(run: "DWIRun", settings: Settings, masks: Sequence[Path]) -> "DWIRu
     """
     last = last_finished(settings.output_dir, run.subject, run.key)
     try:
-        seen, hashes = last["seen"], dict(last["inputs"])
+        seen = dict(last["seen"])
+        hashes = seen.pop("sha256")
         known = type(run).from_dict(run.to_dict() | {name: seen["found"][name] for name in FOUND})
         known = replace(known, masks=tuple(masks), hashes=hashes)
-        return known if remembered(known, settings) == seen else None
+        return known if _look(known, settings) == seen else None
     except (KeyError, TypeError, ValueError, AttributeError, OSError):  # no record, or one of another form
         return None

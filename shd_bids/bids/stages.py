@@ -110,10 +110,13 @@ class StagePlan:
         Stage -> digest, of all stages that the call asks for, in order.
     kept : mapping
         Stage -> what is used again; the others are computed.
+    is_replaced : bool
+        Whether another call, with other settings, put files of its own in place of some, as far as it came.
     """
 
     digests: Mapping[str, str]
     kept: Mapping[str, Kept] = field(default_factory=dict)
+    is_replaced: bool = False
 
     @property
     def computed(self) -> tuple[str, ...]:
@@ -141,8 +144,14 @@ def plan_stages(run: DWIRun, settings: Settings, inputs: Mapping[str, str]) -> S
         digests[stage.name] = _digest(stage, run, settings, inputs, [digests[name] for name in stage.after])
     if settings.overwrite:
         return StagePlan(digests)
-    found = {name: _read_kept(settings.output_dir, run, name, digest) for name, digest in digests.items()}
-    return StagePlan(digests, {name: kept for name, kept in found.items() if kept is not None})
+    records = {name: _read(settings.output_dir, run, name) for name in digests}
+    found = {
+        name: _kept(settings.output_dir, run, name, records[name])
+        for name, digest in digests.items()
+        if records[name].get("digest") == digest
+    }
+    is_replaced = any(record and record.get("digest") != digests[name] for name, record in records.items())
+    return StagePlan(digests, {name: kept for name, kept in found.items() if kept is not None}, is_replaced)
 
 
 def _digest(stage: Stage, run: DWIRun, settings: Settings, inputs: Mapping[str, str], before: Sequence[str]) -> str:
@@ -160,8 +169,8 @@ def reader(name: str) -> str:
 
 
 def drop_stage(output_dir: Path, run: DWIRun, stage: str) -> None:
-    """Forget what is kept of a stage, before its files are replaced."""
-    _record(output_dir, run, stage).unlink(missing_ok=True)
+    """Note that the files of a stage are being replaced."""
+    write_json(_record(output_dir, run, stage), {"digest": None})
 
 
 def keep_stage(output_dir: Path, run: DWIRun, stage: str, *, digest: str, outputs: Mapping[str, Any]) -> None:
@@ -198,11 +207,18 @@ def _relative(value: Any, root: Path) -> Any:
     return [_relative(item, root) for item in value] if isinstance(value, list) else value.relative_to(root).as_posix()
 
 
-def _read_kept(output_dir: Path, run: DWIRun, stage: str, digest: str) -> Kept | None:
-    """Return what is kept of a stage with this digest, ``None`` where it is not or not whole."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+def _read(output_dir: Path, run: DWIRun, stage: str) -> dict[str, Any]:
+    """Return the record of a stage, empty where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
         record = json.loads(_record(output_dir, run, stage).read_text("utf-8"))
-        if record["digest"] == digest and is_whole(output_dir, record["bytes"]):
+        return record if isinstance(record, dict) else {}
+    return {}
+
+
+def _kept(output_dir: Path, run: DWIRun, stage: str, record: Mapping[str, Any]) -> Kept | None:
+    """Return what is kept of a stage, ``None`` where it is not whole."""
+    with contextlib.suppress(OSError, KeyError, TypeError, AttributeError):
+        if is_whole(output_dir, record["bytes"]):
             outputs = {name: _absolute(value, output_dir) for name, value in record["outputs"].items()}
             return Kept(outputs, facts_path(output_dir, run, stage))
     return None

@@ -121,7 +121,11 @@ def _find_done(
     plans = {run.key: plan_stages(run, settings, inputs[run.key]) for run in runs}
     if settings.overwrite:
         return plans, {}
-    found = {run.key: provenance.find_done(settings.output_dir, run, plans[run.key].digests) for run in runs}
+    found = {
+        run.key: provenance.find_done(settings.output_dir, run, plans[run.key].digests)
+        for run in runs
+        if not plans[run.key].is_replaced
+    }
     return plans, {key: series for key, series in found.items() if series is not None}
 
 
@@ -164,14 +168,15 @@ def _process(
         return _nothing_left(runs, done, device)
     record = Record(settings=settings, command=provenance.command_line(argv), runs=waiting)
     for run in waiting:
+        hashes = inputs[run.key]
         record.series[run.key] = {
             "status": record.status,
             "series": run.prefix,
             "source": run.source_uri,
             "digests": plans[run.key].digests,
             "reused": list(plans[run.key].kept),
-            "inputs": inputs[run.key],
-            "seen": remembered(run, settings),
+            "inputs": hashes,
+            "seen": remembered(run, settings, {path: hashes[provenance.input_name(run, path)] for path in run.files}),
         }
     earlier = [(run, done[run.key]) for run in runs if run.key in done]
     with (

@@ -244,6 +244,7 @@ def _disk_gb(run: DWIRun, settings: Settings) -> float:
     n_voxels = _n_voxels(run)
     n_stored = (settings.fod_lmax + 1) * (settings.fod_lmax + 2) // 2
     results = 4 * COMPRESSED * n_voxels * (n_stored + 4 * settings.peak_max + 15)
+    results += 4 * n_voxels * (FITTED_COEFFICIENTS - n_stored)  # kept for later calls
     work = 4 * n_voxels * FITTED_COEFFICIENTS
     if settings.level == "full":
         points = ACCEPTED * _n_seeds(run, settings) * _points(run, settings)

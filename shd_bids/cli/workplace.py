@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids.bids.collect import DWIRun
-from shd_bids.bids.names import figure_path
+from shd_bids.bids.names import figure_path, stage_folder
 from shd_bids.bids.records import INTERRUPTED, RUNNING
 from shd_bids.cli.preflight import make_private
 from shd_bids.cli.record import RESERVE
@@ -44,6 +44,7 @@ def hold_series(settings: Settings, runs: Sequence[DWIRun]) -> Iterator[None]:
         for run in runs:
             for folder in (settings.output_dir / run.folder, figure_path(settings.output_dir, run, "x").parent):
                 remove_unfinished(folder, rf"{re.escape(run.prefix)}_(space|desc)-")
+            remove_unfinished(stage_folder(settings.output_dir, run), "")
         for subject in {run.subject for run in runs}:
             end_dead_records(settings.output_dir / f"sub-{subject}" / "log", prefixes)
         yield

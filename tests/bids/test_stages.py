@@ -115,6 +115,7 @@ class TestKept:
             record.write_text(content)
             assert not plan().kept
 
-    def test_a_stage_is_forgotten(self, plan, run, settings):
+    def test_files_that_are_being_replaced_are_not_what_an_earlier_call_left(self, plan, run, settings):
+        assert not plan().is_replaced and plan(fod_lmax=8).is_replaced
         drop_stage(settings.output_dir, run, "fod")
-        assert not plan().kept
+        assert not plan().kept and plan().is_replaced
