@@ -43,6 +43,8 @@ def make_study(folder: Path, n: int) -> tuple[Path, Path]:
     raw, out = folder / "raw", folder / "out"
     if (out / f"sub-{n:04d}").exists():
         return raw, out
+    if out.exists():
+        raise SystemExit(f"{folder} holds part of a study; remove it")
     write_head(raw, *head(np.random.default_rng(1), size=9, shells={1000.0: 16})[:2], subject=FIRST)
     subprocess.run(words(raw, out), check=True)
     for number in range(2, n + 1):
@@ -59,15 +61,15 @@ def words(raw: Path, out: Path) -> list[str]:
 
 def copy_subject(root: Path, label: str) -> None:
     """Copy all files of the first participant below a folder, with its label changed in names and texts."""
-    found = [path for path in root.rglob("*") if path.is_file() and any(FIRST in part for part in path.parts)]
-    for path in found:
+    places = [root / f"sub-{FIRST}", root / ".stages" / f"sub_{FIRST}"]
+    for path in (path for place in places for path in place.rglob("*") if path.is_file()):
         target = root / Path(str(path.relative_to(root)).replace(FIRST, label))
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix in (".json", ".html", ".tsv", ".toml"):
             target.write_text(path.read_text("utf-8").replace(FIRST, label), "utf-8")
             shutil.copystat(path, target)
         else:
-            shutil.copy2(path, target)
+            os.link(path, target)
 
 
 def timed(raw: Path, out: Path, n: int) -> tuple[float, float]:
