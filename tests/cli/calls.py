@@ -24,7 +24,7 @@ class Graph:
         self.stop = None
         from shd_bids.workflows import base, plugins
 
-        monkeypatch.setattr(base, "init_shd_wf", lambda runs, settings: self.calls.append((runs, settings)))
+        monkeypatch.setattr(base, "init_shd_wf", lambda runs, settings, plans: self.calls.append((runs, settings)))
         monkeypatch.setattr(plugins, "run_workflow", self.run)
         monkeypatch.setattr(plugins, "read_failures", lambda work_dir, runs, call: self.failures)
 

@@ -1,110 +1,16 @@
 import errno
 import json
-import logging
 import os
 import signal
 from dataclasses import replace
 
 import pytest
 
-from shd_bids.bids.names import expected_outputs
 from shd_bids.cli import preflight
-from shd_bids.cli.main import main
-from shd_bids.cli.record import exit_code
-from shd_bids.settings import Settings
-from tests.bids_trees import raw_dataset, write_dwi, write_gradients, write_mask
+from tests.bids_trees import write_gradients
+from tests.cli.calls import call, errors, records
 
-
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    """Give logging and environment back as they were."""
-    logger = logging.getLogger("shd_bids")
-    before = (list(logger.handlers), logger.propagate, logger.level)
-    for name in ("HOME", "LOGNAME"):
-        monkeypatch.setenv(name, os.environ.get(name, "/"))
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    yield
-    logger.handlers[:], logger.propagate = before[:2]
-    logger.setLevel(before[2])
-
-
-@pytest.fixture
-def raw(tmp_path):
-    root = raw_dataset(tmp_path / "raw", "sub-01_dwi", "sub-02_dwi")
-    for subject in ("01", "02"):
-        write_mask(root, f"sub-{subject}_desc-brain_mask")
-    return root
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-def call(raw, out, *words):
-    return main([str(raw), str(out), "participant", "--skip-bids-validation", *words])
-
-
-def errors(capsys):
-    return [line.partition("ERROR: ")[2] for line in capsys.readouterr().err.splitlines() if "ERROR: " in line]
-
-
-class Graph:
-    """Stand in for the workflow: leave what a real one leaves, series by series."""
-
-    def __init__(self, monkeypatch):
-        self.failures = {}
-        self.forgotten = {}
-        self.calls = []
-        self.stop = None
-        from shd_bids.workflows import base, plugins
-
-        monkeypatch.setattr(base, "init_shd_wf", lambda runs, settings, plans: self.calls.append((runs, settings)))
-        monkeypatch.setattr(plugins, "run_workflow", self.run)
-        monkeypatch.setattr(plugins, "read_failures", lambda work_dir, runs, call: self.failures)
-
-    def run(self, workflow, **options):
-        from shd_bids.workflows.base import run_folder
-
-        runs, settings = self.calls[-1]
-        if self.stop:
-            raise self.stop
-        for run in runs:
-            facts = run_folder(settings.work_dir, run) / "facts"
-            facts.mkdir(parents=True, exist_ok=True)
-            stage = {
-                "stage": "response",
-                "seconds": 1.0,
-                "peak_memory_mb": 123,
-                "sidecar": {"response": {"wm": [[1.0]]}},
-            }
-            (facts / "response.json").write_text(json.dumps(stage))
-            if run.key in self.failures:
-                continue
-            outputs = expected_outputs(
-                settings.output_dir,
-                run,
-                level=settings.level,
-                method=settings.tracking_algorithm,
-                formats=settings.tractogram_format,
-            )
-            for path in outputs[self.forgotten.get(run.key, 0) :]:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("x")
-
-    def fail(self, key, exit_code, message="found a, expected b", error="X"):
-        from shd_bids.interfaces.base import Failure
-
-        self.failures[key] = Failure(run=key, node="gradients", error=error, exit_code=exit_code, message=message)
-
-
-@pytest.fixture
-def graph(monkeypatch):
-    return Graph(monkeypatch)
-
-
-def records(out, name="status.json"):
-    return {path.parts[-4]: json.loads(path.read_text()) for path in sorted(out.glob(f"sub-*/log/*/{name}"))}
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 class TestBeforeTheGraph:
@@ -216,23 +122,6 @@ class TestPlan:
 
 
 class TestEnds:
-    def test_all_done(self, raw, out, graph):
-        assert call(raw, out, "--seeds", "3") == 0
-        for subject, status in records(out).items():
-            assert (status["status"], status["exit_code"]) == ("finished", 0)
-            assert status["series"] == {subject: {"status": "finished"}}
-            assert (out / f"{subject}.html").stat().st_size > 1000
-        provenance = records(out, "provenance.json")["sub-01"]
-        series = provenance["series"]["sub_01"]
-        assert provenance["command"].startswith("shd_bids ")
-        assert provenance["peak_memory_mb"] == 123
-        assert set(series["inputs"]) >= {"bids:raw:sub-01/dwi/sub-01_dwi.nii.gz"}
-        assert all(len(output["sha256"]) == 64 for output in series["outputs"].values())
-        assert not (out / ".work").exists()
-        folder = next(out.glob("sub-01/log/*"))
-        assert "2 series on" in (folder / "shd_bids.log").read_text()
-        assert Settings.from_toml((folder / "shd_bids.toml").read_text()).seeds == 3
-
     def test_done_series_are_skipped_until_something_changes(self, raw, out, graph, capsys):
         assert call(raw, out, "--participant-label", "01") == 0
         assert call(raw, out) == 0
@@ -281,19 +170,6 @@ class TestEnds:
         for key, code in zip(("sub_01", "sub_02"), codes, strict=True):
             graph.fail(key, code)
         assert call(raw, out) == expected
-
-    def test_a_promised_file_that_is_missing_is_a_failure(self, raw, out, graph, capsys):
-        graph.forgotten["sub_02"] = 1
-        assert call(raw, out) == 1
-        (told,) = errors(capsys)
-        assert told.startswith("sub-02: 1 of ")
-        assert records(out)["sub-02"]["status"] == "failed"
-
-    def test_a_report_that_fails_is_not_success(self, raw, out, graph, monkeypatch):
-        monkeypatch.setattr("shd_bids.report.html.write_report", lambda *args: 1 / 0)
-        assert call(raw, out) == 1
-        assert records(out)["sub-01"]["status"] == "failed"
-        assert records(out)["sub-01"]["series"]["sub-01"]["status"] == "finished"
 
     def test_work_is_kept_if_asked(self, raw, out, graph, tmp_path):
         assert call(raw, out, "--keep-work", "-w", str(tmp_path / "work")) == 0
@@ -350,16 +226,6 @@ class TestEnds:
         assert call(raw, out) == 0
         assert [[run.subject for run in runs] for runs, _ in graph.calls] == [["01"], ["02"]]
 
-    def test_records_are_written_as_far_as_they_fit(self, raw, out, graph, monkeypatch, capsys):
-        def full(record):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "provenance.json")
-
-        monkeypatch.setattr("shd_bids.cli.record.Record.write_provenance", full)
-        assert call(raw, out) == 73
-        assert len(errors(capsys)) == 1
-        assert {status["status"] for status in records(out).values()} == {"finished"}
-        assert not list(out.glob("sub-*/log/*/.reserve"))
-
     def test_a_full_disk_is_told_as_such(self, raw, out, graph, monkeypatch, capsys):
         def fill(*args):
             raise OSError(errno.ENOSPC, "No space left on device", "/out/x")
@@ -367,39 +233,3 @@ class TestEnds:
         monkeypatch.setattr("shd_bids.bids.dataset.write_text", fill)
         assert call(raw, out) == 73
         assert len(errors(capsys)) == 1
-
-    def test_an_internal_error_is_recorded(self, raw, out, graph):
-        graph.stop = ZeroDivisionError("x")
-        assert call(raw, out) == 70
-        assert records(out)["sub-01"]["exit_code"] == 70
-        assert "ZeroDivisionError" in records(out)["sub-01"]["series"]["sub-01"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("series", "n_skipped", "expected"),
-    [
-        ({}, 2, 0),
-        ({"a": {"status": "finished"}}, 0, 0),
-        ({"a": {"status": "failed", "exit_code": 65}}, 0, 65),
-        ({"a": {"status": "failed", "exit_code": 65}}, 1, 1),
-        ({"a": {"status": "failed", "exit_code": 65}, "b": {"status": "finished"}}, 0, 1),
-        ({"a": {"status": "failed", "exit_code": 65}, "b": {"status": "failed", "exit_code": 1}}, 0, 1),
-    ],
-)
-def test_exit_code(series, n_skipped, expected):
-    assert exit_code(series, n_skipped=n_skipped) == expected
-
-
-def test_more_than_one_series_of_a_session_share_a_page(tmp_path, out, graph):
-    root = raw_dataset(tmp_path / "raw", "sub-01_acq-a_dwi", "sub-01_acq-b_dwi")
-    graph.fail("sub_01_acq_b", 65)
-    assert call(root, out) == 1
-    graph.failures.clear()
-    assert call(root, out) == 0
-    assert [len(runs) for runs, _ in graph.calls] == [2, 1]
-    page = (out / "sub-01.html").read_text()
-    assert "acq-a" in page
-    assert "acq-b" in page
-    write_dwi(root, "sub-01_acq-c_dwi")
-    assert call(root, out) == 0
-    assert len(list(out.glob("sub-01/log/*"))) == 3
