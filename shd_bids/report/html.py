@@ -198,7 +198,7 @@ def write_report(
         scripts=VIEWER if any(run.view for run in shown) else (),
         title=name,
         subtitle=status.started.replace("T", " ")[:16],
-        navigation=_navigation(runs),
+        navigation=_navigation(runs, shown),
         banners=_banners(runs, status),
         summary=Markup(summary_table(runs)),
         runs=shown,
@@ -211,10 +211,11 @@ def write_report(
     return path
 
 
-def _navigation(runs: Sequence[RunReport]) -> list[tuple[str, str]]:
+def _navigation(runs: Sequence[RunReport], shown: Sequence["ShownRun"]) -> list[tuple[str, str]]:
     """Return (anchor, text) of the links at the top."""
     links = [("summary", "Summary")]
     if len(runs) == 1:
+        links += [(f"{run.anchor}_view", "View") for run in shown if run.view]
         links += [(f"{_anchor(runs[0])}_{section.desc}", section.name) for section in SECTIONS if not section.optional]
     else:
         links += [(_anchor(run), run.prefix) for run in runs]

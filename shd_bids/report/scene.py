@@ -160,7 +160,6 @@ def pack_streamlines(view: WorldView, streamlines: Sequence[np.ndarray]) -> Piec
         "counts": packed(np.array([len(line) for line in whole], dtype=np.uint16)),
         "moves": packed(np.concatenate(moves) if moves else np.zeros((0, 3), np.int16)),
         "unit": UNIT_MM,
-        "total": len(streamlines),
     }
 
 

@@ -180,7 +180,7 @@ def test_predicted_signal_replaces_the_measured_one(opened):
     opened.get_by_label("Map ").first.select_option(label="Signal: b = 1000, volume 3")
     opened.locator(".reading", has_text="(measured)").wait_for()
     before = pixels(area(opened, "Axial"))
-    opened.get_by_label("predicted").check()
+    opened.get_by_role("radio", name="predicted").check()
     changed(opened, "Axial", before)
     opened.get_by_role("button", name="Flicker").click()
     opened.locator(".reading", has_text="(measured)").wait_for()

@@ -116,4 +116,4 @@ def test_nothing_at_all_is_packed_too(tmp_path):
         density=none,
     )
     save_tracks_scene(tmp_path / "t.json", ground=empty, streamlines=[], density=np.zeros((4, 4, 4)))
-    assert json.loads((tmp_path / "t.json").read_text())["streamlines"]["total"] == 0
+    assert json.loads((tmp_path / "t.json").read_text())["streamlines"]["counts"]["shape"] == [0]

@@ -81,7 +81,7 @@ export class Painter {
     const position = (state.voxel[plane.axis] + 0.5) * scene.grid.zooms[plane.axis];
     const isCovered = state.shows.glyphs || state.shows.peaks || state.shows.tracks;
     this.gl.disable(this.gl.DEPTH_TEST);
-    this.drawSlice(plane, position, { matrix, state, colours, dim: isCovered ? 0.55 : 1, isHollow: false });
+    this.drawSlice(plane, position, { matrix, state, colours, dim: isCovered ? 0.4 : 1, isHollow: false });
     const pixels = [pane.width * ratio, pane.height * ratio], thin = ratio * 1.1;
     const pitch = Math.min(scene.grid.zooms[plane.right], scene.grid.zooms[plane.up]);
     const flat = { matrix, pixels, colours, fade: 0, slab: [0, 0, 0, 0], half: 0 };
@@ -92,7 +92,7 @@ export class Painter {
       this.drawTracks({ ...flat, slab, half: Math.max(1.5, 0.6 * scene.grid.zooms[plane.axis]), width: thin });
     }
     if (ready) {
-      const top = scene.glyphs.amount_high / 1.5, size = (0.25 * state.glyphSize * pitch) / top;
+      const top = scene.glyphs.amount_high / 1.5, size = (0.5 * state.glyphSize * pitch) / top;
       this.glyphs.draw(ready, { plane, matrix, size, colours });
       this.gl.disable(this.gl.DEPTH_TEST);
     }

@@ -60,7 +60,7 @@ async function readStreamlines(piece) {
     for (let i = first; i < first + count - 1; i++) joints[4 * i + 3] = 1;
     first += count;
   }
-  return { joints, count: counts.length, total: piece.total };
+  return { joints, count: counts.length };
 }
 
 // Value of a map at a voxel of the grid, in words.

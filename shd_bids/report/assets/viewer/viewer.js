@@ -121,7 +121,7 @@ export class Viewer {
       });
       foot.append(made.bar);
     } else foot.append(element("span", {}, this.scene.streamlines
-      ? `${this.scene.streamlines.count.toLocaleString("en")} of ${this.scene.streamlines.total.toLocaleString("en")} streamlines; drag to turn`
+      ? `${this.scene.streamlines.count.toLocaleString("en")} streamlines; drag to turn`
       : "Drag to turn"));
     made.more = button("Enlarge", () => this.enlarge(name), { "aria-label": `Enlarge ${NAMES[name].toLowerCase()}`, "aria-pressed": "false" });
     foot.append(button("−", () => this.zoom(name, 1 / 1.3), { "aria-label": `Zoom out, ${NAMES[name].toLowerCase()}` }),
