@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from shd_bids.boxes import Box, box_around, row_numbers
 from shd_bids.gradients.noise import estimate_noise
 from shd_bids.gradients.table import GradientTable
-from shd_bids.images import load_mask, load_volume
+from shd_bids.images import load_mask, load_volume, scatter
 from shd_bids.response.forward import ForwardModel, forward_model
 from shd_bids.response.mrtrix import read_responses
 from shd_bids.response.response import Responses
@@ -75,7 +75,26 @@ class Scan:
     def of_volume(
         cls, signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, responses: Responses, affine: np.ndarray
     ) -> Scan:
-        """Build a scan from a signal (X, Y, Z, N) and estimate its noise; none of the signal's memory is kept."""
+        """Build a scan from a volume and estimate its noise; none of the signal's memory is kept.
+
+        Parameters
+        ----------
+        signal : array, shape (X, Y, Z, N)
+            The volumes of the gradient table, see :meth:`~shd_bids.gradients.table.GradientTable.take`.
+        mask : array of bool, shape (X, Y, Z)
+        gradients : GradientTable
+            World axes.
+        responses : Responses
+            In the unit of the signal.
+        affine : array, shape (4, 4)
+            From voxels to world mm (RAS+).
+
+        Raises
+        ------
+        GradientError
+            When signal, mask and gradients do not fit one another.
+        """
+        gradients.check_shapes(signal, mask)
         voxels = np.ascontiguousarray(signal[mask], dtype=np.float32)
         return cls(voxels, mask, affine, gradients, responses, estimate_noise(voxels, gradients))
 
@@ -113,6 +132,14 @@ class Scan:
         """Return the scan in those of its voxels that another mask (X, Y, Z) marks too; the noise level stays."""
         kept = self.mask & mask
         return replace(self, voxels=np.ascontiguousarray(self.voxels[kept[self.mask]]), mask=kept)
+
+    def to_volume(self, values: ArrayLike) -> np.ndarray:
+        """Return values (n, ...) of the voxels as a volume (X, Y, Z, ...), zero outside the mask."""
+        if len(values) != len(self.voxels):
+            raise ValueError(
+                f"values of shape {np.shape(values)}, expected one row for each of {len(self.voxels)} voxels"
+            )
+        return scatter(values, self.mask)
 
     def crop(self, box: Box) -> Scan:
         """Return the scan in a box of its grid."""

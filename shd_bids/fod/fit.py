@@ -14,7 +14,7 @@ from shd_bids.fod.network import apply_network
 from shd_bids.fod.quality import domain_warnings, fit_warnings, measure_quality
 from shd_bids.fod.refinement.refine import refine_fod
 from shd_bids.fod.refinement.scale import match_b0
-from shd_bids.fod.weights import Weights
+from shd_bids.fod.weights import Weights, load_weights
 from shd_bids.nn.device import choose_device, describe_device
 from shd_bids.options import Runtime
 from shd_bids.scan import Scan
@@ -25,10 +25,10 @@ _NETWORK_SHARE = 0.7  # of the time; the rest is the refinement
 
 def fit_fod(
     scan: Scan,
-    weights: Weights,
+    weights: Weights | None = None,
     *,
     runtime: Runtime = _BY_DEFAULT,
-    refine: bool = True,
+    refine: bool | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> FOD:
     """Estimate the fODF of every voxel of a scan.
@@ -36,11 +36,12 @@ def fit_fod(
     Parameters
     ----------
     scan : Scan
-    weights : Weights
-        As trained, or adapted to the scan or to its cohort.
+    weights : Weights, optional
+        As trained, or adapted to the scan or to its cohort; None takes those of the package.
     runtime : Runtime
-    refine : bool
-        Whether the data refine the answer of the network; otherwise its signal at b=0 is matched, as published.
+    refine : bool, optional
+        Whether the data refine the answer of the network; otherwise its signal at b=0 is matched, as published. None
+        leaves it to the weights.
     progress : callable, optional
         Called with ``"fod"`` and the share done.
 
@@ -51,6 +52,8 @@ def fit_fod(
     WeightsError
         When the weights are of another protocol.
     """
+    weights = load_weights() if weights is None else weights
+    refine = weights.is_refined if refine is None else refine
     shown = scan if weights.input_volumes is None else scan.select(weights.input_volumes.choose(scan.gradients))
     inputs = make_inputs(shown, weights.inputs, nside=weights.config.nside)
     network_share = _NETWORK_SHARE if refine else 1.0

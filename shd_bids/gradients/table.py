@@ -87,6 +87,27 @@ class GradientTable:
             return signal
         return signal[..., self.source_volumes]
 
+    def check_shapes(self, signal: np.ndarray, mask: np.ndarray) -> None:
+        """Compare a signal, shape (x, y, z, N), and a mask, shape (x, y, z), with each other and with the table.
+
+        Raises
+        ------
+        GradientError
+            Signal or mask has another shape, or the mask does not hold booleans; all problems are named.
+        """
+        problems = []
+        expected = (*mask.shape[:3], self.n_volumes)
+        if mask.ndim != 3 or mask.dtype != bool:
+            problems.append(
+                f"mask of shape {mask.shape} and type {mask.dtype}, expected (x, y, z) and bool; use mask > 0"
+            )
+        if signal.shape != expected:
+            problems.append(f"signal of shape {signal.shape}, expected {expected} by mask and gradients")
+            if self.n_source_volumes != self.n_volumes and signal.shape[-1:] == (self.n_source_volumes,):
+                problems[-1] += "; gradients.take(signal) leaves out the volumes without a direction"
+        if problems:
+            raise GradientError(problems)
+
     def select(self, indices: ArrayLike) -> "GradientTable":
         """Return the rows ``indices`` (integers or booleans) as a table of its own, which must keep a b=0.
 

@@ -66,26 +66,15 @@ def find_image_peaks(
 
     from shd_bids.images import gather, load_mask, load_volume
     from shd_bids.nn.device import choose_device
-    from shd_bids.peaks.search import find_peaks
-    from shd_bids.peaks.threshold import noise_threshold
+    from shd_bids.peaks.fibres import find_fibres
 
     where = choose_device(runtime.device)
     coefficients = np.load(files.fod_file)
     reference = load_volume(files.mask_file)
     mask = load_mask(files.mask_file, reference)
     wm, csf = (gather(load_volume(path).data, mask) for path in (files.vfwm_file, files.vfcsf_file))
-    threshold = options.peak_absolute_threshold
-    if threshold is None:
-        threshold = noise_threshold(coefficients, csf, wm_fraction=wm, device=where)
-    peaks = find_peaks(
-        coefficients,
-        max_peaks=options.peak_max,
-        relative_threshold=options.peak_relative_threshold,
-        absolute_threshold=threshold,
-        min_separation=options.peak_separation,
-        prominence=options.peak_prominence,
-        device=where,
-        progress=log_progress(label),
+    peaks, threshold = find_fibres(
+        coefficients, options, wm_fraction=wm, csf_fraction=csf, device=where, progress=log_progress(label)
     )
     maps = _maps(peaks, coefficients, np.load(files.precision_file))
     facts = {

@@ -79,10 +79,22 @@ def estimate_responses(
     Raises
     ------
     InputError
-        When fewer than 20 voxels of the mask have a signal that decays with b.
+        When the shapes do not fit, or fewer than 20 voxels of the mask have a signal that decays with b.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from shd_bids import estimate_responses, simulation
+    >>> rng = np.random.default_rng(0)
+    >>> phantom = simulation.crossing_phantom(rng, size=8, angles=(70.0,))
+    >>> gradients = simulation.make_gradients(rng, {1000.0: 12, 2500.0: 30}, n_b0=2)
+    >>> micro = simulation.draw_microstructure(rng, len(phantom.bundles))
+    >>> signal = simulation.noiseless_signal(phantom, micro, gradients)
+    >>> estimate = estimate_responses(signal, np.ones(signal.shape[:3], bool), gradients)
+    >>> estimate.responses.wm.coefficients.shape  # shells, degrees 0 to 10
+    (3, 6)
     """
-    if signal.shape[:3] != mask.shape or signal.shape[3] != gradients.n_volumes:
-        raise InputError(f"signal of shape {signal.shape}, expected {(*mask.shape, gradients.n_volumes)}")
+    gradients.check_shapes(signal, mask)
     notes: list[str] = []
     inside, rows, sdm = _decaying_voxels(signal, mask, gradients, notes)
     tensors = fit_tensor(rows, gradients)
