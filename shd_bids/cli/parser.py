@@ -30,7 +30,18 @@ spherical deconvolution with an equivariant network: one for all protocols, or S
 
 EPILOG = """\
 exit codes: 0 all done; 1 some series failed, the others finished; 2 wrong call; 65 bad input data; 66 nothing matched;
-69 device absent; 70 internal error; 73 cannot write; 78 bad weights; 130 and 143 interrupted (SIGINT, SIGTERM)."""
+69 device absent; 70 internal error; 73 cannot write; 78 bad weights; 130 and 143 interrupted (SIGINT, SIGTERM).
+
+examples:
+  shd_bids bids out participant --dry-run                         what would be done, and how long it takes
+  shd_bids bids out participant --participant-label 01 02         two participants, all stages
+  shd_bids qsiprep out participant --level peaks                  preprocessed images; no streamlines
+  shd_bids bids out participant -d qsiprep=/data/qsiprep          the same from elsewhere
+  shd_bids bids out participant --level response                  a study: responses of all series,
+  shd_bids bids out group                                         their means by protocol,
+  shd_bids bids out participant --responses group                 and everything else with them
+  shd_bids bids out participant --device cuda --mem 32G           on a GPU
+  shd_bids --config-file out/sub-01/log/RUN/shd_bids.toml         the same call again"""
 
 CONFIG_HELP = "options from a file; the command line wins"
 NOTRACK_HELP = "accepted for old scripts; nothing is ever sent anywhere"
@@ -103,6 +114,7 @@ def build_parser(*, with_positionals: bool = True) -> argparse.ArgumentParser:
         usage="shd_bids BIDS_DIR OUTPUT_DIR {participant,group} [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=with_positionals,

@@ -1,5 +1,6 @@
 import argparse
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shd_bids import __version__
-from shd_bids.cli.parser import build_parser, parse_args
+from shd_bids.cli.parser import EPILOG, build_parser, parse_args
 from shd_bids.settings import SLOPPY, Settings
 
 
@@ -201,6 +202,16 @@ class TestConfigFile:
 def test_limits_of_the_batch_system_are_kept(dirs):
     settings = parse(dirs, environment={"SLURM_CPUS_PER_TASK": "1", "SLURM_MEM_PER_NODE": "4096"})
     assert (settings.nprocs, settings.omp_nthreads, settings.mem) == (1, 1, 3.6)
+
+
+def test_help_ends_with_examples_that_parse():
+    assert build_parser().format_help().endswith(EPILOG + "\n")
+    lines = EPILOG.partition("examples:\n")[2].splitlines()
+    calls = [re.split(r"\s{2,}", line.strip())[0].removeprefix("shd_bids ").split() for line in lines]
+    assert len(calls) >= 6
+    for words in calls:
+        chosen = ["--dry-run=text" if word == "--dry-run" else word for word in words]
+        assert build_parser(with_positionals=words[0] != "--config-file").parse_args(chosen)
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"]])
