@@ -11,12 +11,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-EXTRAS ?= test
+EXTRAS ?= test,docs
 WORKERS ?= auto
 IMAGE ?= shd_bids:latest
 DEMO_DIR ?= demo
+DOCS_DIR ?= build/docs
 
-.PHONY: help install demo test lint test-unit test-slow test-container image sdist clean
+.PHONY: help install demo test lint test-unit test-slow test-container docs image sdist clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +58,10 @@ test-slow: $(TOOLS)  ## whole runs and comparisons, minutes each
 
 test-container:  ## build the images for real and compare the demo in them; skips where no builder is
 	tests/container/run_checks.sh
+
+docs: $(INSTALLED)  ## build the documentation in build/docs; warnings are errors
+	$(PIP_INSTALL) 'shd_bids[docs]'
+	$(BIN)/python -m sphinx -E -W --keep-going -b html docs $(DOCS_DIR)
 
 image:  ## build the container image, named $(IMAGE)
 	tests/container/build_image.sh $(IMAGE) .

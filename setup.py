@@ -9,7 +9,7 @@ from setuptools.command.sdist import sdist
 
 KERNELS = (Path("shd_bids/nn/backends/cpu/spectral"), Path("shd_bids/tractography/kernel"))
 LINK = "shd_bids/workflows"
-FOLDERS = (".ci", ".github", "deploy", "shd_bids", "tests", "workflows")
+FOLDERS = (".ci", ".github", "deploy", "docs", "shd_bids", "tests", "workflows")
 FILES = (".dockerignore", ".gitignore", "CITATION.cff", "Dockerfile", "Makefile", "constraints.txt", "singularity.def")
 
 # By its path: the package needs what is not installed yet.

@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     argv : sequence of str
         Words after the program's name.
     """
-    parser = _parser()
+    parser = build_parser()
     own, words = parser.parse_known_args(argv)
     if not words:
         parser.error("BIDS_DIR OUTPUT_DIR participant and options of shd_bids are needed")
@@ -91,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options of the script; the others are those of `shd_bids`."""
     parser = argparse.ArgumentParser(prog="shd_bids-slurm", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "--image", type=Path, metavar="SIF", help="Apptainer image to run in (default: this installation)"

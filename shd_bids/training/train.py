@@ -130,8 +130,8 @@ def _network(config: TrainingConfig, start: Weights | None) -> UNet:
     return start.network()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the training command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the training command."""
     parser = argparse.ArgumentParser(prog="python -m shd_bids.training", description=__doc__)
     parser.add_argument("config", type=Path, help="TOML file with the fields of TrainingConfig")
     parser.add_argument("output_dir", type=Path)
@@ -142,7 +142,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate")
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop with a checkpoint after this time")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the training command."""
+    options = build_parser().parse_args(argv)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     config = TrainingConfig.from_toml(options.config.read_text())

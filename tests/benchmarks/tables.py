@@ -81,6 +81,9 @@ _PEAKS = ("pr_area", "angular_error")
 _CARD = ("pr_area", "angular_error", "narrow_f1")
 _COSTS = ("speedup", "saving", "time_share", "memory_share", "difference", "seconds")
 _TRACTS = ("valid", "invalid", "overlap", "overreach", "lines_per_second")
+_BROAD = ("amortised", "msmt_csd", "rumba")
+_PROTOCOLS = ("HCP, 30", "ABCD, 30", "ABCD, 15", "b1000, 30", "b1000, 15")
+_SINGLE = ("single 8x8", "dispersed 18x18", "dispersed 24x24", "fanned 20x8", "fanned 26x8", "bent, radius 6")
 _VOLUMES = ("volumes", "protocol", "SNR", "number, size")
 
 TABLES = {
@@ -137,7 +140,7 @@ TABLES = {
         },
     ),
     "tracts": Table(
-        "README.md",
+        "",
         "tracts",
         ("protocol", "SNR", "volumes x streamlines"),
         {
@@ -146,6 +149,41 @@ TABLES = {
             "shd_bids `det`": Column("det", _TRACTS),
             "MRtrix3 SD_STREAM": Column("SD_STREAM", _TRACTS),
         },
+    ),
+    "tissue": Table(
+        "",
+        "tissue",
+        ("protocol", "SNR", "bundle, standard deviations in degrees"),
+        {name: Column(name, ("one_peak", "first_error")) for name in _BROAD},
+        rows=tuple(f"{protocol}, {bundle}" for protocol in _PROTOCOLS for bundle in _SINGLE),
+    ),
+    "crossings": Table(
+        "",
+        "tissue",
+        ("protocol", "SNR", "angle in degrees, width of each, shares"),
+        {name: Column(name, ("both_found",)) for name in _BROAD},
+        rows=tuple(
+            f"{protocol}, crossing {angle}, {width}, 50/50"
+            for protocol in _PROTOCOLS
+            for angle in (40, 60, 90)
+            for width in ("8x8", "20x20")
+        ),
+    ),
+    "invivo": Table(
+        "",
+        "invivo",
+        ("scan", "voxels"),
+        {
+            f"{METRICS[metric].label}: `{name}`": Column(name, (metric,))
+            for metric in ("one_peak", "first_error", "three_peaks", "with_peak")
+            for name in ("amortised", "msmt_csd")
+        },
+    ),
+    "equivariance": Table(
+        "",
+        "equivariance",
+        ("part",),
+        {METRICS[metric].label: Column("shd_bids", (metric,)) for metric in ("voxel", "grid", "both")},
     ),
     "engine": Table(
         "",
