@@ -151,8 +151,41 @@ class DWIRun:
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """One or several images of a session that cannot be processed.
+
+    Attributes
+    ----------
+    prefix, subject, session : str
+        As of a `DWIRun`; of the first image where there are several.
+    problems : tuple of str
+        What was found and what to do, one line each.
+    """
+
+    prefix: str
+    subject: str
+    session: str | None
+    problems: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: Path, problems: Sequence[str]) -> "Unusable":
+        """Return it for an image."""
+        entities = source_entities(path)
+        prefix = "_".join(f"{name}-{value}" for name, value in entities.items())
+        return cls(prefix, entities.get("sub", ""), entities.get("ses"), tuple(problems))
+
+
 def collect_runs(settings: Settings) -> tuple[DWIRun, ...]:
-    """Return every diffusion series that matches the settings, each with usable gradients and mask.
+    """Return every diffusion series that matches the settings, as `collect_study`; one that is unusable is an error."""
+    runs, unusable = collect_study(settings)
+    if unusable:
+        raise InputError(problem for item in unusable for problem in item.problems)
+    return runs
+
+
+def collect_study(settings: Settings) -> tuple[tuple[DWIRun, ...], tuple[Unusable, ...]]:
+    """Return every diffusion series that matches the settings, each with usable gradients and mask, and those without.
 
     Preprocessed series (``desc-preproc`` in a ``--derivatives`` data set) replace the raw ones of their session.
     Every image is read once, so that damage is found before hours of work.
@@ -162,37 +195,39 @@ def collect_runs(settings: Settings) -> tuple[DWIRun, ...]:
     NoInputError
         A label does not exist, or nothing matched.
     InputError
-        Files are missing, ambiguous, damaged, or contradict each other; all problems of all series are named.
+        No series is usable, for files that are missing, ambiguous, damaged, or contradict each other; all problems of all
+        series are named. Or the responses given do not fit.
     """
     filters = read_filters(settings.bids_filter_file)
     datasets = open_datasets(settings)
     require_labels(settings, datasets)
     runs: list[DWIRun] = []
-    problems: list[str] = []
+    unusable: list[Unusable] = []
     skipped: list[str] = []
     for images in images_by_session(settings, datasets, filters["dwi"]).values():
         found, troubles, too_few = _session_runs(settings, datasets, filters["mask"], images)
         runs += found
-        problems += troubles
+        unusable += troubles
         skipped += too_few
-    problems += response_problems(settings, runs)
-    if problems or (skipped and not runs):
+    problems = [problem for item in unusable for problem in item.problems]
+    if unfit := response_problems(settings, runs):
+        raise InputError(problems + unfit)
+    if not runs and (problems or skipped):
         raise InputError(problems or skipped)
     if not runs:
         raise NoInputError(nothing_found(settings, datasets))
     for text in skipped:
         logger.warning("%s; skipped", text)
-    return tuple(runs)
+    return tuple(runs), tuple(unusable)
 
 
 def _session_runs(
     settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any], images: list[tuple[Dataset, Path]]
-) -> tuple[list[DWIRun], list[str], list[str]]:
-    """Return the series of one session, their problems, and why images with too few volumes are none."""
-    problems = list(ambiguities(images))
-    if problems:
-        return [], problems, []
-    runs, skipped = [], []
+) -> tuple[list[DWIRun], list[Unusable], list[str]]:
+    """Return the series of one session, those that are unusable, and why images with too few volumes are none."""
+    if unclear := list(ambiguities(images)):
+        return [], [Unusable.of(images[0][1], unclear)], []
+    runs, unusable, skipped = [], [], []
     for dataset, path in images:
         try:
             found = _run_of(settings, datasets, mask_filters, dataset, path)
@@ -202,8 +237,9 @@ def _session_runs(
                 runs.append(found)
         except InputError as error:
             stem = path.name.partition(".")[0]
-            problems += [text if stem in text else f"{path.name}: {text}" for text in error.problems]
-    return runs, problems, skipped
+            problems = [text if stem in text else f"{path.name}: {text}" for text in error.problems]
+            unusable.append(Unusable.of(path, problems))
+    return runs, unusable, skipped
 
 
 def _run_of(

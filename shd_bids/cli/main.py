@@ -26,7 +26,7 @@ from shd_bids.cli.parser import parse_args
 from shd_bids.settings import Settings
 
 if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun
+    from shd_bids.bids.collect import DWIRun, Unusable
     from shd_bids.bids.stages import StagePlan
     from shd_bids.cli.record import Record
     from shd_bids.report.html import RunReport
@@ -80,21 +80,24 @@ def _told(settings: Settings, argv: Sequence[str]) -> int:
 def _run(settings: Settings, argv: Sequence[str]) -> int:
     # imported here so that --help and --version answer at once
     from shd_bids.bids import provenance
-    from shd_bids.bids.collect import collect_runs
+    from shd_bids.bids.collect import collect_study
     from shd_bids.bids.response_sets import with_responses
     from shd_bids.cli.group import run_group
     from shd_bids.cli.plan import format_plan, make_plan
     from shd_bids.cli.preflight import describe_device, require_names, require_weights, require_writable
     from shd_bids.cli.study import run_study
+    from shd_bids.cli.unusable import note_unusable
     from shd_bids.cli.workplace import hold_series
 
     require_writable(settings, create=False)
     device = describe_device(settings.device)
     require_weights(settings)
-    runs = with_responses(collect_runs(settings), settings)
+    found, unusable = collect_study(settings)
+    runs = with_responses(found, settings)
     require_names(runs, settings)
     if settings.analysis_level == "group" and settings.fit != "cohort":
-        return run_study(runs, settings, argv=argv)
+        return run_study(runs, settings, argv=argv, unusable=unusable)
+    _tell_unusable(unusable, needs_all=settings.analysis_level == "group")
     if settings.analysis_level == "group":
         return run_group(runs, settings, argv=argv, device=device)
     inputs = {run.key: provenance.hash_inputs(run, settings) for run in runs}
@@ -102,13 +105,30 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     if settings.dry_run:
         plan = make_plan(runs, settings, device=device, plans=plans, done=done)
         print(json.dumps(plan, indent=2) if settings.dry_run == "json" else format_plan(plan))
-        return 0
+        return int(bool(unusable))
+    if unusable:
+        require_writable(settings, create=True)
+        note_unusable(unusable, runs, settings, command=provenance.command_line(argv))
     if len(done) == len(runs):
-        return _nothing_left(runs, done, device)
+        return _nothing_left(runs, done, device) or int(bool(unusable))
     require_writable(settings, create=True)
     with hold_series(settings, [run for run in runs if run.key not in done]):
         plans, done = _find_done(runs, settings, inputs)  # also by a call that this one waited for
-        return _process(runs, settings, argv=argv, inputs=inputs, plans=plans, done=done, device=device)
+        code = _process(
+            runs, settings, argv=argv, inputs=inputs, plans=plans, done=done, device=device, unusable=unusable
+        )
+    return code or int(bool(unusable))
+
+
+def _tell_unusable(unusable: Sequence["Unusable"], *, needs_all: bool) -> None:
+    """Tell why series cannot be processed; the others are, unless all are needed."""
+    from shd_bids.errors import InputError
+
+    problems = [problem for item in unusable for problem in item.problems]
+    if problems and needs_all:
+        raise InputError(problems)
+    for problem in problems:
+        logger.error("%s", problem)
 
 
 def _find_done(
@@ -138,6 +158,7 @@ def _process(
     plans: Mapping[str, "StagePlan"],
     done: Mapping[str, dict[str, Any]],
     device: str,
+    unusable: Sequence["Unusable"],
 ) -> int:
     """Process the series that are not done; leave records and reports however it ends.
 
@@ -156,6 +177,8 @@ def _process(
         Records of the series that earlier calls finished; they share reports with the new ones.
     device : str
         Where networks will run, as text.
+    unusable : sequence of Unusable
+        They share reports too.
     """
     from shd_bids.bids import provenance
     from shd_bids.bids.recall import remembered
@@ -166,7 +189,7 @@ def _process(
     waiting = [run for run in runs if run.key not in done]
     if not waiting:
         return _nothing_left(runs, done, device)
-    record = Record(settings=settings, command=provenance.command_line(argv), runs=waiting)
+    record = Record(settings=settings, command=provenance.command_line(argv), runs=waiting, unusable=unusable)
     for run in waiting:
         hashes = inputs[run.key]
         record.series[run.key] = {
@@ -250,9 +273,10 @@ def _recorded(
 
 def _tell_end(record: "Record", n_skipped: int) -> None:
     """Tell how many series are done, and which are not."""
-    from shd_bids.bids.records import FINISHED
+    from shd_bids.bids.records import FAILED, FINISHED
 
     ended = {run.prefix: record.series[run.key]["status"] for run in record.runs}
+    ended |= {item.prefix: FAILED for item in record.unusable}
     n_done = n_skipped + sum(status == FINISHED for status in ended.values())
     parts = [f"{n_done} of {n_skipped + len(ended)} series done"]
     for wanted in dict.fromkeys(status for status in ended.values() if status != FINISHED):
@@ -333,6 +357,7 @@ def _write_reports(record: "Record", earlier: Sequence[tuple["DWIRun", dict[str,
     """Write one page for each session that has new series, and tell whether that worked."""
     from shd_bids.bids.provenance import software
     from shd_bids.bids.records import FINISHED, INTERRUPTED
+    from shd_bids.cli.unusable import unusable_report
     from shd_bids.report.html import Status, write_report
 
     sessions = dict.fromkeys((run.subject, run.session) for run in record.runs)
@@ -349,6 +374,11 @@ def _write_reports(record: "Record", earlier: Sequence[tuple["DWIRun", dict[str,
         series = [(run, item) for run, item in all_series if (run.subject, run.session) == (subject, session)]
         pages = [
             _run_report(run, item, record.settings) for run, item in sorted(series, key=lambda pair: pair[0].prefix)
+        ]
+        pages += [
+            unusable_report(item, record.settings)
+            for item in record.unusable
+            if (item.subject, item.session) == (subject, session)
         ]
         try:
             page = write_report(record.settings.output_dir, subject, session, pages, status)

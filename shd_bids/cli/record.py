@@ -10,7 +10,7 @@ from typing import Any
 
 from shd_bids import __version__
 from shd_bids.bids import provenance
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.collect import DWIRun, Unusable
 from shd_bids.bids.names import expected_outputs, log_dir
 from shd_bids.bids.prov import describe_call, write_prov
 from shd_bids.bids.records import FAILED, FINISHED, RUNNING
@@ -42,6 +42,8 @@ class Record:
     series : dict
         Key of a run -> what happened to it: ``status``, ``digests`` of its stages, those ``reused``, ``inputs``, what was
         ``seen`` of them, ``outputs``, ``stages``, and ``exit_code``, ``stage``, ``error``, ``message`` where it failed.
+    unusable : sequence of Unusable
+        Series that this call cannot process; they have records of their own.
     """
 
     settings: Settings
@@ -52,6 +54,7 @@ class Record:
     status: str = RUNNING
     exit_code: int | None = None
     series: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unusable: Sequence[Unusable] = ()
 
     @property
     def subjects(self) -> tuple[str, ...]:

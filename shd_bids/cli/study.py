@@ -12,11 +12,11 @@ from shd_bids.files import read_json_object
 from shd_bids.settings import Settings
 from shd_bids.study.page import write_page
 from shd_bids.study.ratings import find_ratings, read_ratings
-from shd_bids.study.series import read_participants, read_series
+from shd_bids.study.series import read_participants, read_series, unusable_series
 from shd_bids.study.study import Study, assess, write_table
 
 if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun
+    from shd_bids.bids.collect import DWIRun, Unusable
 
 __all__ = ["run_study"]
 
@@ -26,8 +26,10 @@ MOST_LINES = 20
 """Of one kind on the console; the page has all."""
 
 
-def run_study(runs: Sequence["DWIRun"], settings: Settings, *, argv: Sequence[str]) -> int:
-    """Write mean responses and quality of a study and return the exit code, that of the responses.
+def run_study(
+    runs: Sequence["DWIRun"], settings: Settings, *, argv: Sequence[str], unusable: Sequence["Unusable"] = ()
+) -> int:
+    """Write mean responses and quality of a study and return the exit code: 1 where series lack responses.
 
     Parameters
     ----------
@@ -36,6 +38,8 @@ def run_study(runs: Sequence["DWIRun"], settings: Settings, *, argv: Sequence[st
     settings : Settings
     argv : sequence of str
         Words of the call, for the record.
+    unusable : sequence of Unusable
+        Those that cannot be processed.
 
     Raises
     ------
@@ -55,14 +59,14 @@ def run_study(runs: Sequence["DWIRun"], settings: Settings, *, argv: Sequence[st
     if not settings.dry_run:
         groups = _groups(runs, settings, participants)
         found = read_series(settings.output_dir, runs, groups=groups, participants=participants)
-        study = assess(*found, opinions)
+        study = assess([*found[0], *unusable_series(settings.output_dir, unusable, participants)], found[1], opinions)
         table = write_table(study, settings.output_dir)
         page = write_page(study, settings.output_dir, title=_title(settings))
         _tell(study)
         logger.info("quality: %s, %s", table, page)
     if none is not None:
         raise none
-    return code
+    return code or int(bool(unusable))
 
 
 def _groups(

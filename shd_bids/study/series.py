@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.collect import DWIRun, Unusable
 from shd_bids.bids.names import figure_path, output_path, sidecar_path
 from shd_bids.errors import InputError
 from shd_bids.files import read_json_object, read_text
 
-__all__ = ["MISSING", "Series", "read_participants", "read_series"]
+__all__ = ["MISSING", "Series", "by_group", "read_participants", "read_series", "unusable_series"]
 
 MISSING = "missing"
 """State of a series of which there is no record; others are those of the records."""
@@ -84,7 +84,6 @@ def read_series(
         state = states[run.subject].get(run.prefix, {"status": MISSING})
         values, columns = _numbers(output_dir, run)
         dictionary = columns | dictionary
-        page = f"sub-{run.subject}" + (f"_ses-{run.session}" if run.session else "") + ".html"
         picture = figure_path(output_dir, run, "thumbnail", extension=".webp")
         found.append(
             Series(
@@ -96,11 +95,35 @@ def read_series(
                 group=groups.get(run.key, ""),
                 traits=participants.get(run.subject, {}),
                 values=values,
-                report=page if (output_dir / page).is_file() else "",
+                report=_report(output_dir, run.subject, run.session),
                 thumbnail=picture if picture.is_file() else None,
             )
         )
     return found, dictionary
+
+
+def unusable_series(
+    output_dir: Path, unusable: Iterable[Unusable], participants: Mapping[str, Mapping[str, str]]
+) -> list[Series]:
+    """Return the series that cannot be processed; they have no numbers and are compared with none."""
+    return [
+        Series(
+            name=item.prefix,
+            subject=item.subject,
+            status="failed",
+            stage="input",
+            reason="; ".join(item.problems),
+            traits=participants.get(item.subject, {}),
+            report=_report(output_dir, item.subject, item.session),
+        )
+        for item in unusable
+    ]
+
+
+def _report(output_dir: Path, subject: str, session: str | None) -> str:
+    """Return the page of a subject or session, relative to the root, empty where there is none."""
+    page = f"sub-{subject}" + (f"_ses-{session}" if session else "") + ".html"
+    return page if (output_dir / page).is_file() else ""
 
 
 def _states(output_dir: Path, subject: str) -> dict[str, dict[str, Any]]:

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.collect import DWIRun, collect_study
 from shd_bids.errors import InputError
+from shd_bids.settings import Settings
 from tests.bids_trees import (
     AFFINE,
     SHAPE,
@@ -295,3 +296,13 @@ class TestResponses:
         with pytest.raises(InputError, match="no line '# Shells") as caught:
             collect(root, responses=(path,))
         assert len(caught.value.problems) == 1
+
+
+def test_a_study_has_its_usable_series_and_says_why_the_others_are_not(tmp_path):
+    root = raw_dataset(tmp_path / "raw", "sub-01_dwi", "sub-02_ses-1_dwi", "sub-03_dwi")
+    (root / "sub-02" / "ses-1" / "dwi" / "sub-02_ses-1_dwi.bval").unlink()
+    runs, unusable = collect_study(Settings(bids_dir=root, output_dir=tmp_path / "out"))
+    assert [run.prefix for run in runs] == ["sub-01", "sub-03"]
+    (item,) = unusable
+    assert (item.prefix, item.subject, item.session) == ("sub-02_ses-1", "02", "1")
+    assert len(item.problems) == 1 and "no .bval" in item.problems[0]

@@ -74,7 +74,7 @@ class TestBeforeTheGraph:
         assert not graph.calls
 
     def test_an_internal_error_shows_no_traceback(self, raw, out, capsys, monkeypatch):
-        monkeypatch.setattr("shd_bids.bids.collect.collect_runs", lambda settings: 1 / 0)
+        monkeypatch.setattr("shd_bids.bids.collect.collect_study", lambda settings: 1 / 0)
         assert call(raw, out) == 70
         assert "Traceback" not in capsys.readouterr().err
         assert call(raw, out, "-v") == 70
