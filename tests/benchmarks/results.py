@@ -82,6 +82,8 @@ METRICS = {
     "three_peaks": Metric("three peaks or more", "{:.2f}"),
     "with_peak": Metric("with a peak", "{:.2f}"),
     "first_error": Metric("largest peak (°)", "{:.1f}"),
+    "density_difference": Metric("difference of fibre density (%)", "{:.1f}"),
+    "density_spread": Metric("spread of its ratio (%)", "{:.1f}"),
     "fod_correlation": Metric("correlation of fODFs", "{:.2f}", larger_is_better=True),
     "same_count": Metric("same number of peaks", "{:.2f}", larger_is_better=True),
     "rmse": Metric("error (%)", "{:.2f}"),
