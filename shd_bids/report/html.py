@@ -194,8 +194,8 @@ def write_report(
     shown = _shown_runs(runs, figures_dir)
     text = render_page(
         "subject.html",
-        styles=["page.css", "viewer.css"],
-        scripts=VIEWER if any(run.view for run in shown) else (),
+        styles=["page.css", "viewer.css", "rating.css"],
+        scripts=[*(VIEWER if any(run.view for run in shown) else ()), "ratings.js", "rate.js"],
         title=name,
         subtitle=status.started.replace("T", " ")[:16],
         navigation=_navigation(runs, shown),

@@ -12,7 +12,7 @@ from shd_bids.report.facts import STAGES
 from shd_bids.report.pages import render_page
 from shd_bids.study.columns import column_of
 from shd_bids.study.outliers import FEWEST, Flag
-from shd_bids.study.plots import Distribution, draw_distribution
+from shd_bids.study.plots import Distribution, draw_distribution, short
 from shd_bids.study.ratings import CONFLICT, RATINGS, counted
 from shd_bids.study.series import Series
 from shd_bids.study.study import Study, table_path
@@ -95,7 +95,7 @@ def _row(number: int, item: Series, study: Study) -> dict[str, Any]:
 def _cell(value: Any, flag: Flag | None) -> dict[str, Any]:
     """Return a number as text with its doubt."""
     is_number = isinstance(value, float)
-    text = (f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.3g}") if is_number else "–"
+    text = short(value) if is_number else "–"
     return {
         "value": f"{value:.6g}" if is_number else "",
         "text": text,

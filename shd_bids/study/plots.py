@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 
 from shd_bids.study.columns import Column
 
-__all__ = ["Distribution", "draw_distribution"]
+__all__ = ["Distribution", "draw_distribution", "short"]
 
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 340, 34, 8, 8, 4, 20
 JITTER = 9  # pixels up and down
@@ -42,8 +42,15 @@ class Distribution:
         for name, values in self.groups.items():
             numbers = np.array(list(values.values()))
             low, middle, high = np.percentile(numbers, (25, 50, 75))
-            parts.append(f"{name}: {len(numbers)} series, median {middle:.3g}, quartiles {low:.3g} to {high:.3g}")
+            parts.append(
+                f"{name}: {len(numbers)} series, median {short(middle)}, quartiles {short(low)} to {short(high)}"
+            )
         return "; ".join(parts) + f"; {len(self.outliers)} outliers"
+
+
+def short(value: float) -> str:
+    """Return a number with three digits, whole where it is large."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def draw_distribution(item: Distribution) -> Markup:
@@ -125,5 +132,10 @@ def _axis(scale: _Scale, height: int) -> list[str]:
     for number in range(first, math.floor(scale.high / step) + 1):
         x = scale(number * step)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{y + 4}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{y + 15}">{number * step:.6g}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{y + 15}">{_tick(number * step)}</text>')
     return parts
+
+
+def _tick(value: float) -> str:
+    """Return the number at a tick, which few digits tell exactly."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"

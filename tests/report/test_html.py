@@ -93,7 +93,8 @@ def test_navigation_finds_its_targets_after_a_failure(tmp_path):
 
 def test_nothing_is_asked_from_the_network(output_dir, facts):
     found = page(output_dir, [RunReport(PREFIX, facts)])
-    assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "base"}
+    assert not {tag for tag, _ in found.tags} & {"link", "iframe", "object", "base"}
+    assert not found.values("script", "src")
     asked = found.values("img", "src")
     assert asked
     assert all(link.startswith("data:image/webp;base64,") for link in asked)
@@ -118,6 +119,8 @@ def test_policy_admits_the_style_and_script_of_the_page_and_nothing_else(output_
     style = text[text.index("<style>") + 7 : text.index("</style>")]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert f"style-src 'sha256-{digest}'" in policy
+    script = text[text.index('<script type="module">') + 22 : text.index("</script>")]
+    assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
     assert "unsafe" not in policy
     assert not [attrs for _, attrs in found.tags if "style" in attrs]
 
@@ -180,7 +183,8 @@ def test_everything_from_outside_is_escaped(tmp_path, facts):
     run = RunReport(f'x"{evil}', facts, {"fit": evil}, Problem(evil, evil), [evil])
     status = Status("failed", evil, True, evil, evil, {evil: evil})
     found = page(tmp_path, [run, run], status, session=None)
-    assert not [tag for tag, _ in found.tags if tag == "script"]
+    assert len([tag for tag, _ in found.tags if tag == "script"]) == 1  # that of the page
+    assert evil not in (tmp_path / "sub-01.html").read_text("utf-8")
 
 
 def test_odd_facts_do_not_stop_the_page(tmp_path):
@@ -206,3 +210,11 @@ def test_kept_weights_are_told(output_dir, facts):
 
 def test_session_has_its_own_page(tmp_path):
     assert write_report(tmp_path, "01", "a", [], Status("ok")) == tmp_path / "sub-01_ses-a.html"
+
+
+def test_each_series_can_be_rated(output_dir, facts):
+    found = page(output_dir, [RunReport(PREFIX, facts), RunReport("sub-01_acq-y", facts)])
+    assert found.values("section", "data-series") == [PREFIX, "sub-01_acq-y"]
+    choices = [(attrs["name"], attrs["value"]) for tag, attrs in found.tags if attrs.get("type") == "radio"]
+    words = ("pass", "doubt", "fail")
+    assert choices == [(f"rating-run-{name}", word) for name in (PREFIX, "sub-01_acq-y") for word in words]
