@@ -195,7 +195,7 @@ def write_report(
     text = render_page(
         "subject.html",
         styles=["page.css", "viewer.css", "rating.css"],
-        scripts=[*(VIEWER if any(run.view for run in shown) else ()), "ratings.js", "rate.js"],
+        scripts=["ratings.js", "rate.js", *(VIEWER if any(run.view for run in shown) else ())],
         title=name,
         subtitle=status.started.replace("T", " ")[:16],
         navigation=_navigation(runs, shown),
