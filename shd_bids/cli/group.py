@@ -187,7 +187,7 @@ def _keep(
         "StartWeightsSHA256": facts["start_sha256"] or "n/a",
         "IsBetterThanStart": facts["kept"],
         "Steps": facts["steps"],
-        "TotalVariationWeight": facts["lambda_tv"],
+        "TotalVariationWeight": facts["tv_weight"],
         "TotalVariationPenalty": facts["tv_penalty"],
         "HeldOutError": {name: {"before": before, "after": after} for name, (before, after) in errors.items()},
         "RandomSeed": settings.random_seed,

@@ -245,7 +245,7 @@ def _model_facts(info: dict[str, Any], *, seed: int) -> dict[str, Any]:
     if normalisation := info.get("normalisation"):
         parameters["Normalisation"] = normalisation
     if adapted := info.get("adaptation"):
-        parameters |= {"TotalVariationWeight": adapted["lambda_tv"], "TotalVariationPenalty": adapted["tv_penalty"]}
+        parameters |= {"TotalVariationWeight": adapted["tv_weight"], "TotalVariationPenalty": adapted["tv_penalty"]}
     return parameters
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,43 +217,47 @@ def draw_tdi(*, tdi_file: Path, mask_file: Path, out_dir: Path) -> Path:
     return plot_tdi(out_dir / "tdi.png", density=density.data, affine=density.affine, mask=mask)
 
 
-def draw_fod_view(
-    *,
-    fod_file: Path,
-    signal_file: Path,
-    vfwm_file: Path,
-    vfgm_file: Path,
-    vfcsf_file: Path,
-    rsquared_file: Path,
-    residualstd_file: Path,
-    misfit_file: Path,
-    mask_file: Path,
-    b0_file: Path,
-    out_dir: Path,
-) -> Path:
+@dataclass(frozen=True)
+class FODViewFiles:
+    """fODFs and signals as `fit_image` keeps them, maps of tissues and quality, mask and mean b=0 image."""
+
+    fod_file: Path
+    signal_file: Path
+    vfwm_file: Path
+    vfgm_file: Path
+    vfcsf_file: Path
+    rsquared_file: Path
+    residualstd_file: Path
+    misfit_file: Path
+    mask_file: Path
+    b0_file: Path
+
+
+def draw_fod_view(*, files: FODViewFiles, out_dir: Path) -> Path:
     """Collect fODFs, tissues, quality, and measured and predicted signal for the interactive view."""
     import numpy as np
 
     from shd_bids.images import gather, load_mask, load_volume
     from shd_bids.report.figures import Ground, save_fod_scene
 
-    b0 = load_volume(b0_file)
-    mask = load_mask(mask_file, b0)
+    b0 = load_volume(files.b0_file)
+    mask = load_mask(files.mask_file, b0)
 
     def values(path: Path) -> np.ndarray:
         return gather(load_volume(path, keep_negative=True).data, mask)
 
-    with np.load(signal_file) as stored:
+    with np.load(files.signal_file) as stored:
         signals = dict(
             zip(stored["names"].tolist(), zip(stored["measured"], stored["predicted"], strict=True), strict=True)
         )
-    quality = {"rsquared": rsquared_file, "residualstd": residualstd_file, "misfit": misfit_file}
+    quality = {"rsquared": files.rsquared_file, "residualstd": files.residualstd_file, "misfit": files.misfit_file}
+    fractions = (files.vfwm_file, files.vfgm_file, files.vfcsf_file)
     return save_fod_scene(
         out_dir / "fodview.json",
         ground=Ground(mask, b0.affine),
         b0=b0.data,
-        coefficients=np.load(fod_file, mmap_mode="r"),
-        fractions=np.stack([values(path) for path in (vfwm_file, vfgm_file, vfcsf_file)], axis=1),  # (n, 3)
+        coefficients=np.load(files.fod_file, mmap_mode="r"),
+        fractions=np.stack([values(path) for path in fractions], axis=1),  # (n, 3)
         quality={name: values(path) for name, path in quality.items()},
         signals=signals,
     )
@@ -331,13 +336,20 @@ class FigureInterface(StageInterface):
         return runtime
 
 
-def _interface(name: str, function: Callable[..., Path]) -> type[FigureInterface]:
-    """Return the interface of a drawing function: one file for each argument, which may be absent if it may be None."""
-    arguments = {key: value.annotation for key, value in signature(function).parameters.items() if key != "out_dir"}
+def _interface(name: str, function: Callable[..., Path], *, files_type: type | None = None) -> type[FigureInterface]:
+    """Return the interface of a drawing function: a file for each argument, or field of its argument ``files``.
+
+    It may be absent if it may be None.
+    """
+    if files_type is None:
+        arguments = {key: value.annotation for key, value in signature(function).parameters.items() if key != "out_dir"}
+    else:
+        arguments = {field.name: field.type for field in fields(files_type)}
     files = {key: File(exists=True, mandatory=kind is Path) for key, kind in arguments.items()}
     place = {"__module__": __name__, "__qualname__": f"{name}.input_spec"}  # where pickle looks for it
     spec = type(f"{name}InputSpec", (StageInputSpec,), files | place)
     own = {"__doc__": function.__doc__, "__module__": __name__, "input_spec": spec, "function": staticmethod(function)}
+    own["files_type"] = files_type
     return type(name, (FigureInterface,), own)
 
 
@@ -346,7 +358,7 @@ DrawMask = _interface("DrawMask", draw_mask)
 DrawResponse = _interface("DrawResponse", draw_response)
 DrawFOD = _interface("DrawFOD", draw_fod)
 DrawThumbnail = _interface("DrawThumbnail", draw_thumbnail)
-DrawFODView = _interface("DrawFODView", draw_fod_view)
+DrawFODView = _interface("DrawFODView", draw_fod_view, files_type=FODViewFiles)
 DrawPeaksView = _interface("DrawPeaksView", draw_peaks_view)
 DrawTracksView = _interface("DrawTracksView", draw_tracks_view)
 DrawTissue = _interface("DrawTissue", draw_tissue)

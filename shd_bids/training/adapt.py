@@ -184,7 +184,7 @@ def _facts(state: State, start: Weights, loss: LossWeights, tv_penalty: str, *, 
         "held_out_after": state.best,
         "held_out_by_scan": [list(pair) for pair in zip(state.first_errors, state.best_errors, strict=True)],
         "kept": before is None or state.best < before,
-        "lambda_tv": loss.smoothness,
+        "tv_weight": loss.smoothness,
         "tv_penalty": tv_penalty,
         "history": _thinned(state.history),
     }

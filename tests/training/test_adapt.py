@@ -110,8 +110,8 @@ def test_adaptation_from_nothing_learns_the_fibre_directions(scene):
 
 def test_the_loss_weight_of_the_user_counts_before_that_of_the_recipe(scene, weights):
     plain, none = (run_adaptation(scene, weights, max_steps=1, lambda_tv=value) for value in (None, 0.0))
-    assert plain.facts["lambda_tv"] == 0.5 and "smoothness" in plain.facts["history"][1]
-    assert none.facts["lambda_tv"] == 0.0 and "smoothness" not in none.facts["history"][1]
+    assert plain.facts["tv_weight"] == 0.5 and "smoothness" in plain.facts["history"][1]
+    assert none.facts["tv_weight"] == 0.0 and "smoothness" not in none.facts["history"][1]
 
 
 def test_long_records_are_thinned():
