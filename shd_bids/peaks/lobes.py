@@ -1,7 +1,6 @@
 """Shape of the lobe beneath each peak: how far its fibres disperse, how many there are, and how sure its direction is.
 
-A lobe is taken for a Bingham density around its peak, whose two widths follow from the curvature there (Riffert et al.
-2014).
+A lobe is taken for a Bingham density around its peak, whose two widths are those of what exceeds a tenth of its height.
 """
 
 from __future__ import annotations
@@ -11,20 +10,23 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.interpolate import RegularGridInterpolator
+from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+from scipy.spatial.transform import Rotation
 
 from shd_bids.boxes import chunks
-from shd_bids.peaks.search import Peaks
-from shd_bids.peaks.widths import NARROWEST, WIDEST, lobe_widths
-from shd_bids.sphere.derivatives import SHDerivatives
-from shd_bids.sphere.harmonics import l_max_of, zonal_means
+from shd_bids.peaks.moments import lobe_deviations
+from shd_bids.peaks.search import GRID_NSIDE, Peaks, isotropic_part
+from shd_bids.peaks.widths import WIDEST
+from shd_bids.sphere.harmonics import l_max_of, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
 
 CONTAINED = float(np.sqrt(2 * np.log(10)))
 """Radius, in standard deviations along each axis, of the disc that holds 90 % of a Gaussian in a plane."""
 
-_NODES = np.linspace(NARROWEST, WIDEST, 39)
-_PEAKS_PER_CHUNK = 65536
+_NODES = np.linspace(4.0, WIDEST, 37)  # degrees
+_VOXELS_PER_CHUNK = 512  # 3 MB of samples
+_N_FRAMES = 4  # in which known lobes are shown
+_FINE_NSIDE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +46,15 @@ class Lobes:
 
 
 def measure_lobes(coefficients: np.ndarray, peaks: Peaks) -> Lobes:
-    r"""Measure the lobes of peaks from amplitude and curvature of the fODF there.
+    r"""Measure the lobes of peaks.
 
-    .. math:: f(u) \approx A\, e^{-x_1^2/2\sigma_1^2 - x_2^2/2\sigma_2^2}, \qquad
-              \sigma_i^2 = -A / \lambda_i,
+    Among Bingham densities
 
-    with the eigenvalues :math:`\lambda_i` of the Hessian of f on the sphere at the peak, and
-    :math:`\mathrm{AFD} = A \int_{S^2} e^{-\dots}`.
+    .. math:: f(u) = A\, e^{-s_1^2/2\kappa_1^2 - s_2^2/2\kappa_2^2}
+
+    of sines s, cut at the degree of the function, that which shows the widths of the lobe
+    (`shd_bids.peaks.moments.lobe_deviations`) gives its dispersion, the standard deviation of its angles, and
+    :math:`\mathrm{AFD}`, its integral.
 
     Parameters
     ----------
@@ -65,31 +69,42 @@ def measure_lobes(coefficients: np.ndarray, peaks: Peaks) -> Lobes:
 
     References
     ----------
-    Riffert et al. (2014), NeuroImage 100, section 2.2, for the widths and integral of a peak.
+    Riffert et al. (2014), NeuroImage 100, section 2.2, for the integral of a lobe of two widths.
     """
-    voxel, slot = np.nonzero(peaks.amplitudes > 0)
     dispersion = np.zeros((*peaks.amplitudes.shape, 2), dtype=np.float32)
     density = np.zeros(peaks.amplitudes.shape, dtype=np.float32)
-    l_max = l_max_of(coefficients.shape[1])
-    wide, low = _truncation(l_max)
-    integral = RegularGridInterpolator((_NODES, _NODES), _integral_table())
-    derivatives = SHDerivatives(l_max, torch.device("cpu"))
-    for part in chunks(len(voxel), _PEAKS_PER_CHUNK):
-        rows, places = voxel[part], slot[part]
-        columns = torch.as_tensor(coefficients[rows], dtype=torch.float32).T.contiguous()
-        shown = lobe_widths(derivatives, columns, torch.as_tensor(peaks.directions[rows, places])).numpy()
-        widths = np.interp(shown, wide, _NODES)
-        dispersion[rows, places] = widths
-        whole = peaks.amplitudes[rows, places] / np.sqrt(np.interp(widths, _NODES, low).prod(axis=1))
-        density[rows, places] = whole * integral(widths)
+    shapes, there = _shapes(l_max_of(coefficients.shape[1])), peaks.amplitudes > 0
+    some = np.flatnonzero(there.any(axis=1))
+    for part in chunks(len(some), _VOXELS_PER_CHUNK):
+        rows = some[part]
+        found = shapes(_shown_widths(coefficients[rows], peaks, rows))
+        voxel, slot = np.nonzero(there[rows])
+        dispersion[rows[voxel], slot] = found[:, :2]
+        density[rows[voxel], slot] = peaks.amplitudes[rows[voxel], slot] * found[:, 2]
     return Lobes(dispersion, density)
+
+
+def _shown_widths(coefficients: np.ndarray, peaks: Peaks, rows: np.ndarray) -> np.ndarray:
+    """Return the widths (m, 2) that the lobes of the peaks of some voxels show on the grid, degrees."""
+    axes, basis = _grid(l_max_of(coefficients.shape[1]))
+    samples = basis @ torch.as_tensor(coefficients, dtype=torch.float32).T - torch.as_tensor(peaks.isotropic[rows])
+    n_most = int(peaks.n_fibres[rows].max())
+    directions, heights = (torch.as_tensor(a[rows, :n_most]) for a in (peaks.directions, peaks.heights))
+    return lobe_deviations(samples, axes, directions, heights).numpy()
+
+
+@lru_cache
+def _grid(l_max: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the axes (V, 3) on which lobes are sampled, and the basis there, (V, C)."""
+    axes = hemisphere(GRID_NSIDE)
+    return torch.tensor(axes, dtype=torch.float32), torch.tensor(sh_basis(axes, l_max), dtype=torch.float32)
 
 
 def direction_intervals(lobes: Lobes, precision: np.ndarray) -> np.ndarray:
     r"""Return the angle around each peak that holds the true direction with 90 % confidence, degrees, (n, K) float32.
 
     .. math:: \Delta = \sqrt{2 \ln 10\,\left(\epsilon(\sigma)^2 / a^2 + \epsilon_0(\sigma)^2\right)}, \qquad
-              \sigma = \sqrt{\sigma_1 \sigma_2}
+              \sigma^2 = (\sigma_1^2 + \sigma_2^2) / 2
 
     Parameters
     ----------
@@ -100,32 +115,65 @@ def direction_intervals(lobes: Lobes, precision: np.ndarray) -> np.ndarray:
         :math:`\epsilon`, and that which stays without noise, :math:`\epsilon_0`; all in degrees.
     """
     there = lobes.density > 0
-    width = np.sqrt(lobes.dispersion[there].prod(axis=1))
+    width = np.sqrt((lobes.dispersion[there] ** 2).mean(axis=1))
     noise, rest = (np.interp(width, precision[0], row) for row in precision[1:])
     intervals = np.zeros(lobes.density.shape, dtype=np.float32)
     intervals[there] = np.minimum(CONTAINED * np.hypot(noise / lobes.density[there], rest), 90.0)
     return intervals
 
 
-@lru_cache
-def _truncation(l_max: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the width that round lobes of each width in `_NODES` show when cut at a degree, and their amplitude, relative.
+class _Table:
+    """Values (k, 3) of known lobes by the widths (k, 2) that they show; between them linear, beyond them the nearest."""
 
-    A lobe narrower than the degree holds looks wider and lower than it is.
+    def __init__(self, shown: np.ndarray, values: np.ndarray):
+        self._within, self._beyond = LinearNDInterpolator(shown, values), NearestNDInterpolator(shown, values)
+
+    def __call__(self, shown: np.ndarray) -> np.ndarray:
+        found = self._within(shown)
+        outside = np.isnan(found[:, 0])
+        found[outside] = self._beyond(shown[outside])
+        return found
+
+
+@lru_cache
+def _shapes(l_max: int) -> _Table:
+    """Return what gives dispersion along and across, degrees, and integral over amplitude, (m, 3), of shown widths (m, 2).
+
+    Shown widths are not those of the density: a degree holds no narrow lobe, and what a broad one leaves in all directions
+    counts as isotropic.
     """
-    kappa = 1 / (2 * np.deg2rad(_NODES) ** 2)
-    degree = np.arange(0, l_max + 1, 2)
-    power = zonal_means(kappa, l_max) * (2 * degree + 1)  # of a lobe of unit integral, times 4 pi
-    amplitude = power.sum(axis=1)
-    curvature = power @ (degree * (degree + 1) / 2)  # P_l''(0) = -l (l + 1) / 2 along the sphere
-    whole = 4 * np.pi / np.diagonal(_integral_table())
-    return np.rad2deg(np.sqrt(amplitude / curvature)), amplitude / whole
+    along, across = (_NODES[index] for index in np.tril_indices(len(_NODES)))
+    axes, basis = _grid(l_max)
+    grid = axes.double().numpy()
+    to_sh = sh_inverse(grid, l_max)
+    shown, top = np.zeros((len(along), 2)), np.zeros(len(along))
+    for frame in Rotation.random(_N_FRAMES, rng=np.random.default_rng(0)).as_matrix():
+        coefficients = to_sh @ _bingham(along, across, grid @ frame)
+        samples = basis @ torch.as_tensor(coefficients, dtype=torch.float32)
+        height = sh_basis(frame[None, :, 2], l_max)[0] @ coefficients
+        isotropic = isotropic_part(samples)
+        middle = torch.as_tensor(frame[:, 2], dtype=torch.float32).expand(len(along), 1, 3)
+        above = torch.as_tensor(height, dtype=torch.float32) - isotropic
+        shown += lobe_deviations(samples - isotropic, axes, middle, above[:, None]).numpy() / _N_FRAMES
+        top += height / _N_FRAMES
+    return _Table(shown, np.column_stack([*_moments(along, across), _integrals(along, across) / top]))
 
 
-@lru_cache
-def _integral_table() -> np.ndarray:
-    """Return the integral over the sphere of Bingham lobes of amplitude 1 for both widths in `_NODES`, (W, W)."""
-    axes = hemisphere(64)
-    along, across = axes[:, 0] ** 2 / 2, axes[:, 1] ** 2 / 2
-    first, second = (np.exp(-square[:, None] / np.deg2rad(_NODES) ** 2) for square in (along, across))
-    return 4 * np.pi * (first.T @ second) / len(axes)
+def _bingham(along: np.ndarray, across: np.ndarray, local: np.ndarray) -> np.ndarray:
+    """Return the densities (V, k) of lobes of two widths (k,), degrees, around the last axis of points (V, 3); 1 at the top."""
+    precision = 1 / (2 * np.deg2rad([along, across]) ** 2)
+    return np.exp(-(local[:, :2] ** 2) @ precision)
+
+
+def _moments(along: np.ndarray, across: np.ndarray) -> list[np.ndarray]:
+    """Return the standard deviations of the angles of lobes towards both of their widths, (k,) each, degrees."""
+    points = hemisphere(_FINE_NSIDE)
+    density = _bingham(along, across, points)
+    sine = np.sqrt(np.maximum(1 - points[:, 2] ** 2, 1e-12))
+    offsets = (np.arccos(np.abs(points[:, 2]).clip(max=1)) / sine)[:, None] * points[:, :2]
+    return [np.rad2deg(np.sqrt(offset**2 @ density / density.sum(axis=0))) for offset in offsets.T]
+
+
+def _integrals(along: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Return the integrals of lobes over the sphere, (k,)."""
+    return 4 * np.pi * _bingham(along, across, hemisphere(_FINE_NSIDE)).mean(axis=0)

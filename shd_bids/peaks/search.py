@@ -85,6 +85,11 @@ class Peaks:
         return self.amplitudes.sum(axis=1)
 
 
+def isotropic_part(samples: torch.Tensor) -> torch.Tensor:
+    """Return the part (m,) of functions (V, m) on the search grid that is alike in all directions: the median, if positive."""
+    return samples[::_MEDIAN_STRIDE].median(dim=0).values.clamp_min(0)
+
+
 def find_peaks(
     coefficients: np.ndarray | torch.Tensor,
     *,
@@ -202,7 +207,7 @@ class _PeakSearch:
         columns = coefficients.detach().to(self.device, torch.float32).T.contiguous()  # (C, n)
         columns = torch.where(columns.isfinite().all(0), columns, 0.0)
         samples = self.basis @ columns  # (V, n)
-        isotropic = samples[::_MEDIAN_STRIDE].median(dim=0).values.clamp_min(0)
+        isotropic = isotropic_part(samples)
         columns[0] -= isotropic * SQRT_4PI
         directions, heights = self._find(columns, samples - isotropic, isotropic)
         return directions, torch.where(heights > 0, heights + isotropic[:, None], 0.0), isotropic
