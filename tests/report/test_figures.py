@@ -158,4 +158,4 @@ def test_the_thumbnail_is_small_and_the_right_way_up(tmp_path, affine):
 
 def test_a_thumbnail_of_nothing_is_black(tmp_path):
     empty = {"coefficients": np.zeros((0, 15), np.float32), "mask": np.zeros((6, 6, 6), bool), "affine": AFFINE}
-    assert np.asarray(Image.open(figures.plot_thumbnail(tmp_path / "t.webp", **empty))).max() == 0
+    assert np.asarray(Image.open(figures.plot_thumbnail(tmp_path / "t.webp", **empty))).max() <= 1  # coded with loss
