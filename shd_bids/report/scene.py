@@ -15,7 +15,7 @@ from shd_bids.report.view import WorldView
 from shd_bids.sphere.harmonics import degrees, l_max_of, n_coefficients
 
 MAX_VOXELS = 600_000
-MAX_GLYPHS = 36_000
+MAX_GLYPHS = 30_000
 MAX_PEAKS = 120_000
 MAX_STREAMLINES = 3000
 MAX_POINTS = 45_000

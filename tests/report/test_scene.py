@@ -117,3 +117,36 @@ def test_nothing_at_all_is_packed_too(tmp_path):
     )
     save_tracks_scene(tmp_path / "t.json", ground=empty, streamlines=[], density=np.zeros((4, 4, 4)))
     assert json.loads((tmp_path / "t.json").read_text())["streamlines"]["counts"]["shape"] == [0]
+
+
+@pytest.mark.slow
+def test_a_whole_brain_of_noise_leaves_room_for_the_pictures(tmp_path):
+    """Noise does not compress: no brain of 2 mm with three shells needs more; real ones need half."""
+    generator = np.random.default_rng(4)
+    place = np.indices((80, 96, 80)) - np.array([39.5, 47.5, 39.5])[:, None, None, None]
+    mask = (place**2 / np.array([36.0, 44, 35])[:, None, None, None] ** 2).sum(axis=0) < 1
+    n, whole = np.count_nonzero(mask), Ground(mask, np.diag([2.0, 2, 2, 1]))
+    quality = {name: generator.random(n) for name in ("rsquared", "misfit", "residualstd")}
+    signals = {f"b = {b}": (generator.random(n), generator.random(n)) for b in (1000, 2000, 3000)}
+    coefficients = generator.normal(size=(n, 45)) * 0.05 + np.eye(45)[0]
+    fractions, b0 = generator.random((n, 3)), generator.random(mask.shape) * mask
+    fod = save_fod_scene(
+        tmp_path / "f.json",
+        ground=whole,
+        b0=b0,
+        coefficients=coefficients,
+        fractions=fractions,
+        quality=quality,
+        signals=signals,
+    )
+    peaks = save_peaks_scene(
+        tmp_path / "p.json",
+        ground=whole,
+        vectors=generator.normal(size=(n, 2, 3)),
+        colours=generator.random((n, 3)),
+        counts=generator.integers(0, 4, n).astype(float),
+        density=generator.random(n),
+    )
+    lines = [np.cumsum(generator.normal(size=(60, 3)), axis=0) for _ in range(4000)]
+    tracks = save_tracks_scene(tmp_path / "t.json", ground=whole, streamlines=lines, density=b0)
+    assert sum(path.stat().st_size for path in (fod, peaks, tracks)) < 8_500_000
