@@ -59,7 +59,7 @@ def estimate_responses(
 ) -> ResponseEstimate:
     r"""Estimate the responses of white matter, grey matter and CSF from one shell or more.
 
-    The signal decay metric (SDM) :math:`\sum_s n_s \ln(\bar S_0 / \bar S_s) / \sum_s n_s` and FA part the voxels into
+    The signal decay metric (SDM) :math:`\sum_s n_s \ln({\bar S}_0 / {\bar S}_s) / \sum_s n_s` and FA part the voxels into
     the three tissues; outliers go; the CSF of highest, the GM of median SDM and the WM most like one fibre give the
     responses.
 

@@ -11,12 +11,14 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from shd_bids.cli.parser import build_parser
+from shd_bids.bids.names import OUTPUTS
+from shd_bids.cli.parser import SECTIONS, build_parser
 from shd_bids.cli.slurm import build_parser as slurm_parser
 from shd_bids.training.train import build_parser as training_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+PAGES = ("usage.md", "outputs.md")
 OUTSIDE = ("https:", "http:", "mailto:")
 OF_OTHERS = {"--nv", "--gpus", "--gres", "--user", "--build-arg", "--nproc-per-node", "--json"}
 
@@ -62,6 +64,12 @@ def test_options_in_the_text_exist():
                 if re.match(r"(shd_bids|--)", code) and "apptainer" not in code:
                     used = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", code))
                     assert used <= known | OF_OTHERS, f"{page.name}: {code}"
+
+
+def test_all_options_and_outputs_are_shown():
+    shown = {page: set(re.findall(r"{generated} \w+ (.+)", (DOCS / page).read_text("utf-8"))) for page in PAGES}
+    assert shown["usage.md"] == set(SECTIONS)
+    assert shown["outputs.md"] == {row["stage"] for row in OUTPUTS.values()}
 
 
 @pytest.mark.slow
