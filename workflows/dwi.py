@@ -168,8 +168,8 @@ def _add_fod(
     fod_figures_wf = init_fod_figures_wf(**keep, is_adapted=settings.fit == "subject")
     keys = (*FOD_MAPS, "fodrest", "precision")
     fod_derivatives_wf = init_derivatives_wf(**_sink(run, settings, plan, "fod"), keys=keys, n_facts=3)
-    drawn = ("fod_file", "signal_file", "facts_file", "vfwm_file", "vfgm_file", "vfcsf_file")
-    drawn += ("rsquared_file", "residualstd_file", "misfit_file")
+    fractions, quality = ("vfwm_file", "vfgm_file", "vfcsf_file"), ("rsquared_file", "residualstd_file", "misfit_file")
+    drawn = ("fod_file", "signal_file", "facts_file", *fractions, *quality)
     workflow.connect([
         (gradients, fod_wf, _same("mask_file", "gradients_file")),
         (response_wf, fod_wf, _through("response_files")),

@@ -193,7 +193,7 @@ def _spaced(view: WorldView, inside: np.ndarray) -> tuple[list[np.ndarray], np.n
         slices = [np.arange(focus % every, size, every) for focus, size in zip(view.focus, view.shape, strict=True)]
         chosen = np.zeros_like(inside)
         for axis, indices in enumerate(slices):
-            part = [slice(None)] * 3
+            part: list[slice | np.ndarray] = [slice(None)] * 3
             part[axis] = indices
             chosen[tuple(part)] = inside[tuple(part)]
         if np.count_nonzero(chosen) <= MAX_GLYPHS or every >= max(view.shape):
