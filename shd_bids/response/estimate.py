@@ -59,9 +59,8 @@ def estimate_responses(
 ) -> ResponseEstimate:
     r"""Estimate the responses of white matter, grey matter and CSF from one shell or more.
 
-    The signal decay metric (SDM) :math:`\sum_s n_s \ln({\bar S}_0 / {\bar S}_s) / \sum_s n_s` and FA part the voxels into
-    the three tissues; outliers go; the CSF of highest, the GM of median SDM and the WM most like one fibre give the
-    responses.
+    The signal decay metric (SDM) :math:`\sum_s n_s \ln({\bar S}_0 / {\bar S}_s) / \sum_s n_s` and FA part voxels into tissues;
+    outliers go; the CSF of highest, the GM of median SDM and the WM most like one fibre give the responses.
 
     Parameters
     ----------
@@ -103,16 +102,15 @@ def estimate_responses(
         "csf": top_voxels(csf, sdm, _number(csf, percent["csf"], "csf", notes)),
         "gm": top_voxels(gm, -np.abs(sdm - _median(sdm[gm])), _number(gm, percent["gm"], "gm", notes)),
     }
+    bvalues = gradients.shell_bvalues
     isotropic = {
-        tissue: Response(tissue, gradients.shell_bvalues, _isotropic(rows[voxels], gradients))
-        for tissue, voxels in chosen.items()
-        if len(voxels)
+        tissue: Response(tissue, bvalues, _isotropic(rows[n], gradients)) for tissue, n in chosen.items() if len(n)
     }
     n_wm = _number(wm, percent["wm"], "wm", notes)
     chosen["wm"] = single_fibre_voxels(rows, wm, gradients, isotropic.get("csf"), number=n_wm)
     fibres = np.linalg.eigh(tensors[chosen["wm"]])[1][..., 2]  # (n, 3)
     coefficients = _anisotropic(rows[chosen["wm"]], fibres, gradients, l_max=L_MAX)
-    found = Responses(wm=Response("wm", gradients.shell_bvalues, coefficients), **isotropic)
+    found = Responses(wm=Response("wm", bvalues, coefficients), **isotropic)
     tissues, reason = separable_tissues(found, gradients)
     voxels = {tissue: _volume(inside[chosen[tissue]], mask.shape) for tissue in TISSUES}
     return ResponseEstimate(found, voxels, tissues, reason, (*notes, *_doubts(found)))

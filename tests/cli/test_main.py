@@ -207,7 +207,7 @@ class TestEnds:
             os.kill(os.getpid(), signal.SIGTERM)
 
         monkeypatch.setattr("shd_bids.workflows.plugins.run_workflow", interrupt)
-        monkeypatch.setattr("shd_bids.cli.main._write_reports", again)
+        monkeypatch.setattr("shd_bids.cli.pages.write_reports", again)
         assert call(raw, out) == 143
         assert {status["status"] for status in records(out, "provenance.json").values()} == {"interrupted"}
 
