@@ -7,7 +7,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.sdist import sdist
 
-KERNELS = (Path("shd_bids/nn/backends/cpu/spectral"), Path("shd_bids/tractography/kernel"))
+KERNELS = tuple(
+    Path("shd_bids", *parts)
+    for parts in (("nn", "backends", "cpu", "spectral"), ("tractography", "kernel"), ("tractography", "traversal"))
+)
 LINK = "shd_bids/workflows"
 FOLDERS = (".ci", ".github", "deploy", "docs", "shd_bids", "tests", "workflows")
 FILES = (".dockerignore", ".gitignore", "CITATION.cff", "Dockerfile", "Makefile", "constraints.txt", "singularity.def")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from shd_bids.options import Options, option
+from shd_bids.option import Options, option
 
 __all__ = ["GroupOptions"]
 

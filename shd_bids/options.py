@@ -6,9 +6,10 @@ line of them, and each stage is given the group that it needs. Values check them
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+
+from shd_bids.option import Options, option
 
 __all__ = [
     "GROUP",
@@ -17,14 +18,11 @@ __all__ = [
     "FodOptions",
     "GradientOptions",
     "InputOptions",
-    "Option",
-    "Options",
     "PeakOptions",
     "Runtime",
     "TrackingOptions",
-    "flag",
-    "option",
-    "option_of",
+    "TractogramOptions",
+    "is_label_file",
 ]
 
 GROUP = "group"
@@ -33,91 +31,13 @@ GROUP = "group"
 LEVELS = ("response", "fod", "peaks", "full")
 """Stages at which a call may end, in order."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """What the command line and the checks know of one field besides its type and default.
-
-    Attributes
-    ----------
-    help : str
-        One line for ``--help``.
-    choices : tuple of str
-        All values there are; empty where there is no closed list.
-    words : tuple of str
-        Values allowed instead of the path of a file.
-    bounds : (low, high) or None
-        Least and greatest value.
-    flags : tuple of str
-        Spellings on the command line besides the long option.
-    metavar : str
-        Stands for the value in ``--help``; derived from the type where empty.
-    is_file : bool
-        Whether a path must be that of an existing file.
-    is_positional : bool
-        Whether it is given by its place instead of a long option.
-    sloppy : Any
-        Value that ``--sloppy`` implies; None for no other.
-    """
-
-    help: str
-    choices: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
-    bounds: tuple[float, float] | None = None
-    flags: tuple[str, ...] = ()
-    metavar: str = ""
-    is_file: bool = False
-    is_positional: bool = False
-    sloppy: Any = None
+SCALAR_MAPS = ("afdtotal", "afdmax", "afdsum", "nufo", "vfwm", "vfgm", "vfcsf", "rsquared", "misfit")
+"""Maps of one volume that a call writes, by the label of ``param``."""
 
 
-def option(default: Any, help: str, **attributes: Any) -> Any:
-    """Return a dataclass field with its `Option`; a default that is a type is called for each value, MISSING is none."""
-    metadata = {"option": Option(help=help, **attributes)}
-    if isinstance(default, type):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def option_of(item: Field) -> Option:
-    """Return what a field of an option group says of itself."""
-    return item.metadata["option"]
-
-
-def flag(name: str) -> str:
-    """Return the long option of a field."""
-    return "--" + name.replace("_", "-")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """A group of options, checked when it is made.
-
-    Raises
-    ------
-    ValueError
-        A value is outside its list or bounds, or two values contradict each other; all are named.
-    """
-
-    def __post_init__(self) -> None:
-        if problems := self.problems():
-            raise ValueError("; ".join(problems))
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the values, one line each; groups add how their values must fit together."""
-        described = [(item.name, getattr(self, item.name), option_of(item)) for item in fields(self)]
-        unknown = [
-            f"{flag(name)}: found {item!r}, expected one of {', '.join(known.choices)}"
-            for name, value, known in described
-            for item in (value if isinstance(value, tuple) else (value,))
-            if known.choices and item is not None and item not in known.choices
-        ]
-        outside = [
-            f"{flag(name)}: found {value:g}, expected {known.bounds[0]:g} to {known.bounds[1]:g}"
-            for name, value, known in described
-            if known.bounds and value is not None and not known.bounds[0] <= value <= known.bounds[1]
-        ]
-        return unknown + outside
+def is_label_file(text: str) -> bool:
+    """Whether a value of ``--parcellation`` is a file, not a name."""
+    return text.endswith((".nii", ".nii.gz"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,7 +258,7 @@ class PeakOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingOptions(Options):
-    """How streamlines are tracked and stored; lengths in mm, angles in degrees, ``None`` lets the data decide."""
+    """How streamlines are tracked; lengths in mm, angles in degrees, ``None`` lets the data decide."""
 
     tracking_algorithm: str = option(
         "prob", "probabilistic, or deterministic along the lobes of the fODF", choices=("det", "prob")
@@ -362,9 +282,6 @@ class TrackingOptions(Options):
         metavar="MM",
     )
     max_length: float = option(250.0, "longer streamlines are dropped", bounds=(1, 10_000), metavar="MM")
-    tractogram_format: tuple[str, ...] = option(
-        ("trx",), "one or more formats of the tractogram", choices=("trx", "tck", "trk")
-    )
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -373,8 +290,38 @@ class TrackingOptions(Options):
                 f"--min-length {self.min_length:g} is not below --max-length {self.max_length:g}; "
                 "no streamline could pass"
             )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TractogramOptions(Options):
+    """What is made of the streamlines; lengths in mm."""
+
+    tractogram_format: tuple[str, ...] = option(
+        ("trx",), "one or more formats of the tractogram", choices=("trx", "tck", "trk")
+    )
+    streamline_weights: str = option(
+        "on", "one for each streamline, so that their density is that of the fibres", choices=("on", "off")
+    )
+    parcellation: tuple[str, ...] = option(
+        (),
+        "regions that connectomes are made of: label images in the space of the series, or names that data sets of "
+        "--derivatives give them (seg-, atlas- or desc- of a _dseg)",
+        metavar="FILE|NAME",
+    )
+    connectome_map: tuple[str, ...] = option(
+        ("afdtotal",), "maps whose mean along the streamlines of each connection is told", choices=SCALAR_MAPS
+    )
+    connectome_radius: float = option(
+        4.0, "largest distance from the end of a streamline to its region", bounds=(0, 20), metavar="MM"
+    )
+
+    def problems(self) -> list[str]:
+        found = super().problems()
         if not self.tractogram_format:
             found.append("--tractogram-format: found none, expected at least one")
+        if not self.connectome_map:
+            found.append("--connectome-map: found none, expected at least one")
         return found
 
 

@@ -10,24 +10,32 @@ import tomli_w
 
 from shd_bids import __version__
 from shd_bids.group_options import GroupOptions
+from shd_bids.option import Option, Options, option_of
 from shd_bids.options import (
     ExecutionOptions,
     FodOptions,
     GradientOptions,
     InputOptions,
-    Option,
-    Options,
     PeakOptions,
     Runtime,
     TrackingOptions,
-    option_of,
+    TractogramOptions,
 )
 
 G = TypeVar("G", bound=Options)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(GroupOptions, ExecutionOptions, TrackingOptions, PeakOptions, FodOptions, GradientOptions, InputOptions):
+class Settings(
+    GroupOptions,
+    ExecutionOptions,
+    TractogramOptions,
+    TrackingOptions,
+    PeakOptions,
+    FodOptions,
+    GradientOptions,
+    InputOptions,
+):
     """Hold every option of the command line; a field is the long option's name with underscores.
 
     ``None`` means that the app decides from the data (``auto`` on the command line). Lengths are in mm, angles in
@@ -56,8 +64,13 @@ class Settings(GroupOptions, ExecutionOptions, TrackingOptions, PeakOptions, Fod
 
     @property
     def tracking(self) -> TrackingOptions:
-        """Return how streamlines are tracked and stored."""
+        """Return how streamlines are tracked."""
         return self._group(TrackingOptions)
+
+    @property
+    def tractogram(self) -> TractogramOptions:
+        """Return what is made of the streamlines."""
+        return self._group(TractogramOptions)
 
     @property
     def runtime(self) -> Runtime:
@@ -72,6 +85,10 @@ class Settings(GroupOptions, ExecutionOptions, TrackingOptions, PeakOptions, Fod
             found.append("--responses: the group level makes the means of those estimated; leave the option out")
         if self.analysis_level == "participant" and (self.group_by or self.ratings):
             found.append("--group-by and --ratings are of the group level; leave them out")
+        if self.parcellation and self.level != "full":
+            found.append(
+                f"--parcellation: connectomes are made of streamlines; found --level {self.level}, expected full"
+            )
         return found
 
     def to_toml(self) -> str:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from shd_bids.option import option_of
 from shd_bids.options import (
     ExecutionOptions,
     FodOptions,
@@ -10,10 +11,10 @@ from shd_bids.options import (
     InputOptions,
     PeakOptions,
     TrackingOptions,
-    option_of,
+    TractogramOptions,
 )
 
-GROUPS = (InputOptions, ExecutionOptions, GradientOptions, FodOptions, PeakOptions, TrackingOptions)
+GROUPS = (InputOptions, ExecutionOptions, GradientOptions, FodOptions, PeakOptions, TrackingOptions, TractogramOptions)
 DIRS = {"bids_dir": Path("raw"), "output_dir": Path("out")}
 OPTIONS = [item for group in GROUPS for item in fields(group)]
 
@@ -46,6 +47,7 @@ def test_no_two_groups_share_a_name():
         (PeakOptions, {"peak_max": 0}, "--peak-max: found 0, expected 1 to 20"),
         (TrackingOptions, {"min_length": 50.0, "max_length": 20.0}, "no streamline could pass"),
         (TrackingOptions, {"tracking_algorithm": "fact"}, "found 'fact', expected one of det, prob"),
+        (TractogramOptions, {"connectome_map": ("fa",)}, "--connectome-map: found 'fa', expected one of afdtotal"),
         (ExecutionOptions, {"device": "tpu"}, "expected auto, cpu, cuda"),
     ],
 )

@@ -13,6 +13,7 @@ CHANGED = {
     "mask": Path('/a "b"/m.nii.gz'),
     "responses": (Path("/r/wm.txt"), Path("/r/csf.txt")),
     "tractogram_format": ("trx", "tck"),
+    "parcellation": ("/labels.nii.gz", "aparcaseg"),
     "device": "cuda:3",
     "max_steps": 10,
     "step_size": 0.5,
@@ -54,7 +55,7 @@ def test_what_is_wrong_in_a_file_is_told(text, told):
 
 @pytest.mark.parametrize("name", sorted(name for name, known in OPTIONS.items() if known.choices))
 def test_values_outside_a_list_are_refused(name):
-    value = ("bogus",) if name == "tractogram_format" else "bogus"
+    value = ("bogus",) if name in ("tractogram_format", "connectome_map") else "bogus"
     with pytest.raises(ValueError, match="found 'bogus'"):
         Settings(**DIRS, **{name: value})
 
@@ -77,6 +78,7 @@ def test_numbers_outside_their_bounds_are_refused(name, end):
         ({"min_length": 100.0, "max_length": 50.0}, "no streamline could pass"),
         ({"tractogram_format": ()}, "at least one"),
         ({"device": "gpu"}, "cuda:N"),
+        ({"parcellation": ("a",), "level": "peaks"}, "--parcellation.*found --level peaks, expected full"),
     ],
 )
 def test_contradictions_are_told(changed, told):

@@ -14,8 +14,9 @@ from shd_bids.response import TISSUES
 from shd_bids.settings import Settings
 from shd_bids.workflows.fod import FOD_MAPS, PEAK_MAPS, init_fod_wf, init_peaks_wf
 from shd_bids.workflows.kept import init_kept_fod_wf, init_kept_wf, kept_node
-from shd_bids.workflows.outputs import init_derivatives_wf, init_qc_wf
+from shd_bids.workflows.outputs import init_connectome_derivatives_wf, init_derivatives_wf, init_qc_wf
 from shd_bids.workflows.report import (
+    init_connectome_figures_wf,
     init_fod_figures_wf,
     init_gradient_figures_wf,
     init_peaks_figures_wf,
@@ -24,9 +25,17 @@ from shd_bids.workflows.report import (
 )
 from shd_bids.workflows.resources import Resources, fod_resources, image_gb, may_use_gpu
 from shd_bids.workflows.response import init_response_wf
-from shd_bids.workflows.tractography import init_tractography_wf
+from shd_bids.workflows.tractography import (
+    init_connectome_wf,
+    init_conversion_wf,
+    init_tractography_wf,
+    init_weights_wf,
+)
 
 __all__ = ["init_dwi_wf", "init_response_only_wf"]
+
+WEIGHTS_GB = 2.0  # of ten million streamlines, whose visits are read from a file part by part
+CONNECTOME_GB = 3.0  # of ten million streamlines and a thousand regions
 
 
 def init_dwi_wf(*, run: DWIRun, settings: Settings, plan: StagePlan, name: str) -> pe.Workflow:
@@ -35,6 +44,7 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, plan: StagePlan, name: str) 
     Workflow Graph
         gradients -> gradient_figures_wf -> orientation -> response_wf -> fod_wf -> peaks_wf
                                                                           fod_wf -> tractography_wf
+        tractography_wf, peaks_wf -> weights_wf -> conversion_wf, connectome_wf
         and from every stage to its sink and its figures, so that what is done is kept when a later stage fails;
         a series with wrong directions stops after the figure that shows them; a stage that an earlier call left is
         there with its files alone
@@ -53,6 +63,7 @@ def init_dwi_wf(*, run: DWIRun, settings: Settings, plan: StagePlan, name: str) 
     workflow = pe.Workflow(name=name)
     stages = [_add_mask, _add_response]
     stages += [_add_fod, _add_peaks, _add_tractography][: LEVELS.index(settings.level)]
+    stages += [adds for name, adds in _OF_STREAMLINES.items() if name in plan.digests]
     facts: list[tuple[Any, str]] = []
     for add_stage in stages:
         facts.append(add_stage(workflow, run=run, settings=settings, plan=plan, facts=facts))
@@ -214,32 +225,128 @@ def _add_tractography(
     """Add the streamlines, their figures and their sink."""
     if kept := plan.kept.get("tractography"):
         return _add_kept(workflow, init_kept_wf(kept, name="tractography_wf"))
-    keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
-    gradients, fod_wf, peaks_wf = (workflow.get_node(part) for part in ("gradients", "fod_wf", "peaks_wf"))
+    gradients, fod_wf = workflow.get_node("gradients"), workflow.get_node("fod_wf")
     resources = Resources(n_procs=settings.omp_nthreads, mem_gb=min(4.0, settings.mem))
     tractography_wf = init_tractography_wf(options=settings.tracking, runtime=settings.runtime, resources=resources)
-    tractography_figures_wf = init_tractography_figures_wf(**keep)
+    tractography_figures_wf = init_tractography_figures_wf(run=run, output_dir=settings.output_dir)
+    keys = ("tdi", "tracks")
     tractography_derivatives_wf = init_derivatives_wf(
-        **_sink(run, settings, plan, "tractography"),
-        keys=("tractogram", "weights", "tdi"),
-        n_facts=5,
-        method=settings.tracking_algorithm,
+        **_sink(run, settings, plan, "tractography"), keys=keys, n_facts=5, **_tractogram(settings)
     )
     workflow.connect([
         (gradients, tractography_wf, _same("mask_file")),
         (fod_wf, tractography_wf, _through("fod_file", "vfwm_file", "vfgm_file", "vfcsf_file")),
-        (peaks_wf, tractography_wf, _through("peaks_file", "peakafd_file")),
         (gradients, tractography_figures_wf, _same("mask_file", "b0_file")),
         (tractography_wf, tractography_figures_wf, _through("preview_file", "tdi_file")),
-        (tractography_wf, tractography_derivatives_wf, [
-            ("outputnode.tractogram_files", "inputnode.tractogram"),
-            ("outputnode.weights_file", "inputnode.weights"),
-            ("outputnode.tdi_file", "inputnode.tdi"),
-        ]),
+        (tractography_wf, tractography_derivatives_wf, _maps(keys)),
     ])  # fmt: skip
     produced = (tractography_wf, "outputnode.facts_file")
     _connect_facts(workflow, [*facts, produced], tractography_derivatives_wf)
     return produced
+
+
+def _add_weights(
+    workflow: pe.Workflow, *, run: DWIRun, settings: Settings, plan: StagePlan, facts: list
+) -> tuple[pe.Workflow, str]:
+    """Add the weights of the streamlines and their sink."""
+    if kept := plan.kept.get("weights"):
+        return _add_kept(workflow, init_kept_wf(kept, name="weights_wf"))
+    gradients, fod_wf, peaks_wf = (workflow.get_node(part) for part in ("gradients", "fod_wf", "peaks_wf"))
+    resources = Resources(n_procs=settings.omp_nthreads, mem_gb=min(WEIGHTS_GB, settings.mem))
+    weights_wf = init_weights_wf(resources=resources)
+    keys = ("weighted_tdi", "streamline_weights")
+    weights_derivatives_wf = init_derivatives_wf(
+        **_sink(run, settings, plan, "weights"), keys=keys, n_facts=6, **_tractogram(settings)
+    )
+    workflow.connect([
+        (gradients, weights_wf, _same("mask_file")),
+        (fod_wf, weights_wf, _through("vfwm_file")),
+        (peaks_wf, weights_wf, _through("peaks_file", "peakafd_file")),
+        (workflow.get_node("tractography_wf"), weights_wf, _through("tracks_file")),
+        (weights_wf, weights_derivatives_wf, _maps(keys)),
+    ])  # fmt: skip
+    produced = (weights_wf, "outputnode.facts_file")
+    _connect_facts(workflow, [*facts, produced], weights_derivatives_wf)
+    return produced
+
+
+def _add_conversion(
+    workflow: pe.Workflow, *, run: DWIRun, settings: Settings, plan: StagePlan, facts: list
+) -> tuple[pe.Workflow, str]:
+    """Add the tractogram in every format, with its sink."""
+    if kept := plan.kept.get("conversion"):
+        return _add_kept(workflow, init_kept_wf(kept, name="conversion_wf"))
+    conversion_wf = init_conversion_wf(
+        formats=settings.tractogram_format,
+        is_weighted=_is_weighted(settings),
+        resources=Resources(mem_gb=min(1.0, settings.mem)),
+    )
+    conversion_derivatives_wf = init_derivatives_wf(
+        **_sink(run, settings, plan, "conversion"),
+        keys=("tractogram", *(("weights",) if _is_weighted(settings) else ())),
+        n_facts=len(facts) + 1,
+        **_tractogram(settings),
+    )
+    saved = [("outputnode.tractogram_files", "inputnode.tractogram")]
+    if _is_weighted(settings):
+        saved.append(("outputnode.weights_file", "inputnode.weights"))
+        workflow.connect([(workflow.get_node("weights_wf"), conversion_wf, _through("streamline_weights_file"))])
+    workflow.connect([
+        (workflow.get_node("gradients"), conversion_wf, _same("mask_file")),
+        (workflow.get_node("tractography_wf"), conversion_wf, _through("tracks_file")),
+        (conversion_wf, conversion_derivatives_wf, saved),
+    ])  # fmt: skip
+    produced = (conversion_wf, "outputnode.facts_file")
+    _connect_facts(workflow, [*facts, produced], conversion_derivatives_wf)
+    return produced
+
+
+def _add_connectomes(
+    workflow: pe.Workflow, *, run: DWIRun, settings: Settings, plan: StagePlan, facts: list
+) -> tuple[pe.Workflow, str]:
+    """Add the connectomes of every parcellation, their figure and their sink."""
+    keep: dict[str, Any] = {"run": run, "output_dir": settings.output_dir}
+    resources = Resources(n_procs=settings.omp_nthreads, mem_gb=min(CONNECTOME_GB, settings.mem))
+    connectome_wf = init_connectome_wf(
+        parcellations=run.parcellations, options=settings.tractogram, resources=resources
+    )
+    connectome_figures_wf = init_connectome_figures_wf(**keep)
+    connectome_derivatives_wf = init_connectome_derivatives_wf(
+        **keep,
+        n_facts=len(facts) + 1,
+        format=settings.tractogram_format[0],
+        sloppy=settings.sloppy,
+        name="connectome_derivatives_wf",
+        **_tractogram(settings),
+    )
+    for key in settings.connectome_map:
+        stage = workflow.get_node("fod_wf" if key in FOD_MAPS else "peaks_wf")
+        workflow.connect([(stage, connectome_wf, _through(f"{key}_file"))])
+    if _is_weighted(settings):
+        weights_wf = workflow.get_node("weights_wf")
+        weights = [("outputnode.facts_file", "inputnode.weights_facts_file"), *_through("streamline_weights_file")]
+        workflow.connect([(weights_wf, connectome_wf, weights)])
+    workflow.connect([
+        (workflow.get_node("tractography_wf"), connectome_wf, _through("tracks_file")),
+        (connectome_wf, connectome_figures_wf, _through("matrices_file")),
+        (connectome_wf, connectome_derivatives_wf, _through("table_files")),
+    ])  # fmt: skip
+    produced = (connectome_wf, "outputnode.facts_file")
+    _connect_facts(workflow, [*facts, produced], connectome_derivatives_wf)
+    return produced
+
+
+_OF_STREAMLINES = {"weights": _add_weights, "conversion": _add_conversion, "connectome": _add_connectomes}
+"""What is made of the streamlines, by the name of the stage."""
+
+
+def _is_weighted(settings: Settings) -> bool:
+    return settings.streamline_weights == "on"
+
+
+def _tractogram(settings: Settings) -> dict[str, Any]:
+    """Return what names of outputs tell of the tractogram."""
+    return {"method": settings.tracking_algorithm}
 
 
 def _gradients(run: DWIRun, settings: Settings) -> PrepareGradients:

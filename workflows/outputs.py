@@ -7,9 +7,9 @@ import nipype.pipeline.engine as pe
 from nipype.interfaces import utility as niu
 
 from shd_bids.bids.collect import DWIRun
-from shd_bids.interfaces.sinks import SaveDerivatives, SaveQC
+from shd_bids.interfaces.sinks import SaveConnectomes, SaveDerivatives, SaveQC
 
-__all__ = ["init_derivatives_wf", "init_qc_wf"]
+__all__ = ["init_connectome_derivatives_wf", "init_derivatives_wf", "init_qc_wf"]
 
 
 def init_derivatives_wf(
@@ -64,6 +64,39 @@ def init_derivatives_wf(
         (inputnode, facts_files, [(field, f"in{number}") for number, field in enumerate(facts, start=1)]),
         (inputnode, ds_derivatives, [(key, key) for key in keys]),
         (facts_files, ds_derivatives, [("out", "facts_files")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_connectome_derivatives_wf(
+    *, run: DWIRun, output_dir: Path, n_facts: int, method: str, format: str, sloppy: bool, name: str
+) -> pe.Workflow:
+    """Save the connectomes with their sidecars.
+
+    Workflow Graph
+        inputnode -> facts_files -> ds_connectomes
+
+    Parameters
+    ----------
+    run, output_dir, n_facts, sloppy : DWIRun, Path, int and bool
+        As in `init_derivatives_wf`.
+    method, format : str
+        Of the tractogram.
+
+    Inputs
+    ------
+    table_files, facts_1, facts_2, ...
+    """
+    workflow = pe.Workflow(name=name)
+    facts = [f"facts_{number}" for number in range(1, n_facts + 1)]
+    inputnode = pe.Node(niu.IdentityInterface(fields=["table_files", *facts]), name="inputnode")
+    facts_files = pe.Node(niu.Merge(n_facts), name="facts_files", run_without_submitting=True)
+    interface = SaveConnectomes(run=run, output_dir=str(output_dir), method=method, format=format, sloppy=sloppy)
+    ds_connectomes = pe.Node(interface, name="ds_connectomes")
+    workflow.connect([
+        (inputnode, facts_files, [(field, f"in{number}") for number, field in enumerate(facts, start=1)]),
+        (inputnode, ds_connectomes, [("table_files", "table_files")]),
+        (facts_files, ds_connectomes, [("out", "facts_files")]),
     ])  # fmt: skip
     return workflow
 

@@ -8,6 +8,7 @@ from nipype.interfaces import utility as niu
 
 from shd_bids.bids.collect import DWIRun
 from shd_bids.interfaces.report import (
+    DrawConnectome,
     DrawFOD,
     DrawFODView,
     DrawGradients,
@@ -27,6 +28,7 @@ from shd_bids.interfaces.report import (
 from shd_bids.interfaces.sinks import SaveFigures
 
 __all__ = [
+    "init_connectome_figures_wf",
     "init_fod_figures_wf",
     "init_gradient_figures_wf",
     "init_peaks_figures_wf",
@@ -129,6 +131,19 @@ def init_tractography_figures_wf(
     """
     figures = {"tractogram": DrawStreamlines(), "tdi": DrawTDI(), "tracksview": DrawTracksView()}
     return _init_figures_wf(figures, run=run, output_dir=output_dir, name=name)
+
+
+def init_connectome_figures_wf(*, run: DWIRun, output_dir: Path, name: str = "connectome_figures_wf") -> pe.Workflow:
+    """Draw the connectomes.
+
+    Workflow Graph
+        inputnode -> draw_connectome -> ds_figures
+
+    Inputs
+    ------
+    matrices_file
+    """
+    return _init_figures_wf({"connectome": DrawConnectome()}, run=run, output_dir=output_dir, name=name)
 
 
 def _init_figures_wf(

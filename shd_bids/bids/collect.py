@@ -16,6 +16,7 @@ import numpy as np
 from shd_bids.bids.doubts import look_at
 from shd_bids.bids.given import response_problems
 from shd_bids.bids.masks import candidates, with_mask
+from shd_bids.bids.parcellations import Parcellation, with_parcellations
 from shd_bids.bids.recall import recalled
 from shd_bids.bids.sessions import (
     Dataset,
@@ -81,6 +82,8 @@ class DWIRun:
         b-value in s/mm2 and number of volumes of each shell.
     responses : tuple of Path
         Responses that were given for it; empty to estimate them.
+    parcellations : tuple of Parcellation
+        Regions of its connectomes.
     notes : tuple of str
         What the user should know about the choice of files.
     masks : tuple of Path
@@ -109,6 +112,7 @@ class DWIRun:
     n_mask: int | None = None
     shells: tuple[tuple[float, int], ...] = ()
     responses: tuple[Path, ...] = ()
+    parcellations: tuple[Parcellation, ...] = ()
     notes: tuple[str, ...] = ()
     masks: tuple[Path, ...] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -147,6 +151,7 @@ class DWIRun:
         values["links"] = {name: Path(path) for name, path in values["links"].items()}
         values |= {name: tuple(values[name]) for name in ("shape", "voxel_size", "notes")}
         values |= {name: tuple(Path(path) for path in values[name]) for name in ("responses", "masks")}
+        values["parcellations"] = tuple(Parcellation.from_dict(one) for one in values["parcellations"])
         values["shells"] = tuple((bvalue, count) for bvalue, count in values["shells"])
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
@@ -361,6 +366,10 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
             run = replace(run, n_mask=int(mask.sum()), notes=(*run.notes, *cut))
             if not problems:
                 check_signal(volume, mask)
+    except InputError as error:
+        problems += error.problems
+    try:
+        run = with_parcellations(run, volume, settings, datasets)
     except InputError as error:
         problems += error.problems
     if problems or table is None:

@@ -28,6 +28,8 @@ sub-*/log
 sub-*/figures
 *_dwimap.*
 *_tractogram.*
+*_relmat.*
+*_nodeindices.*
 *_response.*
 *_qc.*
 *_weights.*
@@ -41,6 +43,7 @@ prov
 DESCRIPTIONS = {
     "brain": "brain mask",
     "shdtv": "quality control of the fit",
+    "weighted": "streamlines counted by their weights",
     "cohort": "network weights adapted to the data set",
 }
 
@@ -53,6 +56,7 @@ Fibre orientation distributions (fODF), peaks and streamlines made by {APP} {__v
   them as they are: `mrview`, `sh2peaks`, `tckgen`.
 * Peaks: `*_param-peaks_dwimap.nii.gz`, three volumes per peak in world axes, length = amplitude.
 * Streamlines: `*_tractogram.trx`, world coordinates in mm.
+* Connectomes: `*_relmat.dense.tsv`, one for each measure; rows and columns are those of `*_nodeindices.tsv`.
 * Each file has a JSON beside it: units, parameters, sources. Figures and numbers: `sub-<label>[_ses-<label>].html`.
 * `sub-<label>/log/<run>/` says how each file was made: settings, versions, checksums of inputs and weights, times.
 """

@@ -2,18 +2,22 @@
 
 A key of the table (``"wm"``, ``"peaks"``, ``"tractogram"``, ...) gives the BIDS entities, suffix, unit, orientation
 encoding and sources of one file; nothing else in the package spells an output name. Names and sidecar keys follow
-BEP016 (bids-specification PR 2258), those of the tractogram BEP046 (PR 2333).
+BEP016 (bids-specification PR 2258), those of the tractogram BEP046 (PR 2333), those of connectomes BEP017 (PR 1902).
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.parcellations import Parcellation
 from shd_bids.fod.methods import method_named
 from shd_bids.options import LEVELS
+from shd_bids.settings import Settings
+from shd_bids.tractography.connectome import measures
 
 OUTPUTS: Mapping[str, Mapping[str, Any]] = json.loads(
     files("shd_bids.bids").joinpath("outputs.json").read_text("utf-8")
@@ -24,17 +28,25 @@ OUTPUTS: Mapping[str, Mapping[str, Any]] = json.loads(
 ENTITY_ORDER = (
     "sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec", "dir", "run", "mod",
     "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "tract", "track", "model", "param", "split",
-    "recording", "chunk", "seg", "res", "den", "label", "desc",
+    "recording", "chunk", "atlas", "seg", "scale", "meas", "res", "den", "label", "desc",
 )
 # fmt: on
-"""Order of entities in a name: schema of the BEP016 branch, with BEP046's ``tract`` and ``track`` after ``space``."""
+"""Order of entities in a name: schema of the BEP016 branch, with BEP046's ``tract`` and ``track`` after ``space`` and
+BEP017's ``meas`` after the entities of a parcellation."""
 
 DIGITS = 6  # of numbers in sidecars
 ROUNDING = 1e-9  # of the largest coefficient, below which one is zero
 
 
 def output_path(
-    output_dir: Path, run: DWIRun, key: str, *, method: str | None = None, format: str | None = None
+    output_dir: Path,
+    run: DWIRun,
+    key: str,
+    *,
+    method: str | None = None,
+    format: str | None = None,
+    parcellation: Parcellation | None = None,
+    measure: str | None = None,
 ) -> Path:
     """Return the path of one output: ``sub-<label>/[ses-<label>/]dwi/<source entities>_space-..._<suffix>``.
 
@@ -46,8 +58,10 @@ def output_path(
         Source; all of its entities are kept, in schema order.
     key : str
         Key of the table.
-    method, format : str, optional
-        Tracking algorithm and file format; needed where the name tells them.
+    method, format, measure : str, optional
+        Tracking algorithm, file format and measure of a connectome; needed where the name tells them.
+    parcellation : Parcellation, optional
+        Of a connectome.
 
     Raises
     ------
@@ -55,11 +69,13 @@ def output_path(
         The table has no such key.
     """
     row = OUTPUTS[key]
-    blanks = {"method": method, "format": format}
+    blanks = {"method": method, "format": format, "measure": measure}
     added = {name: value.format(**blanks) for name, value in row["entities"].items()}
     extension = row["extension"].format(**blanks)
     if missing := sorted(blank for blank in _blanks(row) if blanks[blank] is None):
         raise ValueError(f"{key}: {' and '.join(missing)} not given")
+    if row.get("parcellated"):
+        added |= parcellation.entities
     name = _join({**run.entities, "space": run.space, **added})
     return output_dir / run.folder / f"{name}_{row['suffix']}{extension}"
 
@@ -100,6 +116,18 @@ def group_log_dir(output_dir: Path, run_uuid: str) -> Path:
     return output_dir / "log" / run_uuid
 
 
+def promised(settings: Settings) -> dict[str, Any]:
+    """Return what `expected_outputs` needs to know of a call."""
+    is_weighted = settings.streamline_weights == "on"
+    return {
+        "level": settings.level,
+        "method": settings.tracking_algorithm,
+        "formats": settings.tractogram_format,
+        "is_weighted": is_weighted,
+        "measures": measures(is_weighted=is_weighted, maps=settings.connectome_map),
+    }
+
+
 def expected_outputs(
     output_dir: Path,
     run: DWIRun,
@@ -107,6 +135,8 @@ def expected_outputs(
     level: str,
     method: str,
     formats: Sequence[str],
+    is_weighted: bool = True,
+    measures: Sequence[str] = (),
     tissues: Sequence[str] = ("wm",),
 ) -> tuple[Path, ...]:
     """Return every file that a finished run must have left.
@@ -117,18 +147,29 @@ def expected_outputs(
         Last stage of the run: ``response``, ``fod``, ``peaks`` or ``full``.
     method, formats : str and sequence of str
         Tracking algorithm and formats of the tractogram.
+    is_weighted : bool
+        Whether streamlines have weights.
+    measures : sequence of str
+        Of each connectome.
     tissues : sequence of str
         Tissues that were fitted; files of the others are not expected.
     """
     last = LEVELS.index(level)
-    paths = []
+    paths: list[Path] = []
     for key, row in OUTPUTS.items():
         if LEVELS.index(row["stage"]) > last or row.get("tissue", "wm") not in tissues:
             continue
-        if row.get("beside", formats[0]) not in formats:
+        if row.get("beside", formats[0]) not in formats or (row.get("weighted") and not is_weighted):
             continue
-        for format in formats if "format" in _blanks(row) else formats[:1]:
-            path = output_path(output_dir, run, key, method=method, format=format)
+        blanks = _blanks(row)
+        every = product(
+            formats if "format" in blanks else formats[:1],
+            run.parcellations if row.get("parcellated") else (None,),
+            measures if "measure" in blanks else (None,),
+        )
+        for format, parcellation, measure in every:
+            own: dict[str, Any] = {"method": method, "format": format, "parcellation": parcellation, "measure": measure}
+            path = output_path(output_dir, run, key, **own)
             paths.append(path)
             if (beside := sidecar_path(path)) not in paths and row["extension"] != ".txt":
                 paths.append(beside)
@@ -161,6 +202,8 @@ def sidecar(
             Mapping of thresholds, written as it is (``PeakRelativeThreshold``, ...).
         ``tractography``
             Mapping of the BEP046 blocks (``StreamlineSeeding``, ...), written as it is.
+        ``weights``
+            Mapping on the weights of the streamlines, written as it is; may be absent.
         ``mask_origin``
             ``"given"``, ``"derivative"`` or ``"estimated"``.
         ``columns``
@@ -222,6 +265,8 @@ def _from_facts(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
     for block in ("peaks", "tractography"):
         if block in needed:
             content |= facts[block]
+    for block in row.get("optional_facts", ()):
+        content |= facts.get(block, {})
     return content
 
 
@@ -251,7 +296,7 @@ def _join(entities: Mapping[str, str]) -> str:
 def _blanks(row: Mapping[str, Any]) -> set[str]:
     """Return the names of the blanks in a row that the caller must fill."""
     text = row["extension"] + "".join(row["entities"].values())
-    return {blank for blank in ("method", "format") if f"{{{blank}}}" in text}
+    return {blank for blank in ("method", "format", "measure") if f"{{{blank}}}" in text}
 
 
 def _padded(coefficients: Sequence[Sequence[float]]) -> list[list[float]]:

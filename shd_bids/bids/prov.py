@@ -9,6 +9,7 @@ import hashlib
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import OUTPUTS, output_path, sidecar_path
 from shd_bids.bids.stages import STAGES, reader
 from shd_bids.files import write_json
+from shd_bids.options import SCALAR_MAPS
+from shd_bids.tractography.connectome import measures
 
 __all__ = ["describe_call", "stage_that_writes", "write_prov"]
 
@@ -24,6 +27,7 @@ Series = Sequence[tuple[DWIRun, Mapping[str, Any]]]
 
 FORMATS = ("trx", "tck", "trk")
 METHODS = ("det", "prob")
+MEASURES = measures(is_weighted=True, maps=SCALAR_MAPS)
 
 
 def write_prov(output_dir: Path, label: str, content: Mapping[str, Any]) -> None:
@@ -121,10 +125,11 @@ def stage_that_writes(run: DWIRun) -> dict[str, str]:
     places = {}
     for key, row in OUTPUTS.items():
         stage = row.get("made_by", row["stage"])
-        for form in FORMATS:
-            for method in METHODS:
-                path = output_path(Path(), run, key, method=method, format=form)
-                places |= {item.as_posix(): stage for item in (path, sidecar_path(path))}
+        parcellations = run.parcellations if row.get("parcellated") else (None,)
+        for form, method, parcellation, measure in product(FORMATS, METHODS, parcellations, MEASURES):
+            own: dict[str, Any] = {"method": method, "format": form, "parcellation": parcellation, "measure": measure}
+            path = output_path(Path(), run, key, **own)
+            places |= {item.as_posix(): stage for item in (path, sidecar_path(path))}
     return places
 
 

@@ -18,16 +18,20 @@ from typing import Any
 from shd_bids import __version__
 from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.records import is_whole, last_finished, signature
-from shd_bids.options import FodOptions, GradientOptions, PeakOptions, TrackingOptions
+from shd_bids.options import FodOptions, GradientOptions, PeakOptions, TrackingOptions, TractogramOptions
 from shd_bids.settings import OPTIONS, Settings
 
 IN_DIGEST = (
     *("level", "precision", "random_seed", "sloppy", "cohort_processes"),
-    *(item.name for group in (GradientOptions, FodOptions, PeakOptions, TrackingOptions) for item in fields(group)),
+    *(
+        item.name
+        for group in (GradientOptions, FodOptions, PeakOptions, TrackingOptions, TractogramOptions)
+        for item in fields(group)
+    ),
 )
 """Settings that change the result by themselves."""
 
-RESPONSES, WEIGHTS, NETWORK = "responses/", "weights/", "network/"
+RESPONSES, WEIGHTS, NETWORK, PARCELLATIONS = "responses/", "weights/", "network/", "parcellations/"
 """Begin the names of inputs that are no files of the series."""
 
 
@@ -74,6 +78,9 @@ def weights_file(weights: str) -> Path | None:
 def hash_inputs(run: DWIRun, settings: Settings) -> dict[str, str]:
     """Return the SHA-256 of everything that decides about the result, by BIDS URI or file name."""
     hashes = {input_name(run, path): run.hashes.get(str(path)) or sha256(path) for path in run.files}
+    hashes |= {
+        f"{PARCELLATIONS}{one.label}/{path.name}": sha256(path) for one in run.parcellations for path in one.files
+    }
     hashes |= {f"{RESPONSES}{path.name}": _sha256_once(path) for path in run.responses}
     if path := weights_file(settings.weights):
         hashes[f"{WEIGHTS}{path.name}"] = _sha256_once(path)
@@ -111,6 +118,9 @@ def chosen(settings: Settings, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _without_path(name: str, value: Any) -> Any:
+    """Return a value unless it is the path of a file, whose content counts instead; of a parcellation the name counts too."""
+    if name == "parcellation":
+        return [Path(text).name for text in value]
     return None if OPTIONS[name].is_file and value not in OPTIONS[name].words else value
 
 

@@ -48,6 +48,8 @@ def recalled(run: "DWIRun", settings: Settings, masks: Sequence[Path]) -> "DWIRu
     masks : sequence of Path
         All masks among which one would be chosen.
     """
+    if settings.parcellation:  # what is found by name may change while these files do not
+        return None
     last = last_finished(settings.output_dir, run.subject, run.key)
     try:
         seen = dict(last["seen"])

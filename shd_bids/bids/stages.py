@@ -16,7 +16,7 @@ from typing import Any
 from shd_bids import __version__
 from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import stage_folder
-from shd_bids.bids.provenance import NETWORK, RESPONSES, WEIGHTS, chosen
+from shd_bids.bids.provenance import NETWORK, PARCELLATIONS, RESPONSES, WEIGHTS, chosen
 from shd_bids.bids.records import is_whole
 from shd_bids.files import write_json
 from shd_bids.options import LEVELS, FodOptions, GradientOptions, Options, PeakOptions, TrackingOptions
@@ -26,6 +26,7 @@ __all__ = [
     "STAGES",
     "Kept",
     "StagePlan",
+    "asked_stages",
     "drop_stage",
     "facts_path",
     "keep_stage",
@@ -78,8 +79,14 @@ STAGES = (
         adapting=("random_seed", *_ADAPTING),
     ),
     Stage(name="peaks", level="peaks", after=("fod",), settings=_names(PeakOptions)),
+    Stage(name="tractography", level="full", after=("fod",), settings=("random_seed", *_names(TrackingOptions))),
+    Stage(name="weights", level="full", after=("peaks", "tractography"), settings=("streamline_weights",)),
+    Stage(name="conversion", level="full", after=("tractography", "weights"), settings=("tractogram_format",)),
     Stage(
-        name="tractography", level="full", after=("fod", "peaks"), settings=("random_seed", *_names(TrackingOptions))
+        name="connectome",
+        level="full",
+        after=("fod", "peaks", "tractography", "weights"),
+        settings=("parcellation", "connectome_map", "connectome_radius"),
     ),
 )
 """All stages, each after those that it reads."""
@@ -129,6 +136,12 @@ def stages_of(level: str) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if LEVELS.index(stage.level) <= LEVELS.index(level))
 
 
+def asked_stages(run: DWIRun, settings: Settings) -> tuple[Stage, ...]:
+    """Return the stages of a series that a call wants, in order."""
+    wanted = {"weights": settings.streamline_weights == "on", "connectome": bool(run.parcellations)}
+    return tuple(stage for stage in stages_of(settings.level) if wanted.get(stage.name, True))
+
+
 def plan_stages(run: DWIRun, settings: Settings, inputs: Mapping[str, str]) -> StagePlan:
     """Return the digests of the stages of a series, and which of them need not be computed.
 
@@ -140,8 +153,9 @@ def plan_stages(run: DWIRun, settings: Settings, inputs: Mapping[str, str]) -> S
         Hashes of its inputs, from `shd_bids.bids.provenance.hash_inputs`.
     """
     digests: dict[str, str] = {}
-    for stage in stages_of(settings.level):
-        digests[stage.name] = _digest(stage, run, settings, inputs, [digests[name] for name in stage.after])
+    for stage in asked_stages(run, settings):
+        before = [digests[name] for name in stage.after if name in digests]
+        digests[stage.name] = _digest(stage, run, settings, inputs, before)
     if settings.overwrite:
         return StagePlan(digests)
     records = {name: _read(settings.output_dir, run, name) for name in digests}
@@ -164,7 +178,7 @@ def _digest(stage: Stage, run: DWIRun, settings: Settings, inputs: Mapping[str, 
 
 def reader(name: str) -> str:
     """Return the stage that reads an input first."""
-    readers = {RESPONSES: "response", WEIGHTS: "fod", NETWORK: "fod"}
+    readers = {PARCELLATIONS: "connectome", RESPONSES: "response", WEIGHTS: "fod", NETWORK: "fod"}
     return next((stage for start, stage in readers.items() if name.startswith(start)), "gradients")
 
 

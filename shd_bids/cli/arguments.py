@@ -6,7 +6,8 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from shd_bids.options import Options, flag, option_of
+from shd_bids.option import Options, flag, option_of
+from shd_bids.options import is_label_file
 
 __all__ = ["absolute", "add_options", "add_positionals"]
 
@@ -125,9 +126,15 @@ def _gigabytes(text: str) -> float:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a size like 8G or 8000M") from None
 
 
+def _file_or_label(text: str) -> str:
+    """Return the absolute path of a label image, else the name of a parcellation."""
+    return str(absolute(text)) if is_label_file(text) else _label("")(text)
+
+
 TYPES: dict[str, Callable[[str], Any]] = {
     "participant_label": _label("sub-"),
     "session_label": _label("ses-"),
     "mem": _gigabytes,
+    "parcellation": _file_or_label,
 }
 """Options read in a way of their own."""

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from shd_bids import __version__
 from shd_bids.cli.parser import DESCRIPTION
-from shd_bids.options import flag, option_of
+from shd_bids.option import flag, option_of
 from shd_bids.settings import Settings
 
 __all__ = ["descriptor"]

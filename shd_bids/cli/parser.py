@@ -13,6 +13,7 @@ from shd_bids.cli.resources import available_cpus, available_memory
 from shd_bids.errors import ShdError, TrainingError
 from shd_bids.files import absence, read_text
 from shd_bids.group_options import GroupOptions
+from shd_bids.option import flag
 from shd_bids.options import (
     ExecutionOptions,
     FodOptions,
@@ -20,7 +21,8 @@ from shd_bids.options import (
     InputOptions,
     PeakOptions,
     TrackingOptions,
-    flag,
+    TractogramOptions,
+    is_label_file,
 )
 from shd_bids.settings import OPTIONS, SLOPPY, Settings, values_from_toml
 
@@ -53,6 +55,7 @@ SECTIONS = {
     "fODF": FodOptions,
     "peaks": PeakOptions,
     "tractography": TrackingOptions,
+    "streamlines and connectomes": TractogramOptions,
     "group level": GroupOptions,
 }
 """Headings of ``--help``."""
@@ -247,3 +250,4 @@ def _files_given(settings: Settings) -> Iterator[tuple[str, Path]]:
         if known.is_file and value is not None:
             values = value if isinstance(value, tuple) else (value,)
             yield from ((name, Path(path)) for path in values if str(path) not in known.words)
+    yield from (("parcellation", Path(text)) for text in settings.parcellation if is_label_file(text))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids.bids.collect import DWIRun
-from shd_bids.bids.names import expected_outputs
+from shd_bids.bids.names import expected_outputs, promised
 from shd_bids.bids.stages import StagePlan
 from shd_bids.options import LEVELS
 from shd_bids.settings import Settings
@@ -22,13 +22,23 @@ COMPRESSED = 0.9  # what gzip leaves of float32 maps
 
 # Seconds of one processor, measured on whole brains; a call records its true times and memory.
 START_SECONDS = 20.0  # interpreters, figures, report
-STAGE_SECONDS = {"gradients": 0.6, "response": 2.0, "fod": 5.0, "peaks": 2.0, "tractography": 3.0}
+STAGE_SECONDS = {
+    "gradients": 0.6,
+    "response": 2.0,
+    "fod": 5.0,
+    "peaks": 2.0,
+    "tractography": 3.0,
+    "weights": 2.0,
+    "connectome": 2.0,
+}
 GRADIENTS_PER_VALUE = 1e-7  # of the image
 RESPONSE_PER_VALUE = 1.2e-6  # in the mask
 FOD_PER_VOXEL = 1.4e-3
 PEAKS_PER_VOXEL = 4e-4
 TRACKING_PER_VOXEL = 1e-5
 TRACKING_PER_POINT = {"det": 5e-6, "prob": 1.2e-5}
+WEIGHTS_PER_POINT = 1e-6
+CONNECTOME_PER_STREAMLINE = 5e-6  # of a parcellation
 STEP_SHARE = 0.5  # of a voxel, where --step-size is auto
 ADAPTATION_STEPS = {True: 60, False: 400}  # at most: from given weights, from none
 SECONDS_PER_STEP = 4.0
@@ -42,7 +52,8 @@ BASE_GB = 0.7  # interpreter, torch, tables
 PROGRAM_GB = 0.55  # the program itself and two workers, beside the process of a stage
 PEAKS_GB = 0.45  # interpreter and torch
 TRACKING_GB = 0.25  # batches of streamlines, beside the peaks that the thresholds need
-WEIGHT_BYTES = 12  # a point's share of the matrix of streamlines and lobes, while it is put together
+STREAMLINE_BYTES = 60  # lengths, ends, weights
+VISIT_BYTES = 6  # a point's share of the file of streamlines and lobes
 SEARCH_GB = 0.9  # a thread that searches for peaks; a third of it where fODFs are smooth
 SEARCH_VOXELS = 2048  # that a thread takes at once
 NETWORK_GB_PER_AREA = 1.6e-3  # voxels of a cross-section: their number to the power 2/3; tiles fit into less
@@ -120,7 +131,8 @@ def _line(item: Mapping[str, Any]) -> str:
     }
     stages = ", ".join(f"{state}: {' '.join(names)}" for state, names in by_state.items() if names)
     mask = "given" if item["mask"] else "estimated"
-    return f"{item['series']}: {image}; {shells}; mask {mask}; {stages}; {_cost(item['expected'])}"
+    regions = "".join(f"{one['label']} ({one['regions']} regions of {one['image']}); " for one in item["parcellations"])
+    return f"{item['series']}: {image}; {shells}; mask {mask}; {regions}{stages}; {_cost(item['expected'])}"
 
 
 def _notes(series: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -136,9 +148,7 @@ def _notes(series: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _plan_run(run: DWIRun, settings: Settings, *, device: str, plan: StagePlan, is_done: bool) -> dict[str, Any]:
-    outputs = expected_outputs(
-        Path(), run, level=settings.level, method=settings.tracking_algorithm, formats=settings.tractogram_format
-    )
+    outputs = expected_outputs(Path(), run, **promised(settings))
     gradients = (run.grad_b,) if run.grad_b else (run.bval, run.bvec)
     on_gpu = device.startswith("cuda")
     seconds = _stage_seconds(run, settings, on_gpu=on_gpu)
@@ -154,6 +164,9 @@ def _plan_run(run: DWIRun, settings: Settings, *, device: str, plan: StagePlan, 
         "shells": [{"b": round(b, 1), "volumes": n} for b, n in run.shells],
         "mask": run.mask_uri or (str(run.mask) if run.mask else None),
         "voxels": _n_voxels(run),
+        "parcellations": [
+            {"label": one.label, "image": one.uri, "regions": one.n_regions} for one in run.parcellations
+        ],
         "notes": list(run.notes),
         "expected": {
             "minutes": round((START_SECONDS + sum(seconds.values())) / 60, 1),
@@ -190,7 +203,20 @@ def _stage_seconds(run: DWIRun, settings: Settings, *, on_gpu: bool) -> dict[str
         "tractography": tracking / threads,
     }
     stages = list(seconds)[: 2 + LEVELS.index(settings.level)]
-    return {stage: STAGE_SECONDS[stage] + seconds[stage] for stage in stages}
+    return {stage: STAGE_SECONDS[stage] + seconds[stage] for stage in stages} | _streamline_seconds(run, settings)
+
+
+def _streamline_seconds(run: DWIRun, settings: Settings) -> dict[str, float]:
+    """Return how long what is made of the streamlines takes."""
+    if settings.level != "full":
+        return {}
+    n, seconds = ACCEPTED * _n_seeds(run, settings), dict[str, float]()
+    if settings.streamline_weights == "on":
+        seconds["weights"] = STAGE_SECONDS["weights"] + WEIGHTS_PER_POINT * n * _points(run, settings)
+    if run.parcellations:
+        connected = CONNECTOME_PER_STREAMLINE * n * len(run.parcellations)
+        seconds["connectome"] = STAGE_SECONDS["connectome"] + connected
+    return seconds
 
 
 def _fod_seconds(settings: Settings, n_voxels: int) -> float:
@@ -231,9 +257,8 @@ def _memory_gb(run: DWIRun, settings: Settings, *, on_gpu: bool) -> float:
 
 
 def _tracking_gb(run: DWIRun, settings: Settings) -> float:
-    """Return the memory of streamlines and their weights."""
-    points = ACCEPTED * _n_seeds(run, settings) * _points(run, settings)
-    return TRACKING_GB + points * WEIGHT_BYTES / GB
+    """Return the memory of a batch of streamlines and of what is known of each."""
+    return TRACKING_GB + ACCEPTED * _n_seeds(run, settings) * STREAMLINE_BYTES / GB
 
 
 def _disk_gb(run: DWIRun, settings: Settings) -> float:
@@ -248,7 +273,8 @@ def _disk_gb(run: DWIRun, settings: Settings) -> float:
     work = 4 * n_voxels * FITTED_COEFFICIENTS
     if settings.level == "full":
         points = ACCEPTED * _n_seeds(run, settings) * _points(run, settings)
-        results += points * POINT_BYTES * len(settings.tractogram_format)
+        results += points * POINT_BYTES * (1 + len(settings.tractogram_format))  # one for later calls
+        work += int(points * VISIT_BYTES) if settings.streamline_weights == "on" else 0
     copies = 1 if _shares_disk(settings.output_dir, settings.work_dir) else 2
     return (copies * results + work) / GB
 

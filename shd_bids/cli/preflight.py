@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shd_bids.bids.collect import DWIRun
-from shd_bids.bids.names import expected_outputs
+from shd_bids.bids.names import expected_outputs, promised
 from shd_bids.data import shipped_weights
 from shd_bids.errors import DeviceError, InputError, OutputError
 from shd_bids.processes import die_with_parent
@@ -89,9 +89,7 @@ def require_names(runs: Sequence[DWIRun], settings: Settings) -> None:
     """
     problems = []
     for run in runs:
-        outputs = expected_outputs(
-            settings.output_dir, run, level="full", method=settings.tracking_algorithm, formats=("trx",)
-        )
+        outputs = expected_outputs(settings.output_dir, run, **{**promised(settings), "level": "full"})
         longest = max(len(os.fsencode(path.name)) for path in outputs)
         if longest > LONGEST_NAME:
             problems.append(

@@ -11,7 +11,7 @@ from typing import Any
 from shd_bids import __version__
 from shd_bids.bids import provenance
 from shd_bids.bids.collect import DWIRun, Unusable
-from shd_bids.bids.names import expected_outputs, log_dir
+from shd_bids.bids.names import expected_outputs, log_dir, promised
 from shd_bids.bids.prov import describe_call, write_prov
 from shd_bids.bids.records import FAILED, FINISHED, RUNNING
 from shd_bids.bids.stages import StagePlan
@@ -75,9 +75,7 @@ class Record:
         paths = expected_outputs(
             settings.output_dir,
             run,
-            level=settings.level,
-            method=settings.tracking_algorithm,
-            formats=settings.tractogram_format,
+            **promised(settings),
             tissues=_fitted_tissues(series),
         )
         missing = [path.name for path in paths if not path.is_file() or not path.stat().st_size]

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from shd_bids.cli.console import code_of
 from shd_bids.cli.parser import parse_args
 from shd_bids.errors import NoInputError, ShdError
-from shd_bids.options import flag
+from shd_bids.option import flag
 from shd_bids.settings import OPTIONS, Settings
 
 __all__ = ["Job", "format_script", "main", "run"]

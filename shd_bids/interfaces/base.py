@@ -18,7 +18,8 @@ from shd_bids import __version__
 from shd_bids.errors import OutputError, ShdError
 from shd_bids.files import lacks_space, write_json
 from shd_bids.interfaces.isolation import call_isolated, join_log
-from shd_bids.options import Options, Runtime
+from shd_bids.option import Options
+from shd_bids.options import Runtime
 
 if TYPE_CHECKING:
     import numpy as np

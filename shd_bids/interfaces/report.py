@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
+    "DrawConnectome",
     "DrawFOD",
     "DrawFODView",
     "DrawGradients",
@@ -312,6 +313,16 @@ def _streamlines(preview_file: Path) -> list["np.ndarray"]:
         return np.split(preview["points"], np.cumsum(preview["counts"])[:-1])
 
 
+def draw_connectome(*, matrices_file: Path, out_dir: Path) -> Path:
+    """Draw the matrix of each parcellation."""
+    import numpy as np
+
+    from shd_bids.report.figures import plot_connectomes
+
+    with np.load(matrices_file) as matrices:
+        return plot_connectomes(out_dir / "connectome.png", matrices=dict(matrices))
+
+
 class _FigureOutputSpec(TraitedSpec):
     figure_file = File(exists=True, desc="PNG; absent when it could not be drawn")
 
@@ -367,3 +378,4 @@ DrawTraining = _interface("DrawTraining", draw_training)
 DrawPeaks = _interface("DrawPeaks", draw_peaks)
 DrawStreamlines = _interface("DrawStreamlines", draw_streamlines)
 DrawTDI = _interface("DrawTDI", draw_tdi)
+DrawConnectome = _interface("DrawConnectome", draw_connectome)

@@ -13,12 +13,13 @@ from typing import Any
 from nipype.interfaces.base import File, Str, traits
 
 from shd_bids.bids.names import OUTPUTS, figure_path, output_path, sidecar, sidecar_path, stage_folder
+from shd_bids.bids.relmat import nodes_sidecar, relmat_sidecar
 from shd_bids.bids.stages import drop_stage, facts_path, keep_stage
 from shd_bids.errors import OutputError
 from shd_bids.files import atomic_path, write_json, write_text
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec, read_json
 
-__all__ = ["FIGURES", "SaveDerivatives", "SaveFigures", "SaveQC"]
+__all__ = ["FIGURES", "SaveConnectomes", "SaveDerivatives", "SaveFigures", "SaveQC"]
 
 FIGURES = (
     "gradients",
@@ -33,6 +34,7 @@ FIGURES = (
     "peaks",
     "tractogram",
     "tdi",
+    "connectome",
     "fodview",
     "peaksview",
     "tracksview",
@@ -42,7 +44,7 @@ FIGURES = (
 OUTPUT_NAMES = {"tractogram": "tractogram_files", "responses": "response_files"}
 """Outputs of stages that are not called by their key of the table and ``_file``."""
 
-KEPT = ("gradients", "b0", "responses", "fodrest", "precision")
+KEPT = ("gradients", "b0", "responses", "fodrest", "precision", "tracks", "streamline_weights")
 """Files that only later stages need; they lie in a hidden folder."""
 
 
@@ -122,6 +124,60 @@ def _keep(root: Path, run: Any, key: str, source: Path) -> Path:
     with _told(target):
         place(source, target)
     return target
+
+
+def save_connectomes(
+    *,
+    run: Any,
+    output_dir: str,
+    table_files: Sequence[Path],
+    facts_files: Sequence[Path],
+    method: str,
+    format: str,
+    sloppy: bool,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Put the tables of all parcellations in their places, with their sidecars.
+
+    Parameters
+    ----------
+    run : DWIRun
+        Source, with its parcellations.
+    output_dir : str
+        Root of the data set.
+    table_files : sequence of Path
+        ``<label>.<measure>.tsv`` and ``<label>.nodes.tsv``.
+    facts_files : sequence of Path
+        Of the weights, where there are some, and of the connectomes.
+    method, format : str
+        Of the tractogram.
+    sloppy : bool
+        Stamp the sidecars as made by a test run.
+    out_dir : Path
+        Not used: all is written to its final place.
+
+    Raises
+    ------
+    OutputError
+        A file cannot be written.
+    """
+    by_label = {parcellation.label: parcellation for parcellation in run.parcellations}
+    facts = {name: value for path in facts_files for name, value in read_json(path)["sidecar"].items()}
+    facts["sloppy"] = sloppy
+    placed = []
+    for source in table_files:
+        label, measure, _ = source.name.split(".")
+        parcellation = by_label[label]
+        if measure == "nodes":
+            target, content = output_path(Path(output_dir), run, "nodeindices", parcellation=parcellation), None
+        else:
+            target = output_path(Path(output_dir), run, "relmat", parcellation=parcellation, measure=measure)
+            content = relmat_sidecar(run, parcellation, measure, facts, method=method, format=format)
+        with _told(target):
+            place(source, target)
+            write_json(sidecar_path(target), content or nodes_sidecar(parcellation))
+        placed.append(str(target))
+    return {"out_files": placed, "facts": {"n_files": len(placed)}}
 
 
 def save_figures(*, run: Any, output_dir: str, files: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -209,13 +265,25 @@ def _spec(name: str, keys: Sequence[str], **fields: Any) -> type[_SinkInputSpec]
     return type(name, (_SinkInputSpec,), {key: traits.Any() for key in keys} | fields | {"__module__": __name__})
 
 
+SAVED = (*(key for key, row in OUTPUTS.items() if key != "qc" and not row.get("parcellated")), *KEPT)
+"""Outputs that are one file, or one in each format, and what later stages need."""
+
 _SaveDerivativesInputSpec = _spec(
     "_SaveDerivativesInputSpec",
-    [*(key for key in OUTPUTS if key != "qc"), *KEPT],
+    SAVED,
     facts_files=traits.List(File(exists=True), mandatory=True, desc="facts of the stages so far"),
     method=traits.Str(desc="tracking algorithm"),
     sloppy=traits.Bool(False, usedefault=True, desc="whether the settings were those of a quick test"),
     kept_as=traits.Tuple(traits.Str, traits.Str, desc="name and digest of the stage"),
+)
+_SaveConnectomesInputSpec = _spec(
+    "_SaveConnectomesInputSpec",
+    (),
+    table_files=traits.List(File(exists=True), mandatory=True, desc="matrices and regions"),
+    facts_files=traits.List(File(exists=True), mandatory=True, desc="facts of weights and connectomes"),
+    method=traits.Str(mandatory=True, desc="tracking algorithm"),
+    format=traits.Str(mandatory=True, desc="of the tractogram"),
+    sloppy=traits.Bool(False, usedefault=True, desc="whether the settings were those of a quick test"),
 )
 _SaveFiguresInputSpec = _spec("_SaveFiguresInputSpec", FIGURES)
 _SaveQCInputSpec = _spec(
@@ -245,7 +313,14 @@ class SaveDerivatives(_Sink):
 
     input_spec = _SaveDerivativesInputSpec
     function = staticmethod(save_derivatives)
-    keys = (*(key for key in OUTPUTS if key != "qc"), *KEPT)
+    keys = SAVED
+
+
+class SaveConnectomes(_Sink):
+    """Connectomes with their sidecars."""
+
+    input_spec = _SaveConnectomesInputSpec
+    function = staticmethod(save_connectomes)
 
 
 class SaveFigures(_Sink):

@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from nipype.interfaces.base import File, traits
 
-from shd_bids.interfaces.base import RuntimeInputSpec, StageInterface, StageOutputSpec, log_progress, qc_column
+from shd_bids.interfaces.base import (
+    RuntimeInputSpec,
+    StageInputSpec,
+    StageInterface,
+    StageOutputSpec,
+    log_progress,
+    qc_column,
+)
 from shd_bids.options import Runtime, TrackingOptions
 
 if TYPE_CHECKING:
     import numpy as np
     from nibabel.streamlines import ArraySequence
-    from scipy.sparse import csr_array
 
     from shd_bids.tractography.field import FibreField
-    from shd_bids.tractography.fixels import Fixels
     from shd_bids.tractography.track import TrackingFacts
     from shd_bids.tractography.tracker import Batch
-    from shd_bids.tractography.weights import Weights
 
-__all__ = ["TrackStreamlines"]
+__all__ = ["ConvertTractogram", "TrackStreamlines", "save_density"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +48,6 @@ class TrackingFiles:
         ``fod.npy`` of `fit_image` and its mask.
     vfwm_file, vfgm_file, vfcsf_file : Path
         Signal fractions, which decide where to seed and, with anatomy, where to end.
-    peaks_file, peakafd_file : Path
-        Directions and fibre densities of the lobes, which the weights of the streamlines are fitted to.
     """
 
     fod_file: Path
@@ -53,8 +55,6 @@ class TrackingFiles:
     vfwm_file: Path
     vfgm_file: Path
     vfcsf_file: Path
-    peaks_file: Path
-    peakafd_file: Path
 
 
 def track_image(
@@ -66,7 +66,7 @@ def track_image(
     label: str,
     out_dir: Path,
 ) -> dict[str, Any]:
-    """Track streamlines from white matter and write them in every format chosen, with their weights and density.
+    """Track streamlines from white matter and write them with their density.
 
     Parameters
     ----------
@@ -77,22 +77,18 @@ def track_image(
     n_threads, label : int and str
         Threads, on which results do not depend; name of the stage in progress lines.
     out_dir : Path
-        Gets ``tractogram.<format>``, ``tdi.nii.gz``, ``preview.npz`` for the report and, with a TCK, ``weights.txt``.
+        Gets ``tractogram.trx``, ``tdi.nii.gz`` and ``preview.npz`` for the report.
     """
     import numpy as np
 
     from shd_bids.tractography.density import track_density
     from shd_bids.tractography.files import read_trx, trx_writer
-    from shd_bids.tractography.fixels import lengths_in, stacked
     from shd_bids.tractography.track import track
-    from shd_bids.tractography.weights import fit_weights
 
     field = _read(files)
-    fixels = _fixels(files, field)
     grid = (field.affine, field.mask.shape)
-    density = np.zeros(field.mask.shape, dtype=np.int32)
+    density = np.zeros(field.mask.shape)
     all_lengths: list[np.ndarray] = []
-    in_fixels: list[csr_array] = []
     container = out_dir / "tractogram.trx"
     with trx_writer(container, *grid) as writer:
 
@@ -101,43 +97,63 @@ def track_image(
             writer.add(batch.points, batch.lengths, {"length": length, "ends": batch.ends})
             np.add(density, track_density(batch.streamlines, *grid), out=density)
             all_lengths.append(length)
-            in_fixels.append(lengths_in(fixels, batch.streamlines))
 
         facts = track(field, options, keep, random_seed=runtime.seed, n_threads=n_threads, progress=log_progress(label))
-        fitted = fit_weights(stacked(in_fixels, fixels.density.size), fixels.volumes, fixels.shares)
-        writer.tell({"weight": fitted.weights})
     _tell_least_length(options, facts, label)
-    _save_density(out_dir / "tdi.nii.gz", density, files.mask_file)
+    save_density(out_dir / "tdi.nii.gz", density, files.mask_file)
     _save_preview(out_dir / "preview.npz", read_trx(container))
-    return _save_formats(container, options.tractogram_format, grid, fitted.weights) | {
+    return {
+        "tracks_file": str(container),
         "tdi_file": str(out_dir / "tdi.nii.gz"),
         "preview_file": str(out_dir / "preview.npz"),
         "facts": {
-            "sidecar": {"tractography": _bep046(facts, options, seed=runtime.seed) | _about(fitted)},
+            "sidecar": {"tractography": _bep046(facts, options, seed=runtime.seed)},
             **_told(facts, np.concatenate(all_lengths), coverage=float((density[field.mask] > 0).mean())),
         },
     }
 
 
-def _save_formats(
-    container: Path, formats: Sequence[str], grid: tuple["np.ndarray", tuple[int, int, int]], weights: "np.ndarray"
+def convert_tractogram(
+    *,
+    tracks_file: Path,
+    streamline_weights_file: Path | None,
+    mask_file: Path,
+    formats: Sequence[str],
+    out_dir: Path,
 ) -> dict[str, Any]:
-    """Write a container in every format, with the weights where that has no place for them; return what is there."""
+    """Write streamlines with their weights in every format, the weights beside a TCK, which has no place for them.
+
+    Parameters
+    ----------
+    tracks_file : Path
+        TRX of `track_image`.
+    streamline_weights_file : Path, optional
+        Array of `weigh_image`.
+    mask_file : Path
+        Its grid is that of the header of a TRK.
+    formats : sequence of str
+        ``trx``, ``tck``, ``trk``.
+    out_dir : Path
+        Gets the files, and with a TCK ``weights.txt`` in MRtrix3's form.
+    """
     import numpy as np
 
-    from shd_bids.tractography.files import copy_trx
+    from shd_bids.images import load_volume
+    from shd_bids.tractography.files import add_to_trx, copy_trx
 
-    paths = [container.with_suffix(f".{form}") for form in formats]
-    outputs: dict[str, Any] = {"tractogram_files": [str(path) for path in paths]}
-    for path in paths:
-        if path != container:
-            copy_trx(container, path, *grid)
-    if "tck" in formats:
-        outputs["weights_file"] = str(container.with_name("weights.txt"))
-        np.savetxt(outputs["weights_file"], weights, fmt="%.6g", header="weight")
+    weights = None if streamline_weights_file is None else np.load(streamline_weights_file)
+    paths = {form: out_dir / f"tractogram.{form}" for form in ("trx", *formats)}
+    add_to_trx(tracks_file, paths["trx"], {} if weights is None else {"weight": weights})
+    mask = load_volume(mask_file)
+    for form in set(formats) - {"trx"}:
+        copy_trx(paths["trx"], paths[form], mask.affine, mask.shape)
     if "trx" not in formats:
-        container.unlink()
-    return outputs
+        paths["trx"].unlink()
+    outputs: dict[str, Any] = {"tractogram_files": [str(paths[form]) for form in formats]}
+    if "tck" in formats and weights is not None:
+        outputs["weights_file"] = str(out_dir / "weights.txt")
+        np.savetxt(outputs["weights_file"], weights, fmt="%.6g", header="weight")
+    return outputs | {"facts": {"sidecar": {}, "qc": {}}}
 
 
 def _read(files: TrackingFiles) -> "FibreField":
@@ -151,37 +167,6 @@ def _read(files: TrackingFiles) -> "FibreField":
     fractions = [gather(load_volume(path).data, mask) for path in (files.vfwm_file, files.vfgm_file, files.vfcsf_file)]
     coefficients = np.load(files.fod_file, mmap_mode="r")
     return FibreField(coefficients, np.stack(fractions, axis=1), mask, reference.affine)
-
-
-def _fixels(files: TrackingFiles, field: "FibreField") -> "Fixels":
-    import numpy as np
-
-    from shd_bids.images import gather, load_volume
-    from shd_bids.tractography.fixels import Fixels
-
-    n = len(field.coefficients)
-    vectors = gather(load_volume(files.peaks_file, keep_negative=True).data, field.mask).reshape(n, -1, 3)
-    density = gather(load_volume(files.peakafd_file).data, field.mask).reshape(n, -1)
-    amplitude = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    directions = np.divide(vectors, amplitude, out=np.zeros_like(vectors), where=amplitude > 0)
-    white = field.fractions[:, 0].astype(np.float32)
-    return Fixels(directions, density, white, field.mask, field.affine)
-
-
-def _about(fitted: "Weights") -> dict[str, Any]:
-    """Return the sidecar block on the weights."""
-    from shd_bids.tractography.weights import LEAST_TRACKED
-
-    return {
-        "StreamlineWeights": {
-            "Description": "non-negative least squares to the fibre densities of the lobes (after Smith et al. 2015)",
-            "ProportionalityCoefficient": fitted.mu,
-            "Units": "mm2",
-            "LeastTrackedShare": LEAST_TRACKED,
-            "MisfitUnweighted": fitted.misfit_before,
-            "Misfit": fitted.misfit,
-        }
-    }
 
 
 def _notes(facts: "TrackingFacts") -> list[str]:
@@ -245,7 +230,8 @@ def _told(facts: "TrackingFacts", lengths: "np.ndarray", *, coverage: float) -> 
     }
 
 
-def _save_density(path: Path, density: "np.ndarray", mask_file: Path) -> None:
+def save_density(path: Path, density: "np.ndarray", mask_file: Path) -> None:
+    """Write a density on the grid of the mask."""
     from shd_bids.images import load_volume, save_volume
 
     reference = load_volume(mask_file)
@@ -290,13 +276,10 @@ class _TrackStreamlinesInputSpec(RuntimeInputSpec):
     vfwm_file = File(exists=True, mandatory=True, desc="WM signal fraction")
     vfgm_file = File(exists=True, mandatory=True, desc="GM signal fraction")
     vfcsf_file = File(exists=True, mandatory=True, desc="CSF signal fraction")
-    peaks_file = File(exists=True, mandatory=True, desc="lobes: vectors in world axes")
-    peakafd_file = File(exists=True, mandatory=True, desc="fibre density of each")
 
 
 class _TrackStreamlinesOutputSpec(StageOutputSpec):
-    tractogram_files = traits.List(File(exists=True), desc="one per format")
-    weights_file = File(exists=True, desc="weights of the streamlines of a TCK, a text")
+    tracks_file = File(exists=True, desc="TRX")
     tdi_file = File(exists=True, desc="streamlines per voxel")
     preview_file = File(exists=True, desc="some streamlines, for the report")
 
@@ -310,3 +293,23 @@ class TrackStreamlines(StageInterface):
     files_type = TrackingFiles
     options_type = TrackingOptions
     wants = ("n_threads", "label")
+
+
+class _ConvertTractogramInputSpec(StageInputSpec):
+    tracks_file = File(exists=True, mandatory=True, desc="TRX")
+    streamline_weights_file = File(exists=True, desc="array of the weights")
+    mask_file = File(exists=True, mandatory=True)
+    formats = traits.List(traits.Str, mandatory=True, desc="trx, tck, trk")
+
+
+class _ConvertTractogramOutputSpec(StageOutputSpec):
+    tractogram_files = traits.List(File(exists=True), desc="one per format")
+    weights_file = File(exists=True, desc="weights of the streamlines of a TCK, a text")
+
+
+class ConvertTractogram(StageInterface):
+    """Streamlines in every format asked for."""
+
+    input_spec = _ConvertTractogramInputSpec
+    output_spec = _ConvertTractogramOutputSpec
+    function = staticmethod(convert_tractogram)

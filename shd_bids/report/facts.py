@@ -11,6 +11,9 @@ STAGES = {
     "fod": ("fODF", "#2563a8"),
     "peaks": ("Peaks", "#9c36b5"),
     "tractography": ("Tractography", "#e8590c"),
+    "weights": ("Weights", "#f59f00"),
+    "conversion": ("Formats of the tractogram", "#868e96"),
+    "connectome": ("Connectomes", "#0c8599"),
 }
 """Stages with facts, in order: heading and colour of the time bar."""
 
@@ -79,6 +82,20 @@ def html_value(value: Any) -> str:
 def listed(items: Sequence[str]) -> str:
     """Return words joined with commas and a last "and"."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def connectome_texts(run: RunReport) -> list[str]:
+    """Return the main numbers of each connectome as text."""
+    found = dig(run.facts, "connectome", "sidecar", "connectomes") or {}
+    return [_connectome_text(label, about) for label, about in found.items()]
+
+
+def _connectome_text(label: str, about: Mapping[str, Any]) -> str:
+    assigned, n = about["StreamlinesAssigned"], max(about["Streamlines"], 1)
+    return (
+        f"{label}, {about['Regions']} regions, {about['RegionsConnected']} of them connected, {about['ConnectedPairs']:,} pairs "
+        f"({about['ConnectedPairsShare']:.0%} of all) by {assigned:,} streamlines ({assigned / n:.0%})"
+    )
 
 
 def shells(gradients: Mapping[str, Any] | None) -> str:

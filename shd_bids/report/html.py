@@ -135,6 +135,15 @@ SECTIONS = (
         "the deep tracts are brightest and white matter is filled.",
         "empty white matter or a bright rim means that seeds or stopping rules do not suit the data.",
     ),
+    Section(
+        "connectome",
+        "Connectome",
+        "Connections between regions",
+        "neighbours and mirrored regions of the two halves connect most strongly, most regions connect to several others; "
+        "fibre bundle capacity in mm², or numbers where streamlines have no weights.",
+        "empty rows mean regions that no streamline reaches: the labels lie elsewhere, or tracking ends before them.",
+        optional=True,
+    ),
 )
 
 

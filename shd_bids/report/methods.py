@@ -96,6 +96,11 @@ REFERENCES = {
         "connectivity using streamlines tractography. NeuroImage 2015;119:338-351.",
         "https://doi.org/10.1016/j.neuroimage.2015.06.092",
     ),
+    "fbc": (
+        "Smith RE, Raffelt D, Tournier JD, Connelly A. Quantitative streamlines tractography: methods and inter-subject "
+        "normalisation. Aperture Neuro 2022;2:1-25.",
+        "https://doi.org/10.52294/ApertureNeuro.2022.2.NEOD9565",
+    ),
     "bidsapps": (
         "Gorgolewski KJ, et al. BIDS apps: Improving ease of use, accessibility, and reproducibility of neuroimaging "
         "data analysis methods. PLoS Comput Biol 2017;13:e1005209.",
@@ -144,9 +149,11 @@ def _sentences(run: RunReport, cite: Cite) -> Iterable[str]:
         "fod": _on_fod,
         "peaks": _on_peaks,
         "tractography": _on_streamlines,
+        "weights": _on_weights,
+        "connectome": _on_connectomes,
     }
     for stage in STAGES:
-        if run.facts.get(stage):
+        if run.facts.get(stage) and stage in of_stage:
             yield from of_stage[stage](run, cite)
 
 
@@ -237,12 +244,25 @@ def _on_streamlines(run: RunReport, cite: Cite) -> Iterable[str]:
     if ends:
         shares = [f"{escape(name)} ({100 * count / sum(ends.values()):.0f} %)" for name, count in ends.items()]
         yield f"What ended them: {', '.join(shares)}."
-    weights = dig(block, "StreamlineWeights") or {}
-    if weights:
+
+
+def _on_weights(run: RunReport, cite: Cite) -> Iterable[str]:
+    weights = dig(run.facts["weights"], "sidecar", "weights", "StreamlineWeights") or {}
+    yield (
+        "Each has a weight, fitted so that their density is that of the fibres "
+        f"{cite('sift2')}; a weight of one is {html_value(weights.get('ProportionalityCoefficient'))} mm²."
+    )
+
+
+def _on_connectomes(run: RunReport, cite: Cite) -> Iterable[str]:
+    found = dig(run.facts["connectome"], "sidecar", "connectomes") or {}
+    for label, about in found.items():
         yield (
-            "Each has a weight, fitted so that their density is that of the fibres "
-            f"{cite('sift2')}; a weight of one is {html_value(weights.get('ProportionalityCoefficient'))} mm²."
+            f"The ends of {html_value(about['StreamlinesAssigned'])} of {html_value(about['Streamlines'])} streamlines lie in or "
+            f"within {html_value(about['AssignmentRadius'])} mm of the {html_value(about['Regions'])} regions of {escape(label)}."
         )
+    if run.facts.get("weights"):
+        yield f"Connections are told as fibre bundle capacity, the sum of the cross-sections of their streamlines {cite('fbc')}."
 
 
 def _reference(key: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from shd_bids.report.expected import measured_number
-from shd_bids.report.facts import RunReport, dig, listed
+from shd_bids.report.facts import RunReport, connectome_texts, dig, listed
 
 QUALITY = 84
 """Of WebP, 0 to 100: no difference is seen at the size of the page."""
@@ -49,6 +49,8 @@ def embed(path: Path) -> Picture:
 def alternative(desc: str, title: str, run: RunReport) -> str:
     """Return what a picture shows in words, with the numbers that were measured."""
     told = [words for words in (_number(run, *entry) for entry in NUMBERS.get(desc, ())) if words]
+    if desc == "connectome":
+        told = connectome_texts(run)
     return f"{title} of {run.prefix}" + (f": {listed(told)}" if told else "") + "."
 
 

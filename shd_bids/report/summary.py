@@ -4,7 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from shd_bids.report.expected import measured_number
-from shd_bids.report.facts import STAGES, RunReport, dig, fit_mode, html_value, listed, shells, voxel_size
+from shd_bids.report.facts import (
+    STAGES,
+    RunReport,
+    connectome_texts,
+    dig,
+    fit_mode,
+    html_value,
+    listed,
+    shells,
+    voxel_size,
+)
 
 
 def summary_table(runs: Sequence[RunReport]) -> str:
@@ -82,6 +92,10 @@ def _streamlines(run: RunReport) -> str:
     return html_value(count) + (f", median length {length:.0f} mm" if isinstance(length, int | float) else "")
 
 
+def _connectomes(run: RunReport) -> str:
+    return "<br>".join(map(escape, connectome_texts(run))) or html_value(None)
+
+
 def _time(run: RunReport) -> str:
     """Return the share of each stage as a bar with its duration."""
     seconds = {stage: dig(run.facts, stage, "seconds") for stage in STAGES}
@@ -140,6 +154,7 @@ ROWS: dict[str, Callable[[RunReport], str]] = {
     "Normalisation": _normalisation,
     "Fibres per voxel": lambda run: _quality(run, "nufo_mean", "{:.2f} on average in white matter"),
     "Streamlines": _streamlines,
+    "Connectomes": _connectomes,
     "Time": _time,
     "Peak memory": _memory,
 }

@@ -1,18 +1,15 @@
-"""How many streamlines visit each voxel."""
+"""How many streamlines visit each voxel, and what they pass through."""
 
-import math
-
-import nibabel as nib
 import numpy as np
 from nibabel.streamlines import ArraySequence
 
-from shd_bids.boxes import chunks
+from shd_bids.tractography.visits import Grid, Lines, traversal_kernel
 
 
-def track_density(streamlines: ArraySequence, affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Count the streamlines that visit each voxel, every streamline once a voxel.
-
-    Segments are cut to at most a quarter of a voxel, so that corners are not stepped over.
+def track_density(
+    streamlines: ArraySequence, affine: np.ndarray, shape: tuple[int, ...], weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the sum of weights, or the number, of the streamlines that visit each voxel, every streamline once a voxel.
 
     Parameters
     ----------
@@ -22,32 +19,49 @@ def track_density(streamlines: ArraySequence, affine: np.ndarray, shape: tuple[i
         Voxel to world mm.
     shape : tuple of int
         Size of the image.
+    weights : (s,) array, optional
+        Of each streamline; one for each if left out.
 
     Returns
     -------
-    (x, y, z) int32 array
+    (x, y, z) float64 array
         Points outside the image are not counted.
+
+    Raises
+    ------
+    InputError
+        If the kernel can neither be loaded nor compiled.
     """
-    density = np.zeros(math.prod(shape), dtype=np.int64)
-    to_voxel = np.linalg.inv(affine)
-    for some in chunks(len(streamlines), 2000):
-        part = streamlines[some]
-        points = nib.affines.apply_affine(to_voxel, part.get_data())
-        owner = np.repeat(np.arange(len(part)), _lengths(part))
-        joined = np.flatnonzero(owner[1:] == owner[:-1])  # first point of every segment
-        steps = points[joined + 1] - points[joined]
-        pieces = max(1, math.ceil(4 * np.abs(steps).max(initial=0)))
-        fractions = np.arange(pieces) / pieces
-        between = (points[joined, None] + fractions[:, None] * steps[:, None]).reshape(-1, 3)
-        voxels = np.rint(np.concatenate([between, points])).astype(int)
-        owner = np.concatenate([np.repeat(owner[joined], pieces), owner])
-        inside = ((voxels >= 0) & (voxels < shape)).all(axis=1)
-        index = np.ravel_multi_index(tuple(voxels[inside].T), shape)
-        visits = np.unique(owner[inside] * density.size + index)
-        density += np.bincount(visits % density.size, minlength=density.size)
-    return density.reshape(shape).astype(np.int32)
+    lines, grid = Lines(streamlines), Grid(affine, shape)
+    density, last = np.zeros(shape), np.full(shape, -1, dtype=np.int64)
+    given = None if weights is None else np.ascontiguousarray(weights, dtype=np.float32)
+    address = None if given is None else given.ctypes.data
+    traversal_kernel().shd_density(*grid.arguments, *lines.arguments, address, last.ctypes.data, density.ctypes.data)
+    return density
 
 
-def _lengths(streamlines: ArraySequence) -> np.ndarray:
-    """Return the number of points of each streamline."""
-    return np.fromiter(map(len, streamlines), dtype=np.int64, count=len(streamlines))
+def means_along(streamlines: ArraySequence, volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return the mean of a map along each streamline, by the length in each voxel, (s,) float32.
+
+    Parameters
+    ----------
+    streamlines : ArraySequence
+        Points in world mm.
+    volume : (x, y, z) array
+    affine : (4, 4) array
+        Voxel to world mm.
+
+    Returns
+    -------
+    (s,) float32 array
+        NaN where a streamline lies outside of the image.
+
+    Raises
+    ------
+    InputError
+        If the kernel can neither be loaded nor compiled.
+    """
+    lines, grid = Lines(streamlines), Grid(affine, volume.shape)
+    values, means = np.ascontiguousarray(volume, dtype=np.float32), np.empty(lines.n, dtype=np.float32)
+    traversal_kernel().shd_means(*grid.arguments, values.ctypes.data, *lines.arguments, means.ctypes.data)
+    return means

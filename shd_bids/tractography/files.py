@@ -1,9 +1,11 @@
 """Streamlines in files: written to TRX as they come, then copied to TCK and TRK."""
 
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -11,6 +13,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.streamlines import ArraySequence, LazyTractogram
 
+from shd_bids.boxes import chunks
 from shd_bids.files import atomic_path
 
 _POSITIONS = "positions.3.float32"
@@ -47,10 +50,6 @@ class TrxWriter:
         for name, values in (each or {}).items():
             self._each.setdefault(name, []).append(values)
 
-    def tell(self, each: Mapping[str, np.ndarray]) -> None:
-        """Take more data per streamline, of all streamlines at once."""
-        self._each |= {name: [values] for name, values in each.items()}
-
     def entries(self, affine: np.ndarray, shape: tuple[int, int, int]) -> Iterator[tuple[str, bytes]]:
         """Yield name and content of every other entry of the container."""
         lengths = np.concatenate(self._lengths)
@@ -64,9 +63,7 @@ class TrxWriter:
         yield "header.json", json.dumps(header).encode()
         yield "offsets.uint64", offsets.tobytes()
         for name, parts in self._each.items():
-            values = np.concatenate(parts)
-            columns = f".{values.shape[1]}" if values.ndim == 2 else ""
-            yield f"dps/{name}{columns}.{values.dtype.name}", values.tobytes()
+            yield _each_entry(name, np.concatenate(parts))
 
 
 @contextmanager
@@ -103,8 +100,54 @@ def read_trx(path: Path) -> ArraySequence:
     return streamlines
 
 
-def copy_trx(source: Path, path: Path, affine: np.ndarray, shape: tuple[int, int, int]) -> None:
+def iterate_trx(path: Path, at_once: int) -> Iterator[ArraySequence]:
+    """Yield the streamlines of a container of `trx_writer`, so many at once; no more of the file is held."""
+    with zipfile.ZipFile(path) as container:
+        offsets = np.frombuffer(container.read("offsets.uint64"), dtype="<u8").astype(np.int64)
+        start = _start_of(path, container.getinfo(_POSITIONS))
+    with path.open("rb") as file:
+        file.seek(start)
+        for some in chunks(len(offsets) - 1, at_once):
+            ends = offsets[some.start : some.stop + 1]
+            part = ArraySequence()
+            part._data = np.fromfile(file, dtype="<f4", count=3 * int(ends[-1] - ends[0])).reshape(-1, 3)
+            part._offsets, part._lengths = ends[:-1] - ends[0], np.diff(ends)
+            yield part
+
+
+def count_trx(path: Path) -> int:
+    """Return the number of streamlines of a container of `trx_writer`."""
+    with zipfile.ZipFile(path) as container:
+        return int(json.loads(container.read("header.json"))["NB_STREAMLINES"])
+
+
+def read_each(path: Path) -> dict[str, np.ndarray]:
+    """Return the data per streamline of a container of `trx_writer`: name -> (s,) or (s, k) array."""
+    found = {}
+    with zipfile.ZipFile(path) as container:
+        for entry in container.namelist():
+            if not entry.startswith("dps/"):
+                continue
+            name, *columns, dtype = entry.removeprefix("dps/").split(".")
+            values = np.frombuffer(container.read(entry), dtype=dtype)
+            found[name] = values.reshape(-1, int(columns[0])) if columns else values
+    return found
+
+
+def add_to_trx(source: Path, path: Path, each: Mapping[str, np.ndarray]) -> None:
+    """Write a container of `trx_writer` with more data per streamline, (s,) or (s, k) by name, whole or not at all."""
+    with atomic_path(path) as temporary:
+        shutil.copyfile(source, temporary)
+        with zipfile.ZipFile(temporary, "a", zipfile.ZIP_STORED) as container:
+            for name, values in each.items():
+                entry, content = _each_entry(name, values)
+                container.writestr(_entry(entry), content)
+
+
+def copy_trx(source: Path, path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> None:
     """Copy a container of `trx_writer` to TCK or TRK, whole or not at all, a part at a time.
+
+    A TRK holds the data per streamline too; a TCK has no place for them.
 
     Raises
     ------
@@ -113,7 +156,8 @@ def copy_trx(source: Path, path: Path, affine: np.ndarray, shape: tuple[int, int
     """
     if path.suffix not in (".tck", ".trk"):
         raise ValueError(f"found suffix {path.suffix!r}, expected .tck or .trk")
-    header = {}
+    header: dict[str, object] = {}
+    each: dict[str, np.ndarray] = {}
     if path.suffix == ".trk":
         header = {
             "voxel_to_rasmm": np.asarray(affine, dtype=np.float32),
@@ -121,10 +165,18 @@ def copy_trx(source: Path, path: Path, affine: np.ndarray, shape: tuple[int, int
             "dimensions": np.asarray(shape, dtype=np.int16),
             "voxel_order": "".join(nib.aff2axcodes(affine)),
         }
+        each = read_each(source)
     streamlines = read_trx(source)
-    tractogram = LazyTractogram(lambda: iter(streamlines), affine_to_rasmm=np.eye(4))
+    columns = {name: partial(iter, values.reshape(len(values), values[:1].size or 1)) for name, values in each.items()}
+    tractogram = LazyTractogram(lambda: iter(streamlines), columns, affine_to_rasmm=np.eye(4))
     with atomic_path(path) as temporary:
         nib.streamlines.save(tractogram, str(temporary), header=header)
+
+
+def _each_entry(name: str, values: np.ndarray) -> tuple[str, bytes]:
+    """Return name and content of the entry of data per streamline."""
+    columns = f".{values.shape[1]}" if values.ndim == 2 else ""
+    return f"dps/{name}{columns}.{values.dtype.name}", values.tobytes()
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

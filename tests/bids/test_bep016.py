@@ -13,17 +13,21 @@ import numpy as np
 import pytest
 
 from shd_bids.bids.names import OUTPUTS, output_path, sidecar, sidecar_path
+from shd_bids.bids.relmat import nodes_sidecar, relmat_sidecar
 from shd_bids.images import save_volume
-from tests.bids.test_names import FACTS
+from tests.bids.test_names import FACTS, REGIONS, TRACKING, fill
 from tests.bids_trees import dwi_run
 
 BIN = Path(sys.executable).parent
 ENTITIES = {"model": "model", "parameter": "param", "tract": "tract", "track": "track"}
+MEASURE = "meas"
 RULES = {
     "dwimap": ([".nii.gz", ".json"], ["model", "parameter"]),
     "response": ([".txt"], ["model", "parameter"]),
     "tractogram": ([".trx", ".tck", ".trk", ".txt", ".json"], ["tract", "track"]),
     "qc": ([".tsv", ".json"], []),
+    "relmat": ([".dense.tsv", ".json"], ["atlas", "scale", "meas"]),
+    "nodeindices": ([".tsv", ".json"], ["atlas", "scale"]),
 }
 """Suffix -> extensions, entities beyond those of a mask that are required."""
 
@@ -40,10 +44,11 @@ def schema(tmp_path_factory) -> Path:
     subprocess.run([BIN / "bst", "export", "--output", file], check=True, capture_output=True)
     schema = json.loads(file.read_text())
     objects, imaging = schema["objects"], schema["rules"]["files"]["deriv"]["imaging"]
-    for key, name in ENTITIES.items():
+    for key, name in (ENTITIES | {MEASURE: MEASURE}).items():
         objects["entities"][key] = {**objects["entities"]["label"], "name": name, "display_name": name}
     order = schema["rules"]["entities"]
     order[order.index("space") + 1 : order.index("space") + 1] = list(ENTITIES)
+    order.insert(order.index("scale") + 1, MEASURE)
     for suffix, (extensions, entities) in RULES.items():
         objects["suffixes"][suffix] = {**objects["suffixes"]["mask"], "value": suffix, "display_name": suffix}
         imaging[f"dwi_{suffix}"] = {
@@ -52,7 +57,7 @@ def schema(tmp_path_factory) -> Path:
             "extensions": extensions,
             "entities": {**imaging["dwi_mask"]["entities"], **dict.fromkeys(entities, "required")},
         }
-    for extension in (".trx", ".tck", ".trk"):
+    for extension in (".trx", ".tck", ".trk", ".dense.tsv"):
         objects["extensions"][extension[1:]] = {"value": extension, "display_name": extension, "description": extension}
     file.write_text(json.dumps(schema))
     return file
@@ -66,17 +71,21 @@ def derivatives(tmp_path) -> Path:
     )
     out = tmp_path / "out"
     for key, row in OUTPUTS.items():
-        blanks = {"method": "prob", "format": "trx"} if key in ("tractogram", "weights", "tdi") else {}
+        blanks = fill(key)
         path = output_path(out, run, key, **blanks)
         path.parent.mkdir(parents=True, exist_ok=True)
         if row["extension"] == ".nii.gz":
             save_volume(path, np.zeros((3, 3, 3, 2), np.float32), np.eye(4))
         elif row["suffix"] == "qc":
             path.write_text("n_volumes\tb\n1\t2\n")
+        elif row["suffix"] == "relmat":
+            path.write_text("1\t0\n0\t2\n")
+        elif row["suffix"] == "nodeindices":
+            path.write_text("matrix_index\tnode_file\tnode_index\tname\tvolume\n0\tlabels.nii.gz\t3\ta\t8\n")
         else:
             path.write_text("# \n1 2\n")
         if row["extension"] != ".txt":
-            sidecar_path(path).write_text(json.dumps(sidecar(run, key, FACTS, **blanks)))
+            sidecar_path(path).write_text(json.dumps(content_of(run, key, blanks)))
     (out / "dataset_description.json").write_text(
         json.dumps(
             {
@@ -92,6 +101,14 @@ def derivatives(tmp_path) -> Path:
     return out
 
 
+def content_of(run, key: str, blanks: dict) -> dict:
+    """The sidecar of an output."""
+    if key == "relmat":
+        facts = FACTS | {"connectomes": {REGIONS.label: {"AssignmentRadius": 4.0}}}
+        return relmat_sidecar(run, REGIONS, "streamlineCount", facts, **TRACKING)
+    return nodes_sidecar(REGIONS) if key == "nodeindices" else sidecar(run, key, FACTS, **blanks)
+
+
 def problems(folder: Path, schema: Path) -> list[tuple[str, str]]:
     """Codes and files of all errors the validator tells; a table has no voxels, so it needs no SpatialReference."""
     command = [BIN / "bids-validator-deno", folder, "--schema", schema.as_uri(), "--format", "json"]
@@ -102,7 +119,9 @@ def problems(folder: Path, schema: Path) -> list[tuple[str, str]]:
         (issue["code"], issue["location"])
         for issue in issues
         if issue["severity"] == "error"
-        and not (issue.get("subCode") == "SpatialReference" and issue["location"].endswith("_qc.tsv"))
+        and not (
+            issue.get("subCode") == "SpatialReference" and issue["location"].endswith(("_qc.tsv", "_nodeindices.tsv"))
+        )
     ]
 
 

@@ -13,11 +13,15 @@ from shd_bids.bids.names import (
     sidecar,
     sidecar_path,
 )
+from shd_bids.bids.parcellations import Parcellation
 from shd_bids.options import LEVELS
 from tests.bids_trees import dwi_run
 
 SOURCE = {"sub": "01", "ses": "b", "acq": "x", "rec": "n", "dir": "AP", "run": "01", "chunk": "2"}
 TRACKING = {"method": "prob", "format": "trx"}
+REGIONS = Parcellation(
+    image=Path("/q/labels.nii.gz"), table=None, entities={"atlas": "A", "scale": "2"}, uri="bids:q:labels.nii.gz"
+)
 FACTS = {
     "model": {"Method": "conditioned", "Weights": "packaged"},
     "response": {"wm": [[3.0], [2.0, -1.0, 0.5]], "gm": [[1.0], [0.5]], "csf": [[4.0], [0.1]]},
@@ -25,6 +29,7 @@ FACTS = {
     "fod_lmax": 12,
     "peaks": {"PeakMaximumNumber": 5},
     "tractography": {"RandomSeed": 0, "StreamlineAcceptanceCriteria": {}},
+    "weights": {"StreamlineWeights": {"ProportionalityCoefficient": 0.5}},
     "mask_origin": "derivative",
     "columns": {"n_volumes": "Number of volumes", "b": {"Description": "b", "Units": "s/mm2"}},
 }
@@ -51,7 +56,9 @@ def parse_name(path):
 
 
 def fill(key):
-    return TRACKING if key in ("tractogram", "weights", "tdi") else {}
+    if OUTPUTS[key].get("parcellated"):
+        return {"parcellation": REGIONS} | ({"measure": "streamlineCount"} if key == "relmat" else {})
+    return TRACKING if key in ("tractogram", "weights", "tdi", "weighted_tdi") else {}
 
 
 @pytest.mark.parametrize("key", OUTPUTS)
@@ -59,7 +66,9 @@ def test_names_keep_every_source_entity_and_give_them_back(run, key):
     path = output_path(Path("/out"), run, key, **fill(key))
     entities, suffix, extension = parse_name(path)
     assert path.parent == Path("/out/sub-01/ses-b/dwi")
-    own = {name: value.format(**TRACKING) for name, value in OUTPUTS[key]["entities"].items()}
+    blanks = TRACKING | {"measure": "streamlineCount"}
+    own = {name: value.format(**blanks) for name, value in OUTPUTS[key]["entities"].items()}
+    own |= REGIONS.entities if OUTPUTS[key].get("parcellated") else {}
     assert entities == {**SOURCE, "space": "ACPC", **own}
     assert suffix == OUTPUTS[key]["suffix"]
     assert extension == OUTPUTS[key]["extension"].format(**TRACKING)
@@ -127,6 +136,31 @@ def test_weights_stand_beside_a_tck_only(run):
         assert any("_desc-weights_" in name for name in names) == (form == "tck")
 
 
+def test_without_weights_none_are_promised(run):
+    promise = {"level": "full", "method": "prob", "formats": ("tck",)}
+    with_weights, without = (
+        {path.name for path in expected_outputs(Path(), run, **promise, is_weighted=on)} for on in (True, False)
+    )
+    assert {name.rpartition("_desc-")[2] for name in with_weights - without} == {
+        "weights_tractogram.txt",
+        "weighted_dwimap.nii.gz",
+        "weighted_dwimap.json",
+    }
+
+
+def test_every_parcellation_has_its_connectomes(run):
+    other = replace(REGIONS, entities={"seg": "B"})
+    promise = {"level": "full", "method": "prob", "formats": ("trx",), "measures": ("streamlineCount", "meanLength")}
+    names = {path.name for path in expected_outputs(Path(), replace(run, parcellations=(REGIONS, other)), **promise)}
+    prefix = "sub-01_ses-b_acq-x_rec-n_dir-AP_run-01_space-ACPC_chunk-2"
+    tables = {name.removeprefix(prefix) for name in names if "relmat" in name or "nodeindices" in name}
+    ends = ("_meas-streamlineCount_relmat", "_meas-meanLength_relmat", "_nodeindices")
+    kinds = {end: (".dense.tsv", ".json") if "relmat" in end else (".tsv", ".json") for end in ends}
+    assert tables == {
+        f"_{label}{end}{kind}" for label in ("atlas-A_scale-2", "seg-B") for end in ends for kind in kinds[end]
+    }
+
+
 def test_table_is_complete():
     for key, row in OUTPUTS.items():
         assert row["stage"] in LEVELS, key
@@ -137,7 +171,9 @@ def test_table_is_complete():
 
 
 class TestSidecar:
-    @pytest.mark.parametrize("key", [key for key in OUTPUTS if OUTPUTS[key]["extension"] != ".txt"])
+    @pytest.mark.parametrize(
+        "key", [key for key, row in OUTPUTS.items() if row["extension"] != ".txt" and not row.get("parcellated")]
+    )
     def test_every_key_has_one_with_description_and_sources(self, run, key):
         content = sidecar(run, key, FACTS, **fill(key))
         if key == "qc":
@@ -188,6 +224,12 @@ class TestSidecar:
     def test_density_comes_from_the_tractogram(self, run):
         (source,) = sidecar(run, "tdi", FACTS, **TRACKING)["Sources"]
         assert source.endswith("_track-prob_chunk-2_tractogram.trx")
+
+    def test_the_weights_are_told_where_there_are_some(self, run):
+        for key in ("tractogram", "weighted_tdi"):
+            assert sidecar(run, key, FACTS, **TRACKING)["StreamlineWeights"] == {"ProportionalityCoefficient": 0.5}
+        without = {name: value for name, value in FACTS.items() if name != "weights"}
+        assert "StreamlineWeights" not in sidecar(run, "tractogram", without, **TRACKING)
 
     def test_a_test_run_is_stamped(self, run):
         assert sidecar(run, "nufo", {**FACTS, "sloppy": True})["Sloppy"] is True

@@ -45,6 +45,8 @@ def test_inputs_are_named_by_uri(run, settings, tmp_path):
         ({"fod_lmax": 8}, False),
         ({"random_seed": 1}, False),
         ({"tractogram_format": ("tck",)}, False),
+        ({"streamline_weights": "off"}, False),
+        ({"parcellation": ("other",)}, False),
         ({"max_steps": 7}, False),
         ({"cohort_processes": 2}, False),
         ({"b0_threshold": 10.0}, False),

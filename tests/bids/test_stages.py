@@ -7,6 +7,7 @@ import pytest
 
 from shd_bids.bids import provenance
 from shd_bids.bids.names import stage_folder
+from shd_bids.bids.parcellations import Parcellation
 from shd_bids.bids.stages import STAGES, Kept, drop_stage, facts_path, keep_stage, plan_stages, stages_of
 from shd_bids.options import LEVELS
 from shd_bids.settings import Settings
@@ -32,9 +33,16 @@ def digests(run, settings):
 def first_changed(run, settings, changed_run=None, **change):
     """Return the first stage whose digest a change touches; all that follow must change too."""
     before, after = digests(run, settings), digests(changed_run or run, replace(settings, **change))
-    changed = [name for name in ALL if before[name] != after[name]]
-    assert changed == list(ALL[len(ALL) - len(changed) :])
+    changed = [name for name in before if before[name] != after.get(name)]
+    after_first = [stage.name for stage in STAGES if changed and stage.name in before and depends(stage, changed[0])]
+    assert changed == after_first
     return changed[0] if changed else None
+
+
+def depends(stage, name):
+    """Whether a stage is another or reads what it made, or what was made of that."""
+    by_name = {stage.name: stage for stage in STAGES}
+    return stage.name == name or any(depends(by_name[before], name) for before in stage.after)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +57,8 @@ def first_changed(run, settings, changed_run=None, **change):
         ({"peak_relative_threshold": 0.2}, "peaks"),
         ({"seeds": 3}, "tractography"),
         ({"random_seed": 1}, "tractography"),
+        ({"tractogram_format": ("tck",)}, "conversion"),
+        ({"connectome_radius": 2.0}, None),  # without a parcellation
     ],
 )
 def test_a_setting_changes_the_stages_that_read_it_and_those_after(run, settings, change, stage):
@@ -78,10 +88,28 @@ def test_every_setting_that_changes_results_is_read_by_a_stage():
     assert set(provenance.IN_DIGEST) - read == {"level", "cohort_processes"}
 
 
+def test_regions_are_read_by_the_connectome_alone(run, settings, tmp_path):
+    image = tmp_path / "labels.nii.gz"
+    image.write_bytes(b"a")
+    regions = Parcellation(image=image, table=None, entities={"seg": "x"}, uri="labels.nii.gz")
+    with_regions = replace(run, parcellations=(regions,))
+    before = digests(with_regions, settings)
+    assert digests(run, settings) == {name: value for name, value in before.items() if name != "connectome"}
+    assert first_changed(with_regions, settings, connectome_radius=2.0) == "connectome"
+    image.write_bytes(b"b")
+    after = digests(with_regions, settings)
+    assert [name for name in before if before[name] != after[name]] == ["connectome"]
+
+
+def test_without_weights_there_is_no_such_stage(run, settings):
+    found = digests(run, replace(settings, streamline_weights="off"))
+    assert "weights" not in found and found["conversion"] != digests(run, settings)["conversion"]
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_levels_have_their_stages(level):
     names = [stage.name for stage in stages_of(level)]
-    assert names == list(ALL[: 2 + LEVELS.index(level)])
+    assert names == list(ALL if level == "full" else ALL[: 2 + LEVELS.index(level)])
     assert all(set(stage.after) <= set(names) for stage in stages_of(level))
 
 
@@ -101,7 +129,7 @@ class TestKept:
         out = settings.output_dir
         files = {"wm_file": str(out / "sub-01" / "wm.nii.gz"), "response_files": [f"{stage_folder(out, run)}/wm.txt"]}
         assert plan().kept == {"fod": Kept(files, facts_path(out, run, "fod"))}
-        assert plan().computed == ("gradients", "response", "peaks", "tractography")
+        assert plan().computed == ("gradients", "response", "peaks", "tractography", "weights", "conversion")
         assert plan(seeds=5).kept and plan(level="fod").kept
 
     def test_others_are_not(self, plan, run, settings):

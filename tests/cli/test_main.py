@@ -108,7 +108,8 @@ class TestPlan:
         assert expected("--seeds", "10000", "--omp-nthreads", "1", "--level", "peaks")["minutes"] < usual["minutes"]
         assert expected("--fit", "subject", "--max-steps", "900")["minutes"] > 5
         assert usual["memory_gb"] <= 8
-        assert expected("--seeds", "10000", "--tractogram-format", "tck", "trx")["disk_gb"] > 1.9 * usual["disk_gb"]
+        more = expected("--seeds", "10000", "--tractogram-format", "tck", "trx")
+        assert more["disk_gb"] > 1.3 * usual["disk_gb"]
 
     def test_text_has_one_line_a_series(self, raw, out, capsys):
         assert call(raw, out, "--dry-run") == 0

@@ -79,6 +79,9 @@ def test_defaults_are_those_of_the_settings(dirs):
         (["--step-size", "0.5"], "step_size", 0.5),
         (["--peak-absolute-threshold", "auto"], "peak_absolute_threshold", None),
         (["--tractogram-format", "trx", "tck"], "tractogram_format", ("trx", "tck")),
+        (["--parcellation", "a", "--parcellation", "B1"], "parcellation", ("a", "B1")),
+        (["--streamline-weights", "off"], "streamline_weights", "off"),
+        (["--connectome-map", "vfwm", "nufo"], "connectome_map", ("vfwm", "nufo")),
         (["--dry-run"], "dry_run", "text"),
         (["--dry-run=json"], "dry_run", "json"),
         (["--dry-run", "json"], "dry_run", "json"),
@@ -93,6 +96,16 @@ def test_defaults_are_those_of_the_settings(dirs):
 )
 def test_spellings(dirs, words, name, value):
     assert getattr(parse(dirs, *words), name) == value
+
+
+def test_a_parcellation_is_a_file_or_a_name(dirs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "labels.nii.gz").touch()
+    monkeypatch.chdir(tmp_path)
+    assert parse(dirs, "--parcellation", "labels.nii.gz", "x").parcellation == (str(tmp_path / "labels.nii.gz"), "x")
+    for words, told in ((("none.nii.gz",), "--parcellation: no such file"), (("a/b",), "not a BIDS label")):
+        with pytest.raises(SystemExit, match="2"):
+            parse(dirs, "--parcellation", *words)
+        assert told in capsys.readouterr().err
 
 
 def test_a_bare_dry_run_does_not_swallow_what_follows(dirs):

@@ -1,6 +1,7 @@
 """MRtrix3 and the libraries of the formats read what the app wrote, and agree with it, on a piece of a real scan."""
 
 import subprocess
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,12 +9,16 @@ import pytest
 from trx.trx_file_memmap import load as load_trx
 
 from shd_bids.sphere.healpix import hemisphere
+from shd_bids.tractography.connectome import BUNDLE_CAPACITY, Streamlines, assign_ends, connect
+from shd_bids.tractography.files import read_each, read_trx
+from shd_bids.tractography.regions import read_regions
 from tests.helpers import requires_mrtrix
 from tests.integration.app import MAPS, PEAKS, angles, call
 from tests.phantoms import real_crop, write_head
 
 pytestmark = [pytest.mark.slow, requires_mrtrix]
 
+WEIGHTS = "dwi/sub-01_space-orig_tract-wholebrain_track-prob_desc-weights_tractogram.txt"
 TRACKS = "dwi/sub-01_space-orig_tract-wholebrain_track-prob_tractogram"
 
 
@@ -77,6 +82,54 @@ def test_density_is_that_of_tckmap(results, tmp_path):
     ours = results / MAPS.format("tdi")
     mrtrix("tckmap", "-quiet", "-template", ours, f"{results / TRACKS}.tck", tmp_path / "tdi.nii.gz")
     assert correlation(nib.load(ours).get_fdata(), nib.load(tmp_path / "tdi.nii.gz").get_fdata()) > 0.99
+
+
+def test_tcksift2_takes_streamlines_and_fod(results, tmp_path):
+    """Its weights and ours agree on which streamlines stand for more fibres."""
+    mrtrix("tcksift2", "-quiet", f"{results / TRACKS}.tck", results / MAPS.format("wm"), tmp_path / "theirs.txt")
+    theirs, ours = np.loadtxt(tmp_path / "theirs.txt"), np.loadtxt(results / WEIGHTS)
+    assert theirs.shape == ours.shape and (ours >= 0).all()
+    assert correlation(np.log(theirs + 1e-3), np.log(ours + 1e-3)) > 0.2
+
+
+@pytest.mark.parametrize("radius", [0, 4])
+def test_connectome_is_that_of_tck2connectome(results, tmp_path, radius):
+    """With our weights, on labels in blocks with gaps: the same sums, but for ends on the border of a voxel."""
+    reference = nib.load(results / MAPS.format("vfwm"))
+    blocks = np.tensordot([4, 2, 1], np.indices(reference.shape) // 5 % 2, 1) + 1
+    blocks[np.indices(reference.shape).sum(axis=0) % 3 == 0] = 0
+    nib.save(nib.Nifti1Image(blocks.astype(np.int16), reference.affine), tmp_path / "labels.nii.gz")
+    search = ["-assignment_radial_search", radius] if radius else ["-assignment_end_voxels"]
+    words = ["-tck_weights_in", results / WEIGHTS, "-symmetric", *search]
+    mrtrix(
+        "tck2connectome", "-quiet", f"{results / TRACKS}.tck", tmp_path / "labels.nii.gz", tmp_path / "c.csv", *words
+    )
+    theirs = np.loadtxt(tmp_path / "c.csv", delimiter=",")
+    regions = read_regions(tmp_path / "labels.nii.gz", None)
+    trx = Path(f"{results / TRACKS}.trx")
+    lines, each = read_trx(trx), read_each(trx)
+    ends = np.array([[line[0], line[-1]] for line in lines])
+    streamlines = Streamlines(ends, each["length"], each["weight"], {})
+    ours = connect(streamlines, assign_ends(ends, regions, radius=radius), regions)[BUNDLE_CAPACITY]
+    assert np.abs(ours - theirs).sum() < 0.01 * theirs.sum()
+
+
+def test_weighted_density_is_that_of_tckmap(results, tmp_path):
+    ours = results / MAPS.format("tdi_desc-weighted")
+    words = ["-tck_weights_in", results / WEIGHTS, "-template", ours]
+    mrtrix("tckmap", "-quiet", *words, f"{results / TRACKS}.tck", tmp_path / "tdi.nii.gz")
+    assert correlation(nib.load(ours).get_fdata(), nib.load(tmp_path / "tdi.nii.gz").get_fdata()) > 0.99
+
+
+def test_exports_for_tractseg_and_bundleparc(results, tmp_path):
+    """Nine channels of peaks; degree 8 in the order and the strides that are asked for."""
+    mrtrix("mrconvert", "-quiet", results / PEAKS, "-coord", "3", "0:8", tmp_path / "peaks.nii.gz")
+    peaks = nib.load(tmp_path / "peaks.nii.gz")
+    assert peaks.shape[3] == 9
+    words = ["-coord", "3", "0:44", "-strides", "-1,2,3,4"]
+    mrtrix("mrconvert", "-quiet", results / MAPS.format("wm"), *words, tmp_path / "fod8.nii.gz")
+    fod = nib.load(tmp_path / "fod8.nii.gz")
+    assert fod.shape[3] == 45 and nib.aff2axcodes(fod.affine) == ("L", "A", "S")
 
 
 @pytest.mark.parametrize("algorithm", ["iFOD2", "SD_STREAM"])

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -49,7 +50,9 @@ def whole(tmp_path_factory, simulated):
     """A finished call with everything on: (raw, out)."""
     root = tmp_path_factory.mktemp("whole")
     write_head(root / "raw", simulated[0], simulated[1])
+    nib.save(nib.Nifti1Image(np.indices(simulated[0].shape[:3])[2].astype(np.int16), RAS), root / "labels.nii.gz")
     formats = ("--tractogram-format", "trx", "tck", "trk", "--min-length", "5", "--seeds", "1", "--keep-work")
+    formats += ("--parcellation", str(root / "labels.nii.gz"))
     assert call(root / "raw", root / "out", *formats, level="full") == 0
     return root / "raw", root / "out", formats
 
@@ -62,7 +65,18 @@ def test_every_promised_file_is_there(whole):
     )
     assert not [path for path in paths if not path.stat().st_size]
     names = {path.name.split("_desc-")[1] for path in (out / "sub-01" / "figures").iterdir()}
-    figures = ("gradients", "mask", "response", "fodf", "tissue", "residual", "peaks", "tractogram", "tdi")
+    figures = (
+        "gradients",
+        "mask",
+        "response",
+        "fodf",
+        "tissue",
+        "residual",
+        "peaks",
+        "tractogram",
+        "tdi",
+        "connectome",
+    )
     views = {f"{name}_dwi.json" for name in ("fodview", "peaksview", "tracksview")}
     assert names == {f"{name}_dwi.png" for name in figures} | {"orientation_dwi.tsv", "thumbnail_dwi.webp"} | views
     assert (out / "sub-01.html").stat().st_size > 1000
@@ -76,6 +90,17 @@ def test_report_has_every_main_fact(whole):
         "Normalisation"
     ]  # not asked for
     assert "Response functions of white matter, grey matter and CSF were estimated" in page
+
+
+def test_connectomes_count_the_streamlines(whole):
+    _, out, _ = whole
+    prefix = out / "sub-01" / "dwi" / "sub-01_space-orig_seg-labels"
+    count = np.loadtxt(f"{prefix}_meas-streamlineCount_relmat.dense.tsv")
+    about = json.loads(Path(f"{prefix}_meas-fibreBundleCapacity_relmat.json").read_text())
+    assert np.triu(count).sum() == about["StreamlinesAssigned"] > 0
+    assert about["ProportionalityCoefficient"] > 0 and about["Sources"][1] == "labels.nii.gz"
+    rows = Path(f"{prefix}_nodeindices.tsv").read_text().splitlines()
+    assert len(rows) == 1 + len(count) == 1 + about["Regions"]
 
 
 def test_sidecars_name_the_weights_and_sources(whole):

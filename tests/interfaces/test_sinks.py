@@ -6,9 +6,10 @@ import os
 
 import pytest
 
+from shd_bids.bids.parcellations import Parcellation
 from shd_bids.errors import OutputError
 from shd_bids.interfaces.base import qc_column, read_failure
-from shd_bids.interfaces.sinks import SaveDerivatives, SaveFigures, SaveQC, place
+from shd_bids.interfaces.sinks import SaveConnectomes, SaveDerivatives, SaveFigures, SaveQC, place
 from tests.bids_trees import dwi_run
 
 SIDECAR = {
@@ -70,6 +71,38 @@ def test_derivatives_have_names_and_sidecars(tmp_path, facts_file):
     assert sidecar["OrientationEncoding"]["SphericalHarmonicDegree"] == 8
     assert sidecar["Sloppy"] is True
     assert not (tmp_path / "run" / "facts").exists()  # a sink is no stage
+
+
+def test_connectomes_have_names_and_sidecars(tmp_path):
+    regions = Parcellation(image=tmp_path / "l.nii.gz", table=None, entities={"seg": "x"}, uri="bids:raw:l.nii.gz")
+    facts = tmp_path / "facts.json"
+    facts.write_text(json.dumps({"sidecar": {"connectomes": {"seg-x": {"AssignmentRadius": 3.0}}}}))
+    sink = SaveConnectomes(
+        run=dwi_run(tmp_path / "raw", parcellations=(regions,)),
+        output_dir=str(tmp_path / "out"),
+        table_files=[source(tmp_path, f"seg-x.{name}.tsv") for name in ("nodes", "streamlineDensity", "meanafdtotal")],
+        facts_files=[str(facts)],
+        method="det",
+        format="tck",
+    )
+    (tmp_path / "cwd").mkdir()
+    assert len(sink.run(cwd=tmp_path / "cwd").outputs.out_files) == 3
+    folder = tmp_path / "out" / "sub-01" / "dwi"
+    names = ("nodeindices", "meas-streamlineDensity_relmat", "meas-meanafdtotal_relmat")
+    assert {path.name for path in folder.iterdir()} == {
+        f"sub-01_space-orig_seg-x_{name}{kind}"
+        for name in names
+        for kind in (".json", ".tsv" if name == "nodeindices" else ".dense.tsv")
+    }
+    density = json.loads((folder / f"sub-01_space-orig_seg-x_{names[1]}.json").read_text())
+    assert (density["MeasureUnits"], density["AssignmentRadius"], density["Weighted"]) == ("1/mm3", 3.0, True)
+    assert density["NodeFiles"] == ["bids::sub-01/dwi/sub-01_space-orig_seg-x_nodeindices.tsv"]
+    assert density["Sources"] == [
+        "bids::sub-01/dwi/sub-01_space-orig_tract-wholebrain_track-det_tractogram.tck",
+        "bids:raw:l.nii.gz",
+    ]
+    mean = json.loads((folder / f"sub-01_space-orig_seg-x_{names[2]}.json").read_text())
+    assert "Apparent fibre density, total" in mean["Description"]
 
 
 def test_place_makes_a_link_and_replaces_what_was_there(tmp_path):

@@ -1,47 +1,27 @@
 """Streamlines through the true fODF, in every format and figure."""
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
-import pytest
-import trx.trx_file_memmap as trx
 from nipype.interfaces.base import isdefined
 
 from shd_bids.images import load_volume
-from shd_bids.interfaces.base import options_input, read_json
-from shd_bids.interfaces.peaks import FindPeaks
+from shd_bids.interfaces.base import read_json
 from shd_bids.interfaces.report import DrawStreamlines
-from shd_bids.interfaces.tractography import TrackStreamlines
-from shd_bids.options import PeakOptions, TrackingOptions
-from tests.interfaces.stages import ON_CPU, run
+from shd_bids.interfaces.tractography import ConvertTractogram
+from shd_bids.tractography.files import read_each, read_trx
+from tests.interfaces.stages import run
+from tests.interfaces.streamlines import track
 
 
-@pytest.fixture
-def tracked_from(true_fod, tmp_path):
-    """Inputs of the stage."""
-    files = {name: path for name, path in true_fod.items() if name != "vfgm_file"}
-    peaks = run(FindPeaks, tmp_path / "peaks", **files, **options_input(PeakOptions()), **ON_CPU)
-    names = ("fod_file", "mask_file", "vfwm_file", "vfgm_file", "vfcsf_file")
-    lobes = {"peaks_file": peaks.peaks_file, "peakafd_file": peaks.peakafd_file}
-    return {name: true_fod[name] for name in names} | lobes
-
-
-def test_streamlines_in_every_format(prepared, tracked_from, tmp_path):
-    options = TrackingOptions(
-        tracking_algorithm="det", seeds=1, min_length=4.0, max_length=100.0, tractogram_format=("tck", "trk")
-    )
-    outputs = run(TrackStreamlines, tmp_path / "track", **tracked_from, **options_input(options), **ON_CPU)
-    tck, trk = (nib.streamlines.load(path).streamlines for path in outputs.tractogram_files)
-    assert len(tck) == len(trk) > 0
-    np.testing.assert_allclose(tck[0], trk[0], atol=1e-3)
+def test_streamlines_with_density_and_figure(prepared, true_fod, tmp_path):
+    outputs = track(true_fod, tmp_path / "track")
+    lines = read_trx(Path(outputs.tracks_file))
     facts = read_json(tmp_path / "track" / "facts.json")
-    assert facts["qc"]["n_streamlines"]["value"] == len(tck)
-    assert facts["sidecar"]["tractography"]["StreamlineReconstructionDensity"]["AcceptedStreamlines"] == len(tck)
-    weights = np.loadtxt(outputs.weights_file)
-    assert weights.shape == (len(tck),) and (weights >= 0).all()
-    about = facts["sidecar"]["tractography"]["StreamlineWeights"]
-    assert about["ProportionalityCoefficient"] > 0 and about["Misfit"] < about["MisfitUnweighted"]
-    density = load_volume(outputs.tdi_file).data
-    assert 0 < density.max() <= len(tck)
+    assert facts["qc"]["n_streamlines"]["value"] == len(lines) > 0
+    assert facts["sidecar"]["tractography"]["StreamlineReconstructionDensity"]["AcceptedStreamlines"] == len(lines)
+    assert 0 < load_volume(outputs.tdi_file).data.max() <= len(lines)
     preview = np.load(outputs.preview_file)
     assert preview["counts"].sum() == len(preview["points"])
     files = {"preview_file": outputs.preview_file, "mask_file": prepared.mask_file, "b0_file": prepared.b0_file}
@@ -49,28 +29,46 @@ def test_streamlines_in_every_format(prepared, tracked_from, tmp_path):
     assert figure.figure_file.endswith("tractogram.png")
 
 
-def test_a_small_brain_has_short_streamlines(tracked_from, tmp_path, caplog):
+def test_every_format_holds_the_same_streamlines_and_weights(true_fod, tmp_path):
+    tracked = Path(track(true_fod, tmp_path / "track").tracks_file)
+    lines, weights = read_trx(tracked), tmp_path / "weights.npy"
+    np.save(weights, np.arange(len(lines), dtype=np.float32) / 7)
+    files = {
+        "tracks_file": str(tracked),
+        "streamline_weights_file": str(weights),
+        "mask_file": true_fod["mask_file"],
+    }
+    outputs = run(ConvertTractogram, tmp_path / "convert", **files, formats=["tck", "trx", "trk"])
+    tck, trk = (nib.streamlines.load(outputs.tractogram_files[k]) for k in (0, 2))
+    trx = Path(outputs.tractogram_files[1])
+    np.testing.assert_array_equal(read_trx(trx).get_data(), lines.get_data())
+    np.testing.assert_array_equal(read_each(trx)["weight"], np.load(weights))
+    np.testing.assert_allclose(tck.streamlines.get_data(), lines.get_data(), atol=1e-3)
+    np.testing.assert_allclose(trk.streamlines.get_data(), lines.get_data(), atol=1e-3)
+    np.testing.assert_allclose(np.loadtxt(outputs.weights_file), np.load(weights), rtol=1e-5)
+    each = trk.tractogram.data_per_streamline
+    np.testing.assert_array_equal(np.ravel(each["weight"]), np.load(weights))
+    np.testing.assert_array_equal(np.ravel(each["length"]), read_each(tracked)["length"])
+    assert "weight" not in read_each(tracked)  # the stage before is left as it is
+
+
+def test_without_weights_there_is_no_text(true_fod, tmp_path):
+    files = {"tracks_file": track(true_fod, tmp_path / "track").tracks_file, "mask_file": true_fod["mask_file"]}
+    outputs = run(ConvertTractogram, tmp_path / "convert", **files, formats=["tck"])
+    assert not isdefined(outputs.weights_file) and len(outputs.tractogram_files) == 1
+    assert not (tmp_path / "convert" / "tractogram.trx").exists()
+
+
+def test_a_small_brain_has_short_streamlines(true_fod, tmp_path, caplog):
     """The least length that is taken is told and recorded."""
-    options = TrackingOptions(tracking_algorithm="det", seeds=1)
     with caplog.at_level("INFO", logger="shd_bids"):
-        run(TrackStreamlines, tmp_path / "track", **tracked_from, **options_input(options), **ON_CPU)
+        track(true_fod, tmp_path / "track", min_length=None, max_length=250.0)
     criteria = read_json(tmp_path / "track" / "facts.json")["sidecar"]["tractography"]["StreamlineAcceptanceCriteria"]
     assert 0 < criteria["MinimumLength"] < 20
     assert f"shorter than {criteria['MinimumLength']:.3g} mm are dropped" in caplog.text
 
 
-def test_a_trx_holds_the_weights(tracked_from, tmp_path):
-    options = TrackingOptions(tracking_algorithm="det", seeds=1, min_length=4.0, max_length=100.0)
-    outputs = run(TrackStreamlines, tmp_path / "track", **tracked_from, **options_input(options), **ON_CPU)
-    assert not isdefined(outputs.weights_file)
-    container = trx.load(outputs.tractogram_files[0])
-    weights = np.ravel(container.data_per_streamline["weight"])
-    assert len(weights) == len(container.streamlines) and weights.std() > 0
-    container.close()
-
-
-def test_few_streamlines_are_a_doubt(tracked_from, tmp_path, caplog):
-    options = TrackingOptions(tracking_algorithm="det", seeds=1, min_length=900.0, max_length=1000.0)
-    run(TrackStreamlines, tmp_path / "track", **tracked_from, **options_input(options), **ON_CPU)
+def test_few_streamlines_are_a_doubt(true_fod, tmp_path, caplog):
+    track(true_fod, tmp_path / "track", min_length=900.0, max_length=1000.0)
     assert read_json(tmp_path / "track" / "facts.json")["notes"][0].startswith("only 0 streamlines from ")
     assert "only 0 streamlines from " in caplog.text

@@ -51,4 +51,28 @@ def facts():
             "seconds": 40.0,
             "peak_memory_mb": 900,
         },
+        "weights": {
+            "sidecar": {"weights": {"StreamlineWeights": {"ProportionalityCoefficient": 0.125}}},
+            "seconds": 5.0,
+            "peak_memory_mb": 500,
+        },
+        "connectome": {
+            "sidecar": {
+                "connectomes": {
+                    "seg-four": {
+                        "AssignmentRadius": 4.0,
+                        "Regions": 4,
+                        "RegionsConnected": 3,
+                        "ConnectedPairs": 2,
+                        "ConnectedPairsShare": 1 / 3,
+                        "Streamlines": 12345,
+                        "StreamlinesAssigned": 11111,
+                        "StreamlinesOneEndAssigned": 1000,
+                        "StreamlinesWithinOneRegion": 1,
+                    }
+                }
+            },
+            "seconds": 1.0,
+            "peak_memory_mb": 400,
+        },
     }

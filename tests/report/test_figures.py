@@ -47,11 +47,16 @@ def inputs(name: str, shape, mask, rng, affine) -> dict:
             "volume_residuals": rng.random(9) if n else [],
         },
         "streamlines": common | {"streamlines": lines},
+        "connectomes": {
+            "matrices": {"seg-a": np.outer(*2 * [rng.random(9)]), "seg-b": np.zeros((3, 3))}
+            if n
+            else {"x": np.zeros((2, 2))}
+        },
         "tdi": common | {"density": np.where(mask, np.floor(20 * image), 0)},
     }[name]
 
 
-NAMES = ("mask", "response", "fod", "peaks", "tissue", "residual", "streamlines", "tdi")
+NAMES = ("mask", "response", "fod", "peaks", "tissue", "residual", "streamlines", "tdi", "connectomes")
 
 
 def draw(name: str, path, arguments):

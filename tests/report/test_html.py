@@ -69,6 +69,7 @@ def test_all_figures_and_main_facts_are_there(output_dir, facts):
         "0123456789ab",
         "median R² 0.934",
         "12,345, median length 61 mm",
+        "seg-four, 4 regions, 3 of them connected, 2 pairs (33% of all) by 11,111 streamlines (90%)",
         "3.1 GB",
         "3 min",
         "2 warnings",
@@ -109,6 +110,10 @@ def test_words_of_a_picture_stand_beside_it_with_its_numbers(output_dir, facts):
     alternatives = found.values("img", "alt")
     assert f"Brain mask of {PREFIX}: 1,432 ml outlined over the mean b = 0 image." in alternatives
     assert f"Streamlines of {PREFIX}: 12,345 streamlines and median length 61 mm." in alternatives
+    assert (
+        f"Connections between regions of {PREFIX}: seg-four, 4 regions, 3 of them connected, 2 pairs (33% of all) by 11,111 "
+        "streamlines (90%)." in alternatives
+    )
 
 
 def test_policy_admits_the_style_and_script_of_the_page_and_nothing_else(output_dir, facts):

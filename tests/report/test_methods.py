@@ -17,6 +17,8 @@ def test_methods_cite_each_listed_reference_once_in_order(facts):
     assert "probabilistic, second-order" in body
     assert "grey matter (75 %), edge of the mask (25 %)" in body
     assert "degree 12" in body
+    assert "a weight of one is 0.125 mm²" in body
+    assert "11,111 of 12,345 streamlines lie in or within 4 mm of the 4 regions of seg-four" in body
 
 
 def test_methods_tell_only_what_was_done(facts):

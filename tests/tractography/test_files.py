@@ -13,7 +13,7 @@ from dipy.io.streamline import load_tractogram
 from nibabel.streamlines import ArraySequence
 from scipy.spatial.transform import Rotation
 
-from shd_bids.tractography.files import copy_trx, read_trx, trx_writer
+from shd_bids.tractography.files import add_to_trx, copy_trx, read_each, read_trx, trx_writer
 
 SHAPE = (20, 22, 24)
 _OBLIQUE = Rotation.from_rotvec([0.15, 0.3, 0.08]).as_matrix()
@@ -34,7 +34,9 @@ def write(path: Path, streamlines: ArraySequence) -> Path:
             points = np.concatenate([np.zeros((0, 3)), *part])
             ends = np.stack([lengths, lengths + 1], axis=1).astype(np.uint8).reshape(-1, 2)
             writer.add(points, lengths, {"ends": ends})
-        writer.tell({"weight": np.array([len(line) for line in streamlines], dtype=np.float32)})
+    bare = path.rename(path.with_name("bare.trx"))
+    add_to_trx(bare, path, {"weight": np.array([len(line) for line in streamlines], dtype=np.float32)})
+    bare.unlink()
     return path
 
 
@@ -54,6 +56,10 @@ def test_files_read_back_equal(tmp_path, streamlines, suffix, n):
     np.testing.assert_array_equal(back.dimensions, SHAPE)
     if n:
         np.testing.assert_allclose(back.streamlines.get_data(), streamlines.get_data(), atol=2e-5)
+        if suffix != "tck":
+            lengths = [len(line) for line in streamlines]
+            np.testing.assert_array_equal(np.ravel(back.data_per_streamline["weight"]), lengths)
+            np.testing.assert_array_equal(np.array(back.data_per_streamline["ends"])[:, 0], lengths)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
@@ -67,6 +73,9 @@ def test_trx_bytes_are_reproducible_and_exact(tmp_path, streamlines):
     np.testing.assert_array_equal(container.data_per_streamline["ends"], np.stack([lengths, lengths + 1], axis=1))
     container.close()
     np.testing.assert_array_equal(read_trx(paths[0]).get_data(), streamlines.get_data())
+    each = read_each(paths[0])
+    np.testing.assert_array_equal(each["weight"], lengths)
+    np.testing.assert_array_equal(each["ends"][:, 1], lengths + 1)
 
 
 def test_what_is_broken_off_leaves_no_file(tmp_path, streamlines):

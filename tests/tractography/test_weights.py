@@ -5,8 +5,9 @@ import pytest
 from nibabel.streamlines import ArraySequence
 from scipy import sparse
 
-from shd_bids.tractography.fixels import Fixels, lengths_in
-from shd_bids.tractography.weights import fit_weights
+from shd_bids.tractography.fixels import Fixels
+from shd_bids.tractography.visits import lengths_in
+from shd_bids.tractography.weights import Visits, fit_weights
 
 SIZE = 6  # voxels of 2 mm along each side
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -35,7 +36,7 @@ def two_bundles(density: tuple[float, float] = (1.0, 1.0)) -> Fixels:
 
 def fit(fixels: Fixels, lines: ArraySequence):
     """Return the weights of lines on fixels."""
-    return fit_weights(lengths_in(fixels, lines), fixels.volumes, fixels.shares)
+    return fit_weights([lengths_in(fixels, lines)], fixels.volumes, fixels.shares)
 
 
 def test_lengths_are_those_of_the_streamlines_in_the_lobe_along_them():
@@ -63,7 +64,7 @@ def test_fixels_of_other_shapes_are_refused():
 def test_streamlines_that_reproduce_the_densities_weigh_one(rng):
     lengths = sparse.random_array((300, 200), density=0.1, rng=rng, dtype=np.float32, format="csr")
     volumes = 3.5 * np.asarray(lengths.sum(axis=0))
-    found = fit_weights(lengths, volumes, rng.uniform(0.2, 1, 200))
+    found = fit_weights([lengths], volumes, rng.uniform(0.2, 1, 200))
     np.testing.assert_allclose(found.weights, 1, atol=1e-4)
     assert found.mu == pytest.approx(3.5, rel=1e-5)
     assert found.misfit < 1e-5
@@ -96,7 +97,7 @@ def test_a_minimum_is_found_among_weights_that_are_not_negative(rng):
     lengths = sparse.random_array((60, 40), density=0.3, rng=rng, dtype=np.float32, format="csr")
     volumes = rng.uniform(0.5, 1.5, 40) * np.asarray(lengths.sum(axis=0))
     shares = np.ones(40)
-    found = fit_weights(lengths, volumes, shares)
+    found = fit_weights([lengths], volumes, shares)
     dense = lengths.toarray().astype(float)
     pull = 0.1 * (dense**2).sum(axis=1)
 
@@ -112,8 +113,23 @@ def test_a_minimum_is_found_among_weights_that_are_not_negative(rng):
 def test_what_cannot_be_fitted_is_left_at_one():
     """A streamline outside all lobes keeps its weight; without any lobe there is no proportion."""
     lengths = sparse.csr_array(np.array([[2.0, 0, 0], [0, 0, 0], [2.0, 1e-3, 0]], np.float32))
-    found = fit_weights(lengths, np.array([8.0, 8.0, 0]), np.ones(3))
+    found = fit_weights([lengths], np.array([8.0, 8.0, 0]), np.ones(3))
     np.testing.assert_allclose(found.weights, 1, atol=1e-3)  # the second lobe is hardly reached and does not count
     assert found.mu == pytest.approx(2.0)
-    nothing = fit_weights(lengths, np.zeros(3), np.ones(3))
+    nothing = fit_weights([lengths], np.zeros(3), np.ones(3))
     assert nothing.mu == 0 and (nothing.weights == 1).all()
+
+
+def test_visits_in_a_file_give_the_same_weights(rng, tmp_path):
+    """In parts, one of them empty, as in one piece in memory."""
+    fixels, lines = two_bundles(), bundles(144, 72, rng)
+    visits = Visits(tmp_path, fixels.density.size)
+    for part in (slice(0, 100), slice(100, 100), slice(100, None)):
+        visits.append(lengths_in(fixels, lines[part]))
+    stored = np.concatenate([part.toarray() for part in visits])
+    np.testing.assert_array_equal(stored, lengths_in(fixels, lines).toarray())
+    found, whole = fit_weights(visits, fixels.volumes, fixels.shares), fit(fixels, lines)
+    np.testing.assert_allclose(found.weights, whole.weights, rtol=1e-4)
+    assert found.mu == pytest.approx(whole.mu, rel=1e-6)
+    visits.remove()
+    assert not list(tmp_path.iterdir())

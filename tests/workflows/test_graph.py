@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from shd_bids.bids.stages import Kept, StagePlan, stages_of
+from shd_bids.bids.parcellations import Parcellation
+from shd_bids.bids.stages import Kept, StagePlan, asked_stages
 from shd_bids.options import PeakOptions, TrackingOptions
 from shd_bids.settings import Settings
 from shd_bids.workflows.base import init_shd_wf, run_folder, run_name
@@ -17,7 +18,7 @@ STAGES = {
     "response": {"gradients", "response"},
     "fod": {"gradients", "response", "fod"},
     "peaks": {"gradients", "response", "fod", "peaks"},
-    "full": {"gradients", "response", "fod", "peaks", "tractography"},
+    "full": {"gradients", "response", "fod", "peaks", "tractography", "weights", "conversion"},
 }
 
 
@@ -37,7 +38,7 @@ def settings_for(dataset, **options):
 
 def graph_of(runs, settings, kept=()):
     """Return the graph of series of which some stages are kept, as files without content."""
-    digests = {stage.name: f"digest of {stage.name}" for stage in stages_of(settings.level)}
+    digests = {stage.name: f"digest of {stage.name}" for stage in asked_stages(runs[0], settings)}
     plan = StagePlan(digests, {stage: _kept(settings.work_dir / "kept", stage) for stage in kept})
     return init_shd_wf(runs, settings, {run.key: plan for run in runs})
 
@@ -46,7 +47,8 @@ def _kept(folder, stage):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "file").touch()
     outputs = {"gradients": ("gradients", "mask", "b0"), "fod": ("wm", "fodrest", "precision", "vfwm", "vfgm", "vfcsf")}
-    outputs |= {"peaks": ("peaks", "peakafd")}
+    outputs |= {"peaks": ("peaks", "peakafd", "nufo"), "tractography": ("tdi", "tracks")}
+    outputs |= {"weights": ("weighted_tdi", "streamline_weights"), "conversion": ("tractogram",)}
     return Kept({f"{name}_file": str(folder / "file") for name in outputs[stage]}, folder / "file")
 
 
@@ -141,6 +143,43 @@ def test_a_stage_that_is_kept_is_not_in_the_graph(dataset):
     workflow._create_flat_graph()
     assert workflow.get_node("sub_01_wf.peaks_wf.peaks").inputs.digest == "digest of peaks"
     assert "restored" not in str(graph_of([dwi_run(dataset)], settings, kept=("fod", "peaks")).list_node_names())
+
+
+@pytest.mark.parametrize("weights", ["on", "off"])
+@pytest.mark.parametrize("with_table", [True, False])
+def test_connectomes_are_made_of_streamlines_with_and_without_weights(dataset, weights, with_table):
+    settings = settings_for(dataset, streamline_weights=weights, connectome_map=("nufo", "vfwm"))
+    workflow = graph_of([dwi_run(dataset, parcellations=(regions_in(dataset, with_table=with_table),))], settings)
+    (run_wf,) = workflow._graph.nodes()
+    for part in run_wf._graph.nodes():
+        if hasattr(part, "_graph"):
+            assert_well_connected(part)
+    names = {name.rpartition(".")[2] for name in workflow.list_node_names()}
+    assert {"connectome", "conversion", "draw_connectome", "ds_connectomes"} <= names
+    assert ("weights" in names) == (weights == "on")
+    node = workflow.get_node("sub_01_wf.connectome_wf.connectome").inputs
+    assert (node.labels, node.table_labels) == (["seg-x"], ["seg-x"] if with_table else [])
+    assert node.map_names == ["nufo", "vfwm"]
+    run_wf._create_flat_graph()
+
+
+@pytest.mark.parametrize("weights", ["on", "off"])
+def test_a_new_parcellation_computes_connectomes_alone(dataset, weights):
+    settings = settings_for(dataset, streamline_weights=weights, connectome_map=("nufo", "vfwm"))
+    run = dwi_run(dataset, parcellations=(regions_in(dataset, with_table=False),))
+    kept = [stage.name for stage in asked_stages(run, settings) if stage.name not in ("response", "connectome")]
+    workflow = graph_of([run], settings, kept=tuple(kept))
+    workflow._create_flat_graph()
+    names = {name.rpartition(".")[2] for name in workflow.list_node_names()}
+    assert names & (STAGES["full"] | {"connectome"}) == {"gradients", "response", "connectome"}
+
+
+def regions_in(dataset, *, with_table: bool) -> Parcellation:
+    """A parcellation whose files are there."""
+    image, table = dataset / "labels.nii.gz", dataset / "labels.tsv"
+    for path in (image, table):
+        path.touch()
+    return Parcellation(image=image, table=table if with_table else None, entities={"seg": "x"}, uri="labels.nii.gz")
 
 
 def test_building_loads_neither_torch_nor_dipy_nor_matplotlib():

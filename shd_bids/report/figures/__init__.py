@@ -5,6 +5,7 @@ left-right, green front-back, blue up-down. Values "in mask order" follow ``arra
 draw, a panel says so.
 """
 
+from shd_bids.report.figures.connectome import plot_connectomes
 from shd_bids.report.figures.fod import plot_fod, plot_peaks, plot_residual, plot_tissue, plot_training
 from shd_bids.report.figures.inputs import plot_gradients, plot_mask, plot_response
 from shd_bids.report.figures.scenes import Ground, save_fod_scene, save_peaks_scene, save_tracks_scene
@@ -13,6 +14,7 @@ from shd_bids.report.figures.tracks import plot_streamlines, plot_tdi
 
 __all__ = [
     "Ground",
+    "plot_connectomes",
     "plot_fod",
     "plot_gradients",
     "plot_mask",

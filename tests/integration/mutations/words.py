@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shd_bids.options import flag
+from shd_bids.option import flag
 from shd_bids.settings import OPTIONS, Settings
 from tests.integration.mutations.base import ANY, REFUSED, Change, Tree, mutated_json, odd_json, one_of
 
