@@ -137,11 +137,13 @@ TRACKERS: dict[str, Tracker] = {
 _ON_CPU = Runtime(device="cpu")
 
 
-def table(title: str, values: dict[str, dict[str, float]]) -> list[str]:
-    """Return Markdown, a line for each tracker."""
-    lines = ["", title, "", _line(["tracker", *(METRICS[key].label for key in SHOWN)]), "|---" * (len(SHOWN) + 1) + "|"]
+def table(
+    title: str, values: dict[str, dict[str, float]], *, first: str = "tracker", shown: tuple[str, ...] = SHOWN
+) -> list[str]:
+    """Return Markdown, a line for each tracker, or what else the first column names."""
+    lines = ["", title, "", _line([first, *(METRICS[key].label for key in shown)]), "|---" * (len(shown) + 1) + "|"]
     return lines + [
-        _line([name, *(METRICS[key].form.format(found[key]) for key in SHOWN)]) for name, found in values.items()
+        _line([name, *(METRICS[key].form.format(found[key]) for key in shown)]) for name, found in values.items()
     ]
 
 
