@@ -133,11 +133,11 @@ class Scan:
         kept = self.mask & mask
         return replace(self, voxels=np.ascontiguousarray(self.voxels[kept[self.mask]]), mask=kept)
 
-    def to_volume(self, values: ArrayLike) -> np.ndarray:
+    def to_volume(self, values: np.ndarray) -> np.ndarray:
         """Return values (n, ...) of the voxels as a volume (X, Y, Z, ...), zero outside the mask."""
         if len(values) != len(self.voxels):
             raise ValueError(
-                f"values of shape {np.shape(values)}, expected one row for each of {len(self.voxels)} voxels"
+                f"values of shape {values.shape}, expected one row for each of {len(self.voxels)} voxels"
             )
         return scatter(values, self.mask)
 
