@@ -108,7 +108,7 @@ EXPECTED = {
         "Mask visited by streamlines", 0.4, None, "", ".0%", "Empty white matter: look at the density."
     ),
 }
-"""By column: limits that four public scans of 1.25 to 4 mm and 13 to 90 directions keep, with room to spare."""
+"""By column: limits outside of which a person should look; judgement, not statistics."""
 
 
 @dataclass(frozen=True)
