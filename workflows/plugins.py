@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -33,6 +33,8 @@ from shd_bids.workflows.follow import followed
 __all__ = ["SafeMultiProcPlugin", "configure_nipype", "read_failures", "run_workflow"]
 
 logger = logging.getLogger(__name__)
+
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def configure_nipype(*, crash_dir: Path, verbose: int = 0, stop_on_first_crash: bool = False) -> None:
@@ -78,6 +80,7 @@ def run_workflow(
     memory_gb: float,
     plugin_file: Path | None = None,
     on_failure: Callable[[Failure], None] | None = None,
+    n_gpus: int = 1,
 ) -> None:
     """Run the graph to its end; failed nodes do not raise, `read_failures` returns them.
 
@@ -93,6 +96,8 @@ def run_workflow(
         YAML with ``plugin`` and ``plugin_args`` of another Nipype plugin.
     on_failure : callable, optional
         Called with the failure of a series when it happens, once for each stage; other plugins do not call it.
+    n_gpus : int
+        GPUs that stages may take, one each and only one stage at a time on each; other plugins take the first.
 
     Raises
     ------
@@ -104,10 +109,11 @@ def run_workflow(
     for node in _nodes(workflow):
         if isinstance(node.interface, StageInterface):
             node.inputs.call = call
-    own = {"n_procs": n_procs, "memory_gb": memory_gb, "n_gpu_procs": _gpu_slots(workflow)}
+    own = {"n_procs": n_procs, "memory_gb": memory_gb, "n_gpu_procs": _gpu_slots(workflow, n_gpus)}
     plugin, arguments = _plugin(own, plugin_file)
     if isinstance(plugin, SafeMultiProcPlugin):
         plugin.on_failure = on_failure
+        plugin.free_gpus = _names_of_gpus(n_gpus, os.environ) if n_gpus > 1 else []
     elsewhere = isinstance(plugin, str) and plugin != "Linear"  # which runs the stages in this process
     try:
         with followed(Path(workflow.base_dir, call, "stages.log")) if elsewhere else contextlib.nullcontext():
@@ -131,8 +137,11 @@ class SafeMultiProcPlugin(MultiProcPlugin):
 
     pool: ProcessPoolExecutor
     on_failure: Callable[[Failure], None] | None = None
+    free_gpus: list[str]
+    """GPUs that no stage holds, as ``CUDA_VISIBLE_DEVICES`` names them; none where there is no choice."""
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
+        self.free_gpus = []
         super().__init__({"mp_context": "forkserver", "raise_insufficient": False} | (plugin_args or {}))
         self.pool.shutdown(wait=False)  # it has started nothing yet
         self.pool = self._new_pool()
@@ -153,23 +162,26 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         )
 
     def _submit_job(self, node: pe.Node, updatehash: bool = False) -> int:
+        gpu = self.free_gpus.pop(0) if self.free_gpus and node.is_gpu_node() else None
         try:
-            return self._submit(node, updatehash)
+            return self._submit(node, updatehash, gpu)
         except BrokenProcessPool:
             self.pool.shutdown(wait=False)
             self.pool = self._new_pool()
-            return self._submit(node, updatehash)
+            return self._submit(node, updatehash, gpu)
 
-    def _submit(self, node: pe.Node, updatehash: bool) -> int:
+    def _submit(self, node: pe.Node, updatehash: bool, gpu: str | None) -> int:
         self._taskid += 1
         taskid = self._taskid
-        future = self.pool.submit(_run_node, node, updatehash, taskid)
+        future = self.pool.submit(_run_node, node, updatehash, taskid, gpu)
         self._task_obj[taskid] = future
-        future.add_done_callback(lambda done: self._collect(taskid, node, done))
+        future.add_done_callback(lambda done: self._collect(taskid, node, done, gpu))
         return taskid
 
-    def _collect(self, taskid: int, node: pe.Node, future: Future) -> None:
+    def _collect(self, taskid: int, node: pe.Node, future: Future, gpu: str | None) -> None:
         """Keep the result of a task, also of one whose worker is gone."""
+        if gpu is not None:
+            self.free_gpus.append(gpu)
         if future.cancelled():
             return
         try:
@@ -205,8 +217,18 @@ def _outcome(node: pe.Node, future: Future) -> dict[str, Any]:
     return result
 
 
-def _run_node(node: pe.Node, updatehash: bool, taskid: int) -> dict[str, Any]:
-    """Run a node in a worker; what Nipype wants to know of it, and of a failure what the user shall read."""
+def _run_node(node: pe.Node, updatehash: bool, taskid: int, gpu: str | None) -> dict[str, Any]:
+    """Run a node in a worker; what Nipype wants to know of it, and of a failure what the user shall read.
+
+    Parameters
+    ----------
+    node, updatehash, taskid
+        As Nipype hands them over.
+    gpu : str, optional
+        The only GPU that the process of its stage sees, where there are several.
+    """
+    if gpu is not None:
+        os.environ[VISIBLE_GPUS] = gpu
     try:
         return {"taskid": taskid, "result": node.run(updatehash=updatehash), "traceback": None}
     except Exception as exception:
@@ -241,9 +263,15 @@ def _plugin(own: dict[str, Any], plugin_file: Path | None) -> tuple[Any, dict[st
     return (SafeMultiProcPlugin(arguments) if name == "MultiProc" else name), arguments
 
 
-def _gpu_slots(workflow: pe.Workflow) -> int:
-    """Return how many GPU slots let one GPU stage run at a time: Nipype takes one per processor of the node."""
-    return max((node.n_procs for node in _nodes(workflow) if node.is_gpu_node()), default=1)
+def _gpu_slots(workflow: pe.Workflow, n_gpus: int) -> int:
+    """Return how many GPU slots let one stage run on each GPU: Nipype takes one per processor of the node."""
+    return n_gpus * max((node.n_procs for node in _nodes(workflow) if node.is_gpu_node()), default=1)
+
+
+def _names_of_gpus(n_gpus: int, environment: Mapping[str, str]) -> list[str]:
+    """Return what the environment calls the first GPUs that this process sees."""
+    named = [name.strip() for name in environment.get(VISIBLE_GPUS, "").split(",") if name.strip()]
+    return named[:n_gpus] if len(named) >= n_gpus else [str(number) for number in range(n_gpus)]
 
 
 def _nodes(workflow: pe.Workflow) -> list[pe.Node]:

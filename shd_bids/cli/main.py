@@ -82,13 +82,14 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     from shd_bids.bids.response_sets import with_responses
     from shd_bids.cli.group import run_group
     from shd_bids.cli.plan import format_plan, make_plan
-    from shd_bids.cli.preflight import describe_device, require_names, require_weights, require_writable
+    from shd_bids.cli.preflight import find_devices, require_names, require_weights, require_writable
     from shd_bids.cli.study import run_study
     from shd_bids.cli.unusable import note_unusable
     from shd_bids.cli.workplace import hold_series
 
     require_writable(settings, create=False)
-    device = describe_device(settings.device)
+    devices = find_devices(settings.device)
+    device = ", ".join(devices)
     require_weights(settings)
     found, unusable = collect_study(settings)
     runs = with_responses(found, settings)
@@ -113,7 +114,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     with hold_series(settings, [run for run in runs if run.key not in done]):
         plans, done = _find_done(runs, settings, inputs)  # also by a call that this one waited for
         code = _process(
-            runs, settings, argv=argv, inputs=inputs, plans=plans, done=done, device=device, unusable=unusable
+            runs, settings, argv=argv, inputs=inputs, plans=plans, done=done, devices=devices, unusable=unusable
         )
     return code or int(bool(unusable))
 
@@ -155,7 +156,7 @@ def _process(
     inputs: Mapping[str, Mapping[str, str]],
     plans: Mapping[str, "StagePlan"],
     done: Mapping[str, dict[str, Any]],
-    device: str,
+    devices: Sequence[str],
     unusable: Sequence["Unusable"],
 ) -> int:
     """Process the series that are not done; leave records and reports however it ends.
@@ -173,8 +174,8 @@ def _process(
         Which of its stages are computed.
     done : mapping
         Records of the series that earlier calls finished; they share reports with the new ones.
-    device : str
-        Where networks will run, as text.
+    devices : sequence of str
+        Where networks will run.
     unusable : sequence of Unusable
         They share reports too.
     """
@@ -186,8 +187,14 @@ def _process(
 
     waiting = [run for run in runs if run.key not in done]
     if not waiting:
-        return _nothing_left(runs, done, device)
-    record = Record(settings=settings, command=provenance.command_line(argv), runs=waiting, unusable=unusable)
+        return _nothing_left(runs, done, ", ".join(devices))
+    record = Record(
+        settings=settings,
+        command=provenance.command_line(argv),
+        runs=waiting,
+        devices=devices,
+        unusable=unusable,
+    )
     for run in waiting:
         hashes = inputs[run.key]
         record.series[run.key] = {
@@ -204,7 +211,7 @@ def _process(
         work_folder(settings.work_dir, record.uuid, [run_name(run) for run in waiting]) as scratch,
         log_file(record.log),
     ):
-        _introduce(runs, done, device, plans)
+        _introduce(runs, done, ", ".join(devices), plans)
         return _recorded(record, scratch, plans=plans, earlier=earlier)
 
 
@@ -314,6 +321,7 @@ def _run_graph(record: "Record", scratch: Path, plans: Mapping[str, "StagePlan"]
             memory_gb=settings.mem,
             plugin_file=settings.use_plugin,
             on_failure=lambda failure: log.tell(failure.run, failure.message),
+            n_gpus=len(record.devices),
         )
     except (KeyboardInterrupt, SystemExit):
         is_stopped = True

@@ -29,8 +29,10 @@ print(*(torch.cuda.get_device_name(i) for i in range(n)), sep="\\n")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def describe_device(device: str) -> str:
-    """Return where networks will run, with the name of a GPU; torch is asked in a process of its own.
+def find_devices(device: str) -> tuple[str, ...]:
+    """Return where networks will run, with the names of GPUs: all that are there unless one is named.
+
+    Torch is asked in a process of its own.
 
     Parameters
     ----------
@@ -43,16 +45,18 @@ def describe_device(device: str) -> str:
         A CUDA device was asked for and is absent.
     """
     if not may_use_gpu(device):
-        return "cpu"
+        return ("cpu",)
     command = [sys.executable, "-c", CUDA_QUESTION]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=die_with_parent)
     names = answer.stdout.split("\n")[:-1] if answer.returncode == 0 else []
     names = [name for name in names if name]
-    number = int(device.partition(":")[2] or 0)
-    if number < len(names):
-        return f"cuda:{number} ({names[number]})"
+    found = [f"cuda:{number} ({name})" for number, name in enumerate(names)]
+    wanted = device.partition(":")[2]
+    chosen = found[int(wanted) : int(wanted) + 1] if wanted else found
+    if chosen:
+        return tuple(chosen)
     if device == "auto":
-        return "cpu"
+        return ("cpu",)
     raise DeviceError(
         f"--device {device}: found {len(names) or 'no'} CUDA device{'s' if len(names) > 1 else ''} "
         f"({', '.join(names) or 'no driver, or a torch without CUDA'}); use --device cpu, or give the job a GPU "

@@ -33,6 +33,8 @@ class Record:
         As given.
     runs : sequence of DWIRun
         The series that this call processes.
+    devices : sequence of str
+        Where networks run; several GPUs are shared out among the series.
     uuid, started : str
         Name and time of the call.
     status : str
@@ -49,6 +51,7 @@ class Record:
     settings: Settings
     command: str
     runs: Sequence[DWIRun]
+    devices: Sequence[str] = ("cpu",)
     uuid: str = field(default_factory=provenance.new_run_uuid)
     started: str = field(default_factory=provenance.now)
     status: str = RUNNING

@@ -23,19 +23,20 @@ class TestDevice:
 
     def test_auto_takes_what_is_there(self, monkeypatch):
         self.gpus(monkeypatch)
-        assert preflight.describe_device("auto") == "cpu"
+        assert preflight.find_devices("auto") == ("cpu",)
         self.gpus(monkeypatch, "H200")
-        assert preflight.describe_device("auto") == "cuda:0 (H200)"
+        assert preflight.find_devices("auto") == ("cuda:0 (H200)",)
 
     def test_a_number_must_exist(self, monkeypatch):
         self.gpus(monkeypatch, "A", "B")
-        assert preflight.describe_device("cuda:1") == "cuda:1 (B)"
+        assert preflight.find_devices("cuda:1") == ("cuda:1 (B)",)
+        assert preflight.find_devices("cuda") == ("cuda:0 (A)", "cuda:1 (B)")
         with pytest.raises(DeviceError, match="found 2 CUDA devices"):
-            preflight.describe_device("cuda:2")
+            preflight.find_devices("cuda:2")
 
     def test_cpu_asks_nobody(self, monkeypatch):
         monkeypatch.setattr(preflight.subprocess, "run", None)
-        assert preflight.describe_device("cpu") == "cpu"
+        assert preflight.find_devices("cpu") == ("cpu",)
 
 
 def test_caches_have_a_place_without_a_home(tmp_path, monkeypatch):

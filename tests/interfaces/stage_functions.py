@@ -25,6 +25,7 @@ def double(*, value: float, out_dir: Path) -> dict:
             "pid": os.getpid(),
             "threads": os.environ["OMP_NUM_THREADS"],
             "has_torch": "torch" in sys.modules,
+            "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "sidecar": {},
             "qc": {},
         },
@@ -56,10 +57,13 @@ def die(*, value: float, out_dir: Path) -> dict:
 
 
 def wait(*, value: float, out_dir: Path) -> dict:
-    """Do nothing for ``value`` seconds."""
+    """Do nothing for ``value`` seconds, and tell when."""
     (out_dir / "started").touch()
+    began = time.time()
     time.sleep(value)
-    return double(value=value, out_dir=out_dir)
+    result = double(value=value, out_dir=out_dir)
+    result["facts"] |= {"began": began, "ended": time.time()}
+    return result
 
 
 class _InputSpec(StageInputSpec):

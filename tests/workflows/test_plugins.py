@@ -1,5 +1,7 @@
 """The graph runs to its end whatever happens in a node, and says what happened."""
 
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -114,6 +116,23 @@ def test_crash_files_that_cannot_be_written_end_nothing(graph, tmp_path):
     run_workflow(workflow, call=CALL, n_procs=1, memory_gb=4)
     assert failure(tmp_path, "bad").exit_code == 65
     assert finished(tmp_path, "good") == ["stage_0"]
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("", {"0", "1"}), ("GPU-a,GPU-b,GPU-c", {"GPU-a", "GPU-b"})])
+def test_stages_share_the_gpus_and_none_serves_two_at_once(graph, tmp_path, monkeypatch, visible, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    workflow = graph(a=[(Wait, 2.0)], b=[(Wait, 2.0)], c=[(Wait, 0.5)], cpu=[(Wait, 0.5)])
+    for name in "abc":
+        node = workflow.get_node(f"{name}.stage_0")
+        node.inputs.use_gpu, node.interface.num_threads = True, 2
+    run_workflow(workflow, call=CALL, n_procs=8, memory_gb=8, n_gpus=2)
+    facts = [json.loads((tmp_path / WORKFLOW_NAME / name / "facts" / "stage_0.json").read_text()) for name in "abc"]
+    assert {fact["gpu"] for fact in facts} == expected
+    for gpu in expected:
+        spans = sorted((fact["began"], fact["ended"]) for fact in facts if fact["gpu"] == gpu)
+        assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
+    first, second = sorted(fact["began"] for fact in facts)[:2]
+    assert second < first + 2.0  # side by side
 
 
 PROGRAM = """
