@@ -7,10 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 import psutil
 
-__all__ = ["die_with_parent", "end_after"]
+__all__ = ["die_with_parent", "end_after", "end_all"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -32,7 +33,12 @@ def end_after(wait: Callable[[], object]) -> None:
 
 def _end_after(wait: Callable[[], object]) -> None:
     wait()
+    end_all(1)
+
+
+def end_all(code: int) -> NoReturn:
+    """End this process and all below it at once."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             process.kill()
-    os._exit(1)
+    os._exit(code)

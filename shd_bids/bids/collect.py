@@ -377,7 +377,7 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
     run = replace(run, notes=(*volume.notes, *run.notes))
     if not settings.dry_run:
         return run  # the first stage tells the rest
-    n_voxels, doubts = look_at(volume, table, mask)
+    n_voxels, doubts = look_at(volume, table, mask, gradient_check=settings.gradient_check)
     return replace(run, n_mask=n_voxels, notes=(*run.notes, *doubts))
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from shd_bids.errors import GradientError, InputError
+from shd_bids.gradients.orientation import check_orientation
 from shd_bids.gradients.table import GradientTable
 from shd_bids.gradients.volumes import check_volumes
 from shd_bids.images import Volume, check_signal, mask_notes
@@ -10,7 +11,9 @@ from shd_bids.images import Volume, check_signal, mask_notes
 BRIGHTEST = 99.5  # percent, of the values whose histogram is cut; vessels and eyes are brighter
 
 
-def look_at(volume: Volume, table: GradientTable, mask: np.ndarray | None) -> tuple[int, tuple[str, ...]]:
+def look_at(
+    volume: Volume, table: GradientTable, mask: np.ndarray | None, *, gradient_check: str
+) -> tuple[int, tuple[str, ...]]:
     """Return how many voxels of a brain an image has, and what is doubtful about its volumes and their table.
 
     Parameters
@@ -20,6 +23,8 @@ def look_at(volume: Volume, table: GradientTable, mask: np.ndarray | None) -> tu
     table : GradientTable
     mask : array, shape (x, y, z), bool, optional
         Without one, what is bright at b=0 is taken; the mask that the first stage estimates takes much longer.
+    gradient_check : str
+        What follows where the directions do not fit the anatomy: ``error``, ``fix``, ``warn``, or ``off``.
 
     Returns
     -------
@@ -33,10 +38,23 @@ def look_at(volume: Volume, table: GradientTable, mask: np.ndarray | None) -> tu
     notes: tuple[str, ...] = () if mask is None else mask_notes(brain, b0)
     try:
         notes += check_signal(volume, brain)
-        notes += check_volumes(signal, brain, table).notes
+        fitting = check_volumes(signal, brain, table)
+        notes += fitting.notes
+        notes += _orientation_notes(volume, brain & (b0 > 0), fitting, gradient_check)
     except (GradientError, InputError) as error:
         notes += tuple(f"will fail: {problem}" for problem in error.problems)
     return int(np.count_nonzero(brain)), notes
+
+
+def _orientation_notes(volume: Volume, mask: np.ndarray, table: GradientTable, gradient_check: str) -> tuple[str, ...]:
+    """Return what the first stage will say of the gradient directions, nothing where they clearly fit."""
+    if gradient_check == "off":
+        return ()
+    check = check_orientation(table.take(volume.data), mask, table, volume.affine)
+    if check.is_given_best and check.is_linear:
+        return () if check.is_conclusive else (check.message,)
+    stops = gradient_check == "error" or (gradient_check == "fix" and not check.is_fixable)
+    return (f"will fail: {check.message}" if stops else check.message,)
 
 
 def bright_part(b0_mean: np.ndarray) -> np.ndarray:

@@ -4,17 +4,22 @@ import contextlib
 import errno
 import logging
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 from shd_bids.errors import OutputError, ShdError
-from shd_bids.logs import stderr_handler
+from shd_bids.logs import Shown, is_line, stderr_handler
+from shd_bids.processes import end_all
 
 logger = logging.getLogger("shd_bids")
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end a call in order."""
+
+SECONDS_TO_END = 4.0
+"""From the first signal on, for records and report; batch systems and users kill what takes longer."""
 
 INTERNAL_ERROR = 70
 """EX_SOFTWARE of sysexits.h."""
@@ -56,10 +61,24 @@ def _code_of_signal(number: int) -> int:
 
 def start_logging(verbose: int) -> None:
     """Tell the user on standard error: in colour at a terminal, one plain line per message elsewhere."""
-    logger.handlers[:] = [stderr_handler()]
+    logger.handlers[:] = [_terminal() if sys.stderr.isatty() else stderr_handler()]
     logger.propagate = False
     logging.raiseExceptions = False  # a line that a full disk or a closed pipe does not take is lost, nothing else
     logger.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(max(verbose, -1), logging.DEBUG))
+
+
+def _terminal() -> logging.Handler:
+    from rich.console import Console  # what is no terminal needs none of it
+
+    from shd_bids.cli.live import LiveHandler
+
+    return LiveHandler(Console(stderr=True))
+
+
+def live_lines() -> contextlib.AbstractContextManager[None]:
+    """Show one live line for each series at a terminal; nothing elsewhere."""
+    shows = (handler.live for handler in logger.handlers if hasattr(handler, "live"))
+    return next(shows, contextlib.nullcontext)()
 
 
 class FailureLog:
@@ -74,7 +93,7 @@ class FailureLog:
             return
         self._told.add((name, message))
         for line in message.splitlines():
-            logger.error("%s: %s", name, line)
+            logger.error("%s: %s", name, line, extra={"shown": Shown(name, "failed", is_end=True)})
 
 
 @contextlib.contextmanager
@@ -83,6 +102,7 @@ def log_file(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(is_line)
     logger.addHandler(handler)
     try:
         yield
@@ -95,19 +115,23 @@ def log_file(path: Path) -> Iterator[None]:
 def signals_as_exceptions() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into an exception, so that children are stopped and records written.
 
-    A signal that is ignored stays so: ``nohup`` ignores SIGHUP, a shell SIGINT for what it puts in the background.
+    A signal that is ignored stays so: ``nohup`` ignores SIGHUP, a shell SIGINT for what it puts in the background. Whatever
+    is not done a few seconds after the signal is left undone.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGALRM, lambda *_: end_all(_code_of_signal(number)))
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_END)
         raise TerminatedError(number)
 
-    previous = {number: signal.getsignal(number) for number in STOPPING}
+    previous = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGALRM)}
     for number in (signal.SIGTERM, signal.SIGHUP):
         if previous[number] is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Container, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +18,7 @@ from shd_bids.cli.console import (
     TerminatedError,
     code_of,
     ignore_signals,
+    live_lines,
     log_file,
     signals_as_exceptions,
     start_logging,
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("shd_bids")
 
+STOPPED = 128
+"""Exit codes above are those of signals."""
+
 MOST_NAMES = 10
 """Series that are named in the last line."""
 
@@ -39,6 +44,9 @@ def run() -> NoReturn:
     """Run the command ``shd_bids``."""
     code = main(sys.argv[1:])
     ignore_signals()  # the code is what batch systems know of the end; leaving takes a moment
+    if code > STOPPED:
+        sys.stdout.flush()
+        os._exit(code)  # what libraries do at their end takes seconds
     sys.exit(code)
 
 
@@ -249,6 +257,7 @@ def _recorded(
     from shd_bids.cli.preflight import set_environment
     from shd_bids.cli.record import exit_code
 
+    import_module("shd_bids.report.html")  # after a signal there is no time for that
     settings = record.settings
     set_environment(scratch)
     try:
@@ -314,15 +323,16 @@ def _run_graph(record: "Record", scratch: Path, plans: Mapping[str, "StagePlan"]
     log = FailureLog()
     is_stopped = False
     try:
-        run_workflow(
-            workflow,
-            call=record.uuid,
-            n_procs=settings.nprocs,
-            memory_gb=settings.mem,
-            plugin_file=settings.use_plugin,
-            on_failure=lambda failure: log.tell(failure.run, failure.message),
-            n_gpus=len(record.devices),
-        )
+        with live_lines():
+            run_workflow(
+                workflow,
+                call=record.uuid,
+                n_procs=settings.nprocs,
+                memory_gb=settings.mem,
+                plugin_file=settings.use_plugin,
+                on_failure=lambda failure: log.tell(failure.run, failure.message),
+                n_gpus=len(record.devices),
+            )
     except (KeyboardInterrupt, SystemExit):
         is_stopped = True
         raise

@@ -1,9 +1,11 @@
 """Whether the volumes of an image fit each other and their gradient table: empty, outlying and exchanged ones."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
+from shd_bids.boxes import chunks
 from shd_bids.errors import GradientError
 from shd_bids.gradients.order import check_order
 from shd_bids.gradients.table import MIN_DIRECTIONS, GradientTable
@@ -20,6 +22,9 @@ NOISE_LIKENESS = 0.1
 BRIGHTER = 1.05  # ratio of a shell to b=0 that noise does not explain
 HARDLY_DARKER = 0.95
 SLOWEST = 0.05e-3  # mm2/s, mean diffusivity that no tissue falls short of, fixed or not
+SLOWEST_LIVING = 0.15e-3  # mm2/s, likewise of living tissue, at b = 10000 s/mm2 as well
+SPIKE = 10.0  # times the brightest signal at b=0; vessels and eyes are less than twice as bright as fluid
+BRIGHT_PERCENT = 99.5  # of the b=0 signal, taken for the brightest
 FREE_WATER = 3.5e-3  # mm2/s, diffusivity that no tissue exceeds, at 37 degrees and with noise
 CLEAR_B = 500.0  # s/mm2, from which tissue is clearly darker than at b=0
 
@@ -72,7 +77,7 @@ def check_volumes(signal: np.ndarray, mask: np.ndarray, table: GradientTable) ->
     remaining = _Volumes(measured.level[index], measured.zeros[index], measured.likeness[index])
     problems, doubts = _compare_shells(remaining, kept)
     _require(problems)
-    return kept.noted(*notes, *doubts, *order_doubts)
+    return kept.noted(*notes, *_spikes(signal, mask, table), *doubts, *order_doubts)
 
 
 def _require(problems: list[str]) -> None:
@@ -84,6 +89,20 @@ def _sample(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return some voxels of the mask, shape (n, N)."""
     inside = np.flatnonzero(mask)
     return signal.reshape(-1, signal.shape[-1])[inside[:: max(1, len(inside) // SAMPLE)]]
+
+
+def _spikes(signal: np.ndarray, mask: np.ndarray, table: GradientTable) -> list[str]:
+    """Return a note where values inside the mask are far above all that b=0 holds, as flipped bits make them."""
+    voxels, inside = signal.reshape(-1, signal.shape[-1]), np.flatnonzero(mask)
+    b0 = _sample(signal, mask)[:, table.b0_indices]
+    bound = SPIKE * float(np.percentile(b0, BRIGHT_PERCENT))
+    count = sum(int((voxels[inside[part]] > bound).sum()) for part in chunks(len(inside))) if bound > 0 else 0
+    if not count:
+        return []
+    return [
+        f"{count} value{'s' if count > 1 else ''} inside the mask above {bound:.4g}, {SPIKE:g} times the brightest signal "
+        "at b=0: the file may be damaged"
+    ]
 
 
 def _measure(values: np.ndarray, table: GradientTable) -> _Volumes:
@@ -203,9 +222,10 @@ def _compare_shells(volumes: _Volumes, table: GradientTable) -> tuple[list[str],
                 f"the volumes of b = {shell.bvalue:.0f} s/mm² are hardly darker than those of b=0 (ratio {ratio:.2f}): "
                 "the mask may lie over air, the b-values may be in another unit, or labels be exchanged"
             )
-        elif shell.bvalue >= CLEAR_B and -np.log(ratio) / shell.bvalue < SLOWEST:
+        elif shell.bvalue >= CLEAR_B and -np.log(ratio) / shell.bvalue < SLOWEST_LIVING:
+            keeps = "tissue keeps" if -np.log(ratio) / shell.bvalue < SLOWEST else "living tissue keeps"
             doubts.append(
-                f"the signal at b = {shell.bvalue:.0f} s/mm² is {ratio:.2g} of that at b=0, more than tissue keeps: the "
+                f"the signal at b = {shell.bvalue:.0f} s/mm² is {ratio:.2g} of that at b=0, more than {keeps}: the "
                 "b-values may be in another unit"
             )
         elif -np.log(ratio) / shell.bvalue > FREE_WATER:
@@ -215,7 +235,20 @@ def _compare_shells(volumes: _Volumes, table: GradientTable) -> tuple[list[str],
             )
         if len(shell.indices) >= MIN_DIRECTIONS and np.median(volumes.likeness[shell.indices]) < NOISE_LIKENESS:
             doubts.append(f"the volumes of b = {shell.bvalue:.0f} s/mm² resemble each other no more than noise does")
-    return problems, doubts
+    return problems + _exchanged_shells(level, table), doubts
+
+
+def _exchanged_shells(level: np.ndarray, table: GradientTable) -> list[str]:
+    """Return the pairs of neighbouring shells of which that of the higher b is the brighter one."""
+    problems = []
+    for low, high in itertools.pairwise(table.shells[1:]):
+        ratio = float(np.median(level[high.indices])) / max(float(np.median(level[low.indices])), 1e-12)
+        if ratio > BRIGHTER:
+            problems.append(
+                f"the volumes of b = {high.bvalue:.0f} s/mm² are {ratio:.2f} times as bright as those of b = "
+                f"{low.bvalue:.0f}, expected them darker; the labels of shells may be exchanged, or their runs differ in gain"
+            )
+    return problems
 
 
 def _two_levels(level: np.ndarray, table: GradientTable) -> list[str]:

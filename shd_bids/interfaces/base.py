@@ -18,6 +18,7 @@ from shd_bids import __version__
 from shd_bids.errors import OutputError, ShdError
 from shd_bids.files import lacks_space, write_json
 from shd_bids.interfaces.isolation import call_isolated, join_log
+from shd_bids.logs import Shown
 from shd_bids.option import Options
 from shd_bids.options import Runtime
 
@@ -49,6 +50,7 @@ __all__ = [
 FAILURE_FILE = "failure.json"
 FACTS_DIR = "facts"
 PROGRESS_INTERVAL = 10.0  # seconds between two lines of one stage
+LIVE_INTERVAL = 0.5  # seconds between two states of its live line
 BAR_WIDTH = 20
 
 logger = logging.getLogger(__name__)
@@ -141,27 +143,40 @@ def save_maps(
     return outputs
 
 
-def log_progress(label: str) -> Callable[[str, float], None]:
+def log_progress(label: str, *, until: float = 1.0) -> Callable[[str, float], None]:
     """Return a callback ``(what, share in [0, 1])`` that logs a bar when ``what`` changes, and every few seconds.
 
-    Stages run side by side in processes of their own, and often into a log file: each bar is a line.
+    Stages run side by side in processes of their own, and often into a log file: each bar is a line. At a terminal a live
+    line shows what is between them.
+
+    Parameters
+    ----------
+    label : str
+        Series and stage.
+    until : float
+        Share of the stage's time that what is reported takes; its results are written after that.
     """
-    state: dict[str, Any] = {"what": None, "told": 0.0, "first": (0.0, 0.0)}
+    state: dict[str, Any] = {"what": None, "told": 0.0, "shown": 0.0, "first": (0.0, 0.0)}
+    series, _, stage = label.partition(" ")
 
     def progress(what: str, share: float) -> None:
         now = time.monotonic()
+        share *= until
         is_new = what != state["what"]
         if is_new:
             state.update(what=what, first=(now, share))
-        if not is_new and now - state["told"] < PROGRESS_INTERVAL and share < 1:
+        is_due = is_new or now - state["told"] >= PROGRESS_INTERVAL or share >= 1
+        if not is_due and now - state["shown"] < LIVE_INTERVAL:
             return
-        state["told"] = now
+        state.update(shown=now, told=now if is_due else state["told"])
+        shown = Shown(series, stage, share, is_line=is_due)
         started, first = state["first"]
         left = ""
         if first < share < 1:
             left = f", {_duration((now - started) * (1 - share) / (share - first))} left"
         bar = "#" * int(BAR_WIDTH * share)
-        logger.info("%s: %s [%s] %3d %%%s", label, what, bar.ljust(BAR_WIDTH, "."), 100 * share, left)  # 100 when done
+        text = f"[{bar.ljust(BAR_WIDTH, '.')}] {int(100 * share):3d} %{left}"  # 100 when done
+        logger.info("%s: %s %s", label, what, text, extra={"shown": shown})
 
     return progress
 
@@ -257,7 +272,8 @@ class StageInterface(SimpleInterface):
         join_log()
         began, started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.perf_counter()
         if self.is_reported:
-            logger.info("%s: %s", inputs.series, inputs.stage)
+            shown = Shown(inputs.series, inputs.stage)
+            logger.info("%s: %s", inputs.series, inputs.stage, extra={"shown": shown})
         try:
             results = self._call(self._arguments() | {"out_dir": out_dir})
         except Exception as exception:
@@ -270,7 +286,8 @@ class StageInterface(SimpleInterface):
         facts["seconds"] = round(time.perf_counter() - started, 3)
         write_json(out_dir / "facts.json", facts)
         if self.is_reported:
-            logger.info("%s: %s done in %.0f s", inputs.series, inputs.stage, facts["seconds"])
+            shown = Shown(inputs.series, inputs.stage, 1.0, is_end=True)
+            logger.info("%s: %s done in %.0f s", inputs.series, inputs.stage, facts["seconds"], extra={"shown": shown})
             if isdefined(inputs.run_dir):
                 write_json(Path(inputs.run_dir, FACTS_DIR, f"{inputs.stage}.json"), facts)
         self._results |= results | {"facts_file": str(out_dir / "facts.json")}

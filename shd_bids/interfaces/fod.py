@@ -34,6 +34,9 @@ __all__ = ["FitFOD", "RestoreFOD", "adaptation_options", "chosen_recipe", "chose
 
 logger = logging.getLogger(__name__)
 
+_COMPUTING = 0.92  # share of the time; the rest writes the maps
+_ADAPTING = 0.9  # share of that which an adaptation takes
+
 
 def fit_image(
     *,
@@ -74,7 +77,12 @@ def fit_image(
         raise WeightsError(f"--fit {options.fit} applies trained weights, but none were given; see --weights")
     scan = read_scan(dwi_file, mask_file, gradients_file, response_files)
     result, precision, info = _fit(
-        scan, weights, options, runtime, checkpoint=out_dir / "checkpoint.pt", progress=log_progress(label)
+        scan,
+        weights,
+        options,
+        runtime,
+        checkpoint=out_dir / "checkpoint.pt",
+        progress=log_progress(label, until=_COMPUTING),
     )
     n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
     np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
@@ -140,6 +148,7 @@ def _fit(
 
     keep_freed_memory()
     info: dict[str, Any] = {"fit": options.fit}
+    done = _ADAPTING if options.fit == "subject" else 0.0
     if options.fit == "subject":
         adapted = _where_it_fits(
             partial(
@@ -148,7 +157,7 @@ def _fit(
                 weights=weights,
                 options=adaptation_options(options, runtime),
                 checkpoint=checkpoint,
-                progress=progress,
+                progress=lambda what, share: progress(what, _ADAPTING * share),
                 recipe=chosen_recipe(options),
             ),
             runtime.device,
@@ -156,7 +165,13 @@ def _fit(
         weights = adapted.weights
         info = {"fit": "subject" if adapted.improved else "amortised", "adaptation": adapted.facts}
     refine = weights.is_refined if options.refinement == "auto" else options.refinement == "on"
-    fod = fit_fod(scan, weights, runtime=runtime, refine=refine, progress=progress)
+    fod = fit_fod(
+        scan,
+        weights,
+        runtime=runtime,
+        refine=refine,
+        progress=lambda what, share: progress(what, done + (1 - done) * share),
+    )
     info |= {"is_supervised": weights.is_supervised, "is_refined": refine} | fod.facts.to_dict()
     precision = direction_precision(scan, weights.precision)
     return _normalised(fod, precision, info, scan, options.normalise)

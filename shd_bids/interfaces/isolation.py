@@ -12,11 +12,13 @@ import os
 import pickle
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from logging.handlers import QueueHandler
 from multiprocessing import Pipe, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 
 import shd_bids
 from shd_bids.errors import ShdError
-from shd_bids.logs import stderr_handler
+from shd_bids.logs import SocketRelay, is_line, stderr_handler
 from shd_bids.processes import die_with_parent, end_after
 
 __all__ = [
@@ -61,32 +63,59 @@ class LogSetup:
         Of the logger.
     files : tuple of (path, formatter)
         Log files; all processes append whole lines.
+    address : socket, optional
+        Of the program that shows live lines: it gets all records, and nothing is written here.
     """
 
     level: int
     files: tuple[tuple[str, logging.Formatter | None], ...]
+    address: socket.socket | None = None
 
     @classmethod
     def of_this_process(cls) -> "LogSetup":
         """Describe the logger as it is."""
         handlers = logging.getLogger("shd_bids").handlers
+        for handler in handlers:
+            if isinstance(handler, _ToParent):
+                return handler.setup
         files = [handler for handler in handlers if isinstance(handler, logging.FileHandler)]
         return cls(
             level=logging.getLogger("shd_bids").getEffectiveLevel(),
             files=tuple((handler.baseFilename, handler.formatter) for handler in files),
+            address=next((address for handler in handlers if (address := getattr(handler, "address", None))), None),
         )
 
     def apply(self) -> None:
         """Set the logger up in this process."""
-        logger = logging.getLogger("shd_bids")
+        self.hand_to([SocketRelay(self.address)] if self.address else self._handlers())
+
+    def _handlers(self) -> list[logging.Handler]:
         handlers = [stderr_handler()]
         for path, formatter in self.files:
             handlers.append(logging.FileHandler(path, encoding="utf-8"))
             handlers[-1].setFormatter(formatter)
+            handlers[-1].addFilter(is_line)
+        return handlers
+
+    def hand_to(self, handlers: Sequence[logging.Handler]) -> None:
+        """Let the logger of this process hand its records to the handlers alone."""
+        logger = logging.getLogger("shd_bids")
         logger.handlers[:] = handlers
         logger.propagate = False
         logger.setLevel(self.level)
         logging.raiseExceptions = False  # a line that a full disk does not take is lost, nothing else
+
+
+class _ToParent(QueueHandler):
+    """Hand records to the process that waits for the answer, which knows where they belong."""
+
+    def __init__(self, connection: Any, setup: LogSetup) -> None:
+        super().__init__(connection)
+        self.connection, self.setup = connection, setup
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Send one record; the handler's lock keeps the answer and the records of other threads apart."""
+        self.connection.send(record)
 
 
 def call_isolated(
@@ -125,7 +154,7 @@ def call_isolated(
     )
     theirs.close()
     try:
-        answer = _exchange(ours, (function, arguments, LogSetup.of_this_process()))
+        answer = _exchange(ours, (function, arguments, replace(LogSetup.of_this_process(), address=None)))
         status = process.wait()
     finally:  # after an interrupt nothing may live on
         with contextlib.suppress(ProcessLookupError):
@@ -141,10 +170,12 @@ def call_isolated(
 
 
 def _exchange(connection: Connection, call: object) -> tuple[dict[str, Any], Exception | None] | None:
-    """Send a call and return its answer, ``None`` where the other process ended first; no file is needed for it."""
+    """Send a call, log what the other process logs, and return its answer, ``None`` where it ended before that."""
     try:
         connection.send(call)
-        return connection.recv()
+        while isinstance(answer := connection.recv(), logging.LogRecord):
+            logging.getLogger(answer.name).handle(answer)
+        return answer
     except (EOFError, ConnectionError):
         return None
 
@@ -207,7 +238,7 @@ def _answer(descriptor: str, parent: str) -> None:
     try:
         function, arguments, log_setup = connection.recv()
         end_after(lambda: connection.poll(None))  # nothing more is sent: it can only be the end of the parent
-        log_setup.apply()
+        log_setup.hand_to([_ToParent(connection, log_setup)])
         result = function(**arguments)
         used = resource.getrusage(resource.RUSAGE_SELF)
         result["facts"]["peak_memory_mb"] = round(used.ru_maxrss / 1024)

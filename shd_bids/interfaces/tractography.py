@@ -35,6 +35,7 @@ ALGORITHMS = {
     "prob": "probabilistic: arcs drawn in proportion to the fODF along them (after Tournier, Calamante and Connelly 2010)",
 }
 PREVIEW_STREAMLINES = 4000
+_TRACKING = 0.95  # share of the time; the rest writes
 MIN_STREAMLINES = 100  # fewer mean that something is wrong, not that there are few tracts
 
 
@@ -98,7 +99,14 @@ def track_image(
             np.add(density, track_density(batch.streamlines, *grid), out=density)
             all_lengths.append(length)
 
-        facts = track(field, options, keep, random_seed=runtime.seed, n_threads=n_threads, progress=log_progress(label))
+        facts = track(
+            field,
+            options,
+            keep,
+            random_seed=runtime.seed,
+            n_threads=n_threads,
+            progress=log_progress(label, until=_TRACKING),
+        )
     _tell_least_length(options, facts, label)
     save_density(out_dir / "tdi.nii.gz", density, files.mask_file)
     _save_preview(out_dir / "preview.npz", read_trx(container))

@@ -6,6 +6,7 @@ import pytest
 
 from shd_bids.bids.doubts import bright_part
 from tests.bids_trees import collect, raw_dataset, write_mask
+from tests.phantoms import many_bundles, write_head
 
 
 @pytest.fixture
@@ -60,3 +61,28 @@ def test_the_bright_part_is_the_ball(rng):
     image[0, 0, 0] = 1e5  # a bright vessel moves no threshold
     found = bright_part(image)
     assert (found != ball).sum() <= 1
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """A data set of straight tubes whose vectors have x and y exchanged."""
+    root = tmp_path_factory.mktemp("turned")
+    signal, table = many_bundles(np.random.default_rng(3))
+    write_head(root, signal, table)
+    path = root / "sub-01" / "dwi" / "sub-01_dwi.bvec"
+    np.savetxt(path, np.loadtxt(path)[[1, 0, 2]], fmt="%.6f")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("gradient_check", "told"),
+    [("error", "will fail: the gradient directions do not"), ("fix", "\nthe gradient directions do not"), ("off", "")],
+)
+def test_directions_that_do_not_fit_are_told_by_a_dry_run(turned, gradient_check, told):
+    found = "\n" + notes(turned, gradient_check=gradient_check)
+    assert told in found
+    assert ("gradient directions" in found) == (gradient_check != "off")
+
+
+def test_directions_that_cannot_be_judged_are_told_by_a_dry_run(raw):
+    assert "cannot be judged from this image" in notes(raw)

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from shd_bids.cli import console
 from tests.bids_trees import raw_dataset, write_mask
 from tests.cli.calls import Graph
 
@@ -17,6 +18,7 @@ def surroundings(monkeypatch):
     for name in ("HOME", "LOGNAME"):
         monkeypatch.setenv(name, os.environ.get(name, "/"))
     monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(console, "SECONDS_TO_END", 600)  # its end would be that of the tests
     yield
     logger.handlers[:], logger.propagate = before[:2]
     logger.setLevel(before[2])

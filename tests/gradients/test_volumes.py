@@ -5,6 +5,7 @@ import pytest
 
 from shd_bids import simulation
 from shd_bids.errors import GradientError
+from shd_bids.gradients.table import gradient_table
 from shd_bids.gradients.volumes import check_volumes
 
 MASK = np.ones((12, 12, 12), bool)
@@ -96,3 +97,36 @@ def test_noise_and_a_mask_over_air_are_told(table, rng):
 def test_a_signal_that_falls_faster_than_water_is_told(signal, table):
     signal[..., table.bvals > 0] *= 0.01
     assert any("less than free water keeps" in note for note in check_volumes(signal, MASK, table).notes)
+
+
+def test_shells_with_each_others_labels_stop(signal, table):
+    low, high = table.shells[1].bvalue, table.shells[2].bvalue
+    bvals = np.where(table.bvals == low, high, np.where(table.bvals == high, low, table.bvals))
+    exchanged = gradient_table(bvals, table.directions)
+    with pytest.raises(GradientError, match=r"b = 2000 .* times as bright as those of b = 1000"):
+        check_volumes(signal, MASK, exchanged)
+
+
+@pytest.mark.parametrize(("factor", "words"), [(10, "more than living tissue keeps"), (0.1, "less than free water")])
+def test_b_values_of_another_unit_are_told(signal, table, factor, words):
+    notes = check_volumes(signal, MASK, gradient_table(factor * table.bvals, table.directions)).notes
+    assert any(words in note and "another unit" in note for note in notes)
+
+
+def test_values_far_above_all_others_are_told(signal, table):
+    signal[3, 3, 3, 7] *= 1000
+    assert "1 value inside the mask above" in " ".join(check_volumes(signal, MASK, table).notes)
+
+
+def test_a_mirrored_volume_of_a_small_shell_is_dropped(rng):
+    """Ten directions are too few to judge one of them by the model of the others."""
+    table = simulation.make_gradients(rng, {1000.0: 10}, n_b0=2)
+    x, y, z = np.indices((12, 12, 12))
+    brightness = 400 + 60.0 * x + 20 * (y > 4) * z
+    attenuation = np.exp(-table.bvals * (0.5e-3 + 0.5e-3 * (table.directions @ [0.6, 0.8, 0]) ** 2))
+    signal = brightness[..., None] * attenuation + rng.normal(0, 15, (12, 12, 12, 12))
+    row = table.shells[1].indices[3]
+    signal[..., row] = signal[::-1, :, :, row]
+    kept = check_volumes(signal, MASK, table)
+    assert row not in kept.source_volumes
+    assert f"volume {row} does not resemble its shell" in " ".join(kept.notes)

@@ -7,6 +7,7 @@ import pytest
 from shd_bids.errors import InputError
 from shd_bids.interfaces import base
 from shd_bids.interfaces.base import Failure, log_progress, read_failure, write_failure
+from shd_bids.logs import is_line
 from tests.interfaces.stage_functions import Double, Fail, Fill, Refuse
 
 
@@ -68,20 +69,29 @@ def test_hash_depends_on_version_and_values_only():
 
 
 def test_progress_is_told_sparingly_and_with_the_time_left(caplog, monkeypatch):
-    clock = iter([0.0, 3.0, 12.0, 300.0, 301.0, 302.0])
+    clock = iter([0.0, 3.0, 3.1, 12.0, 300.0, 301.0, 302.0])
     monkeypatch.setattr(base.time, "monotonic", lambda: next(clock))
     progress = log_progress("sub-01 fod")
     with caplog.at_level("INFO", logger="shd_bids"):
-        for share in (0.0, 0.1, 0.25, 0.5, 1.0):
+        for share in (0.0, 0.1, 0.11, 0.25, 0.5, 1.0):
             progress("fit", share)
         progress("maps", 0.99)
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.shown.share for record in caplog.records] == [0.0, 0.1, 0.25, 0.5, 1.0, 0.99]
+    assert [record.getMessage() for record in caplog.records if is_line(record)] == [
         "sub-01 fod: fit [....................]   0 %",
         "sub-01 fod: fit [#####...............]  25 %, 36 s left",
         "sub-01 fod: fit [##########..........]  50 %, 5 min left",
         "sub-01 fod: fit [####################] 100 %",
         "sub-01 fod: maps [###################.]  99 %",
     ]
+
+
+def test_progress_leaves_room_for_what_follows(caplog):
+    progress = log_progress("sub-01 fod", until=0.8)
+    with caplog.at_level("INFO", logger="shd_bids"):
+        progress("fit", 0.0)
+        progress("maps", 1.0)
+    assert caplog.records[-1].getMessage() == "sub-01 fod: maps [################....]  80 %"
 
 
 def test_failures_of_other_calls_count_for_nothing(tmp_path):

@@ -1,12 +1,11 @@
 """Images and tables that are sound by themselves, but not of each other or not of one scan."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from tests.integration.mutations.base import ANY, REFUSED, TOLD, Change, Tree, one_of
+from tests.integration.mutations.base import ANY, TOLD, Change, Tree, one_of
 
 
 def mixups(tree: Tree, rng: np.random.Generator) -> Change:
