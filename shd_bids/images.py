@@ -15,6 +15,7 @@ from shd_bids.nifti import affine_in_mm, corner_distance, header_notes, is_same_
 
 GRID_TOLERANCE = 0.03  # of the smallest edge of a voxel
 WHOLE_TOLERANCE = 1e-3  # deviation from a whole number that is rounding
+FLOAT_TOLERANCE = 1e-6  # likewise as a share of it
 MAX_PROBABILITY = 1.5  # of a map that interpolation has taken above 1
 LARGEST_SIGNAL = 1e10  # and one over the smallest maximum; float32 holds the square of it
 VOXEL_SIZES = (0.01, 30.0)  # mm; specimens under a microscope coil, and quick scouts
@@ -266,7 +267,7 @@ def read_mask(path: Path, grid: Grid) -> tuple[np.ndarray, tuple[str, ...]]:
     if not same_grid(volume, grid):
         raise InputError(grid_problem(path, volume, grid))
     whole = np.rint(volume.data)
-    is_fractional = bool((np.abs(volume.data - whole) > WHOLE_TOLERANCE * np.maximum(whole, 1)).any())
+    is_fractional = bool((np.abs(volume.data - whole) > np.maximum(WHOLE_TOLERANCE, FLOAT_TOLERANCE * whole)).any())
     top = float(volume.data.max(initial=0))
     if is_fractional and top > MAX_PROBABILITY:
         raise InputError(
@@ -277,9 +278,18 @@ def read_mask(path: Path, grid: Grid) -> tuple[np.ndarray, tuple[str, ...]]:
     if not mask.any():
         raise InputError(f"{path}: the mask is empty, expected voxels above 0; give another by --mask")
     if not is_fractional:
-        return mask, ()
+        return mask, _label_notes(path, volume.data[mask])
     cut = f"{path.name}: values between 0 and {top:.3g}, taken as a probability map and cut at 0.5: {mask.sum()} voxels"
     return mask, (cut,)
+
+
+def _label_notes(path: Path, inside: np.ndarray) -> tuple[str, ...]:
+    """Return a note where a mask holds several whole numbers above 0."""
+    values = np.unique(np.rint(inside))
+    if len(values) < 2:
+        return ()
+    found = f"{len(values)} different whole numbers from {values[0]:g} to {values[-1]:g}"
+    return (f"{path.name}: {found}, all taken as inside: {len(inside)} voxels; is it a mask?",)
 
 
 def mask_notes(mask: np.ndarray, b0_mean: np.ndarray) -> tuple[str, ...]:

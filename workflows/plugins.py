@@ -113,7 +113,7 @@ def run_workflow(
     plugin, arguments = _plugin(own, plugin_file)
     if isinstance(plugin, SafeMultiProcPlugin):
         plugin.on_failure = on_failure
-        plugin.free_gpus = _names_of_gpus(n_gpus, os.environ) if n_gpus > 1 else []
+        plugin.free_gpus = _names_of_gpus(n_gpus, os.environ)[::-1] if n_gpus > 1 else []
     elsewhere = isinstance(plugin, str) and plugin != "Linear"  # which runs the stages in this process
     try:
         with followed(Path(workflow.base_dir, call, "stages.log")) if elsewhere else contextlib.nullcontext():
@@ -162,7 +162,7 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         )
 
     def _submit_job(self, node: pe.Node, updatehash: bool = False) -> int:
-        gpu = self.free_gpus.pop(0) if self.free_gpus and node.is_gpu_node() else None
+        gpu = self.free_gpus.pop() if self.free_gpus and node.is_gpu_node() else None
         try:
             return self._submit(node, updatehash, gpu)
         except BrokenProcessPool:
