@@ -364,6 +364,7 @@ def test_a_mask_of_whole_numbers_is_not_called_fractional(tmp_path, dwi, rng, in
     ("data", "affine", "message"),
     [
         (np.linspace(0, 240, 210, dtype=np.float32).reshape(7, 6, 5), OBLIQUE, "fractional values up to 240"),
+        (np.linspace(0, 1500, 210, dtype=np.float32).reshape(7, 6, 5), OBLIQUE, "fractional values up to 1500"),
         (np.zeros((7, 6, 5), np.uint8), OBLIQUE, "mask is empty"),
         (np.full((7, 6, 5), np.nan, np.float32), OBLIQUE, "mask is empty"),
         (np.ones((7, 6, 4), np.uint8), OBLIQUE, r"\(7, 6, 4\) voxels, expected \(7, 6, 5\)"),
@@ -384,3 +385,9 @@ def test_unusual_masks_are_noted():
     assert "darker inside the mask" in mask_notes(~mask, b0)[-1]
     assert "100.0%" in mask_notes(np.ones_like(mask), b0)[0]
     assert "0.0%" in mask_notes(np.zeros_like(mask), b0)[0]
+
+
+def test_labels_are_taken_as_inside_and_told(tmp_path, dwi, rng):
+    labels = nifti(tmp_path / "m.nii", rng.integers(0, 9, (7, 6, 5)).astype(np.int16))
+    mask, (note,) = read_mask(labels, load_volume(dwi))
+    assert f"8 different whole numbers from 1 to 8, all taken as inside: {mask.sum()} voxels" in note
