@@ -45,7 +45,9 @@ from shd_bids.simulation.signal import tissue_signal
 from shd_bids.simulation.tissue import random_tissue
 from tests.integration.mutations.base import ANY, REFUSED, Mutation, Tree
 from tests.integration.mutations.files import links, responses, tables, weights
+from tests.integration.mutations.forms import header_forms, mask_forms, table_forms
 from tests.integration.mutations.images import header, image_bytes, masks, volumes
+from tests.integration.mutations.mixups import mixups
 from tests.integration.mutations.words import arguments, configurations, filters, names, sidecars
 from tests.phantoms import write_head
 from tests.tiny import tiny_weights
@@ -53,9 +55,13 @@ from tests.tiny import tiny_weights
 MUTATIONS: dict[str, Mutation] = {
     "image bytes": image_bytes,
     "image header": header,
+    "header forms": header_forms,
     "volumes": volumes,
+    "mix-ups": mixups,
     "tables": tables,
+    "table forms": table_forms,
     "masks": masks,
+    "mask forms": mask_forms,
     "responses": responses,
     "weights": weights,
     "sidecars": sidecars,

@@ -6,11 +6,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from shd_bids.gradients.dti import fit_tensor
 from shd_bids.interfaces import base
 from shd_bids.interfaces.report import FigureInterface
 from tests.integration.app import call
 from tests.integration.fuzz import call_here, make_template
 from tests.integration.mutations.base import Tree
+from tests.phantoms import many_bundles, write_head
 
 pytestmark = pytest.mark.slow
 
@@ -117,6 +119,26 @@ def test_a_grid_in_small_steps_is_no_shell(tree, app):
     code, told = app()
     assert code == 65
     assert "q-space grids (DSI) are not supported" in told
+
+
+def test_planar_encoding_is_left_out_and_named(tree, app):
+    signal, table = many_bundles(np.random.default_rng(3))
+    weighted = table.bvals > 0
+    b0 = signal[..., ~weighted].mean(axis=-1)
+    tensors = fit_tensor(signal.reshape(-1, signal.shape[-1]), table)
+    along = np.einsum("nij,ki,kj->nk", tensors, table.directions[weighted], table.directions[weighted])
+    trace = np.trace(tensors, axis1=1, axis2=2)[:, None]
+    planar = signal.copy()
+    planar[..., weighted] = b0[..., None] * np.exp(-1000 * (trace - along) / 2).reshape(*b0.shape, -1)
+    shutil.rmtree(tree.raw / "sub-01")
+    for subject, values in (("01", signal), ("02", planar)):
+        write_head(tree.raw, values, table, subject=subject)
+    code, told = app(mask=False)
+    assert code == 1
+    (line,) = [line for line in told.splitlines() if "ERROR" in line]
+    assert "sub-02: sub-02_dwi.nii.gz: the encoding may not be linear" in line
+    assert "fix" not in line
+    assert "1 of 2 series done, 1 failed (sub-02)" in told
 
 
 def test_volumes_that_were_never_measured_are_dropped(tree, app):
