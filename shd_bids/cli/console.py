@@ -68,11 +68,13 @@ def start_logging(verbose: int) -> None:
 
 
 def _terminal() -> logging.Handler:
+    """Return a handler with live lines, where the terminal can rewrite any."""
     from rich.console import Console  # what is no terminal needs none of it
 
     from shd_bids.cli.live import LiveHandler
 
-    return LiveHandler(Console(stderr=True))
+    console = Console(stderr=True)
+    return stderr_handler() if console.is_dumb_terminal else LiveHandler(console)
 
 
 def live_lines() -> contextlib.AbstractContextManager[None]:
