@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from shd_bids.errors import OutputError, ShdError
 from shd_bids.logs import Shown, is_line, stderr_handler
@@ -20,6 +22,9 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SECONDS_TO_END = 4.0
 """From the first signal on, for records and report; batch systems and users kill what takes longer."""
+
+STOPPED = 128
+"""Exit codes above are those of signals."""
 
 INTERNAL_ERROR = 70
 """EX_SOFTWARE of sysexits.h."""
@@ -56,7 +61,7 @@ def code_of(error: BaseException) -> int:
 
 def _code_of_signal(number: int) -> int:
     """Return 128 plus the number, as shells do."""
-    return 128 + number
+    return STOPPED + number
 
 
 def start_logging(verbose: int) -> None:
@@ -142,3 +147,12 @@ def ignore_signals() -> None:
     """Let no further signal cut short what remains to be written."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+
+
+def leave(code: int) -> NoReturn:
+    """End the program with a code, which is all that batch systems know; after a signal without what libraries still do."""
+    ignore_signals()
+    if code > STOPPED:
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

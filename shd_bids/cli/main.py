@@ -18,6 +18,7 @@ from shd_bids.cli.console import (
     TerminatedError,
     code_of,
     ignore_signals,
+    leave,
     live_lines,
     log_file,
     signals_as_exceptions,
@@ -33,21 +34,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("shd_bids")
 
-STOPPED = 128
-"""Exit codes above are those of signals."""
-
-MOST_NAMES = 10
-"""Series that are named in the last line."""
-
 
 def run() -> NoReturn:
     """Run the command ``shd_bids``."""
-    code = main(sys.argv[1:])
-    ignore_signals()  # the code is what batch systems know of the end; leaving takes a moment
-    if code > STOPPED:
-        sys.stdout.flush()
-        os._exit(code)  # what libraries do at their end takes seconds
-    sys.exit(code)
+    leave(main(sys.argv[1:]))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -279,24 +269,10 @@ def _recorded(
     finally:
         ignore_signals()
         unwritten = _finish(record, scratch, earlier)
-        _tell_end(record, n_skipped=len(earlier))
+        logger.info("%s", record.summary(n_skipped=len(earlier)))
     if unwritten is not None:
         raise unwritten
     return record.exit_code
-
-
-def _tell_end(record: "Record", n_skipped: int) -> None:
-    """Tell how many series are done, and which are not."""
-    from shd_bids.bids.records import FAILED, FINISHED
-
-    ended = {run.prefix: record.series[run.key]["status"] for run in record.runs}
-    ended |= {item.prefix: FAILED for item in record.unusable}
-    n_done = n_skipped + sum(status == FINISHED for status in ended.values())
-    parts = [f"{n_done} of {n_skipped + len(ended)} series done"]
-    for wanted in dict.fromkeys(status for status in ended.values() if status != FINISHED):
-        names = [name for name, status in ended.items() if status == wanted]
-        parts.append(f"{len(names)} {wanted} ({', '.join(names[:MOST_NAMES])}{', ...' if names[MOST_NAMES:] else ''})")
-    logger.info("%s", ", ".join(parts))
 
 
 def _tell_validation(bids_dir: Path, subjects: Sequence[str]) -> None:

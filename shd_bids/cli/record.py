@@ -18,6 +18,9 @@ from shd_bids.bids.stages import StagePlan
 from shd_bids.files import write_json, write_text
 from shd_bids.settings import Settings
 
+MOST_NAMES = 10
+"""Series that the summary names."""
+
 RESERVE = ".reserve"
 RESERVED_BYTES = 100_000
 """For the records of one subject."""
@@ -98,6 +101,18 @@ class Record:
                     "exit_code": exit_code,
                     "message": message,
                 }
+
+    def summary(self, *, n_skipped: int) -> str:
+        """Return how many series are done, with those that earlier calls did, and which are not."""
+        ended = {run.prefix: self.series[run.key]["status"] for run in self.runs}
+        ended |= {item.prefix: FAILED for item in self.unusable}
+        n_done = n_skipped + sum(status == FINISHED for status in ended.values())
+        parts = [f"{n_done} of {n_skipped + len(ended)} series done"]
+        for wanted in dict.fromkeys(status for status in ended.values() if status != FINISHED):
+            names = [name for name, status in ended.items() if status == wanted]
+            more = ", ..." if len(names) > MOST_NAMES else ""
+            parts.append(f"{len(names)} {wanted} ({', '.join(names[:MOST_NAMES])}{more})")
+        return ", ".join(parts)
 
     def write_status(self) -> None:
         """Write ``status.json`` of every subject: short, for schedulers, and kept up to date."""
