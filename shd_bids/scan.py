@@ -136,9 +136,7 @@ class Scan:
     def to_volume(self, values: np.ndarray) -> np.ndarray:
         """Return values (n, ...) of the voxels as a volume (X, Y, Z, ...), zero outside the mask."""
         if len(values) != len(self.voxels):
-            raise ValueError(
-                f"values of shape {values.shape}, expected one row for each of {len(self.voxels)} voxels"
-            )
+            raise ValueError(f"values of shape {values.shape}, expected one row for each of {len(self.voxels)} voxels")
         return scatter(values, self.mask)
 
     def crop(self, box: Box) -> Scan:
