@@ -44,7 +44,7 @@ class NoInputError(ShdError):
 
 
 class DeviceError(ShdError):
-    """The compute device asked for is not there."""
+    """The compute device asked for, or a compiled part of the package, is not there."""
 
     exit_code = 69
 

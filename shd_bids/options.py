@@ -264,10 +264,14 @@ class TrackingOptions(Options):
         "prob", "probabilistic, or deterministic along the lobes of the fODF", choices=("det", "prob")
     )
     seeds: int = option(2, "seeds per voxel of white matter", bounds=(1, 10_000), sloppy=1)
+    seed_region: str = option(
+        "white", "where they lie: all of the white matter, or its border to grey matter", choices=("white", "border")
+    )
     select: int = option(0, "streamlines to keep, drawn at random (default: 0, all)", bounds=(0, 1e9), sloppy=2000)
     act: str = option(
         "auto",
-        "auto: streamlines end where white matter does and never in ventricles, where grey matter was fitted",
+        "auto: streamlines end in grey matter and keep out of fluid, by a segmentation in the space of the image that "
+        "--derivatives hold (dseg, probseg, five tissues), else by this run's own signal fractions",
         choices=("auto", "off"),
     )
     tracking_cutoff: float | None = option(

@@ -227,7 +227,9 @@ def _add_tractography(
         return _add_kept(workflow, init_kept_wf(kept, name="tractography_wf"))
     gradients, fod_wf = workflow.get_node("gradients"), workflow.get_node("fod_wf")
     resources = Resources(n_procs=settings.omp_nthreads, mem_gb=min(4.0, settings.mem))
-    tractography_wf = init_tractography_wf(options=settings.tracking, runtime=settings.runtime, resources=resources)
+    tractography_wf = init_tractography_wf(
+        options=settings.tracking, runtime=settings.runtime, anatomy=run.anatomy, resources=resources
+    )
     tractography_figures_wf = init_tractography_figures_wf(run=run, output_dir=settings.output_dir)
     keys = ("tdi", "tracks")
     tractography_derivatives_wf = init_derivatives_wf(

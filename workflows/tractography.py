@@ -8,16 +8,22 @@ from nipype.interfaces import utility as niu
 from shd_bids.bids.parcellations import Parcellation
 from shd_bids.interfaces.base import options_input, runtime_inputs
 from shd_bids.interfaces.connectome import ConnectRegions
-from shd_bids.interfaces.tractography import ConvertTractogram, TrackStreamlines
+from shd_bids.interfaces.tractography import ConvertTractogram, TrackStreamlines, anatomy_inputs
 from shd_bids.interfaces.weights import WeighStreamlines
 from shd_bids.options import Runtime, TrackingOptions, TractogramOptions
+from shd_bids.tractography.anatomy import TissueImages
 from shd_bids.workflows.resources import Resources
 
 __all__ = ["init_connectome_wf", "init_conversion_wf", "init_tractography_wf", "init_weights_wf"]
 
 
 def init_tractography_wf(
-    *, options: TrackingOptions, runtime: Runtime, resources: Resources, name: str = "tractography_wf"
+    *,
+    options: TrackingOptions,
+    runtime: Runtime,
+    anatomy: TissueImages | None,
+    resources: Resources,
+    name: str = "tractography_wf",
 ) -> pe.Workflow:
     """Track streamlines through the fODFs.
 
@@ -29,6 +35,8 @@ def init_tractography_wf(
     options : TrackingOptions
     runtime : Runtime
         Its seed is used.
+    anatomy : TissueImages or None
+        Tissues that end streamlines; ``None`` for the fractions.
     resources : Resources
 
     Inputs
@@ -41,7 +49,7 @@ def init_tractography_wf(
     """
     inputs = ["fod_file", "mask_file", "vfwm_file", "vfgm_file", "vfcsf_file"]
     outputs = ["tracks_file", "tdi_file", "preview_file", "facts_file"]
-    interface = TrackStreamlines(**options_input(options), **runtime_inputs(runtime))
+    interface = TrackStreamlines(**options_input(options), **runtime_inputs(runtime), **anatomy_inputs(anatomy))
     node = pe.Node(interface, name="tractography", n_procs=resources.n_procs, mem_gb=resources.mem_gb)
     return _around(node, inputs=inputs, outputs=outputs, name=name)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shd_bids.bids.anatomy import Brain, tissue_files, with_anatomy
 from shd_bids.bids.doubts import look_at
 from shd_bids.bids.given import response_problems
 from shd_bids.bids.masks import candidates, with_mask
@@ -42,6 +43,7 @@ from shd_bids.images import (
     signal_problem,
 )
 from shd_bids.settings import Settings
+from shd_bids.tractography.anatomy import TissueImages
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +86,14 @@ class DWIRun:
         Responses that were given for it; empty to estimate them.
     parcellations : tuple of Parcellation
         Regions of its connectomes.
+    anatomy : TissueImages, optional
+        Tissues that end streamlines; ``None`` to take those that are fitted.
+    anatomy_uris : tuple of str
+        BIDS URIs of its images.
     notes : tuple of str
         What the user should know about the choice of files.
     masks : tuple of Path
-        Masks among which one was chosen.
+        Masks and tissue images among which was chosen, with the tables of these.
     hashes : mapping
         SHA-256 of its files by path, where an earlier call knows them and they did not change since.
     """
@@ -113,6 +119,8 @@ class DWIRun:
     shells: tuple[tuple[float, int], ...] = ()
     responses: tuple[Path, ...] = ()
     parcellations: tuple[Parcellation, ...] = ()
+    anatomy: TissueImages | None = None
+    anatomy_uris: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     masks: tuple[Path, ...] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -135,7 +143,7 @@ class DWIRun:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every input file that decides about the result."""
+        """Every input file that decides about the result, but for tissues."""
         return tuple(path for path in (self.dwi, self.bval, self.bvec, self.grad_b, self.mask) if path is not None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +157,8 @@ class DWIRun:
         for name in ("dwi", "bval", "bvec", "grad_b", "mask"):
             values[name] = Path(values[name]) if values[name] is not None else None
         values["links"] = {name: Path(path) for name, path in values["links"].items()}
-        values |= {name: tuple(values[name]) for name in ("shape", "voxel_size", "notes")}
+        values |= {name: tuple(values[name]) for name in ("shape", "voxel_size", "notes", "anatomy_uris")}
+        values["anatomy"] = TissueImages.from_dict(values["anatomy"]) if values["anatomy"] else None
         values |= {name: tuple(Path(path) for path in values[name]) for name in ("responses", "masks")}
         values["parcellations"] = tuple(Parcellation.from_dict(one) for one in values["parcellations"])
         values["shells"] = tuple((bvalue, count) for bvalue, count in values["shells"])
@@ -210,7 +219,7 @@ def collect_study(settings: Settings) -> tuple[tuple[DWIRun, ...], tuple[Unusabl
     unusable: list[Unusable] = []
     skipped: list[str] = []
     for images in images_by_session(settings, datasets, filters["dwi"]).values():
-        found, troubles, too_few = _session_runs(settings, datasets, filters["mask"], images)
+        found, troubles, too_few = _session_runs(settings, datasets, filters, images)
         runs += found
         unusable += troubles
         skipped += too_few
@@ -227,7 +236,7 @@ def collect_study(settings: Settings) -> tuple[tuple[DWIRun, ...], tuple[Unusabl
 
 
 def _session_runs(
-    settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any], images: list[tuple[Dataset, Path]]
+    settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any], images: list[tuple[Dataset, Path]]
 ) -> tuple[list[DWIRun], list[Unusable], list[str]]:
     """Return the series of one session, those that are unusable, and why images with too few volumes are none."""
     if unclear := list(ambiguities(images)):
@@ -235,7 +244,7 @@ def _session_runs(
     runs, unusable, skipped = [], [], []
     for dataset, path in images:
         try:
-            found = _run_of(settings, datasets, mask_filters, dataset, path)
+            found = _run_of(settings, datasets, filters, dataset, path)
             if isinstance(found, str):
                 skipped.append(f"{path.name}: {found}")
             else:
@@ -248,17 +257,17 @@ def _session_runs(
 
 
 def _run_of(
-    settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any], dataset: Dataset, path: Path
+    settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any], dataset: Dataset, path: Path
 ) -> DWIRun | str:
     """Return the series of an image, or why it is none."""
     if reason := _no_series(path):
         return reason
     run = _find_files(settings, dataset, path)
-    masks = candidates(run, settings, datasets, mask_filters)
+    masks = candidates(run, settings, datasets, filters["mask"]) + tissue_files(run, settings, datasets, filters)
     if not settings.overwrite and (known := recalled(run, settings, masks)):
         return known
     reason = _hardly_weighted(run, settings.b0_threshold)
-    return reason or _checked(replace(run, masks=masks), settings, datasets, mask_filters)
+    return reason or _checked(replace(run, masks=masks), settings, datasets, filters)
 
 
 def _no_series(dwi: Path) -> str:
@@ -345,8 +354,8 @@ def _n_weighted(run: DWIRun, b0_threshold: float) -> int | None:
     return int((bvals > b0_threshold).sum()) if len(bvals) == n_volumes else None
 
 
-def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_filters: Mapping[str, Any]) -> DWIRun:
-    """Return the series with its mask after reading image, gradients and mask once; raise with every problem found."""
+def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]) -> DWIRun:
+    """Return the series with mask and tissues after reading every image once; raise with every problem found."""
     volume = load_volume(run.dwi, n_dims=(4,))
     problems: list[str] = []
     table, mask = None, None
@@ -360,7 +369,7 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
     except InputError as error:
         problems += error.problems
     try:
-        run = with_mask(run, volume, settings, datasets, mask_filters)
+        run = with_mask(run, volume, settings, datasets, filters["mask"])
         if run.mask is not None:
             mask, cut = read_mask(run.mask, volume)
             run = replace(run, n_mask=int(mask.sum()), notes=(*run.notes, *cut))
@@ -372,6 +381,11 @@ def _checked(run: DWIRun, settings: Settings, datasets: Sequence[Dataset], mask_
         run = with_parcellations(run, volume, settings, datasets)
     except InputError as error:
         problems += error.problems
+    if not problems:
+        try:
+            run = with_anatomy(run, Brain(volume, table, mask), settings, datasets, filters)
+        except InputError as error:
+            problems += error.problems
     if problems or table is None:
         raise InputError(problems)
     run = replace(run, notes=(*volume.notes, *run.notes))

@@ -235,6 +235,8 @@ def sidecar(
     content["Sources"] = [_source_uri(run, source, method=method, format=format) for source in row["sources"]]
     if key == "mask" and run.mask_uri:
         content["Sources"].append(run.mask_uri)
+    if key == "tractogram":
+        content["Sources"] += run.anatomy_uris
     return _rounded(content)
 
 

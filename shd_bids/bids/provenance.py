@@ -31,7 +31,8 @@ IN_DIGEST = (
 )
 """Settings that change the result by themselves."""
 
-RESPONSES, WEIGHTS, NETWORK, PARCELLATIONS = "responses/", "weights/", "network/", "parcellations/"
+RESPONSES, WEIGHTS, NETWORK, TISSUES = "responses/", "weights/", "network/", "tissues/"
+PARCELLATIONS = "parcellations/"
 """Begin the names of inputs that are no files of the series."""
 
 
@@ -82,6 +83,8 @@ def hash_inputs(run: DWIRun, settings: Settings) -> dict[str, str]:
         f"{PARCELLATIONS}{one.label}/{path.name}": sha256(path) for one in run.parcellations for path in one.files
     }
     hashes |= {f"{RESPONSES}{path.name}": _sha256_once(path) for path in run.responses}
+    for uri, path in zip(run.anatomy_uris, run.anatomy.files if run.anatomy else (), strict=True):
+        hashes[f"{TISSUES}{uri}"] = run.hashes.get(str(path)) or sha256(path)
     if path := weights_file(settings.weights):
         hashes[f"{WEIGHTS}{path.name}"] = _sha256_once(path)
     if settings.network not in OPTIONS["network"].words:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["recalled", "remembered"]
 
-FOUND = ("shape", "voxel_size", "shells", "mask", "mask_origin", "mask_uri", "links", "n_mask", "notes")
+FOUND = (
+    "shape", "voxel_size", "shells", "mask", "mask_origin", "mask_uri", "anatomy", "anatomy_uris", "links", "n_mask", "notes",
+)  # fmt: skip
 """Fields of a series that are known only after its files were read."""
 
-READ_BY = ("b0_threshold", "shell_tolerance", "input_type")
+READ_BY = ("b0_threshold", "shell_tolerance", "input_type", "level", "act")
 """Settings on which they depend."""
 
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 ADDED_ENTITIES = ("space", "desc", "res", "cohort")
 """Entities that a preprocessing adds; the others name the source."""
 
-QUERIES = ("dwi", "mask")
+QUERIES = ("dwi", "mask", "dseg", "probseg")
 """Queries a filter file can change."""
 
 
@@ -64,13 +64,21 @@ class Dataset:
         return sorted(applying, key=lambda path: (-len(path.parents), -len(all_entities(path))))
 
     def brain_masks(self, subject: str, filters: Mapping[str, Any]) -> list[Path]:
-        """Return the brain masks of a subject; the index is asked once for those of all."""
-        if "masks" not in self._found:
-            query = {"suffix": "mask", "desc": "brain", "extension": [".nii", ".nii.gz"], **filters}
-            by_subject = self._found.setdefault("masks", {})
+        """Return the brain masks of a subject."""
+        return self._of_subject("mask", subject, {"desc": "brain", **filters})
+
+    def tissue_images(self, subject: str, suffix: str, filters: Mapping[str, Any]) -> list[Path]:
+        """Return the images of a subject with a suffix, such as ``dseg``."""
+        return self._of_subject(suffix, subject, filters)
+
+    def _of_subject(self, suffix: str, subject: str, filters: Mapping[str, Any]) -> list[Path]:
+        """Return the images of a suffix; the index is asked once for those of all subjects."""
+        if suffix not in self._found:
+            query = {"suffix": suffix, "extension": [".nii", ".nii.gz"], **filters}
+            by_subject = self._found.setdefault(suffix, {})
             for path in map(Path, self.layout.get(return_type="filename", **query)):
                 by_subject.setdefault(all_entities(path).get("sub"), []).append(path)
-        return self._found["masks"].get(subject, [])
+        return self._found[suffix].get(subject, [])
 
     def _files_in(self, folder: Path) -> list[Path]:
         """Return the files of a folder, which is read once."""
@@ -104,7 +112,7 @@ def read_filters(path: Path | None) -> dict[str, dict[str, Any]]:
         for query in QUERIES
     }
     if unused := sorted(set(content) - set(QUERIES)):
-        logger.warning("%s: queries %s are not used here; %s are", path.name, ", ".join(unused), " and ".join(QUERIES))
+        logger.warning("%s: queries %s are not used here; %s are", path.name, ", ".join(unused), ", ".join(QUERIES))
     return filters
 
 
@@ -131,7 +139,7 @@ def _can_be_asked(value: Any) -> bool:
 
 
 def open_datasets(settings: Settings) -> tuple[Dataset, ...]:
-    """Return the input and the ``--derivatives`` data sets, indexed in the asked subjects and the ``dwi`` folders only."""
+    """Return the input and the ``--derivatives`` data sets, indexed in the asked subjects, ``dwi`` and ``anat`` only."""
     roots = {"": settings.bids_dir, **settings.derivatives}
     datasets: list[Dataset] = []
     for asked, root in roots.items():
@@ -242,9 +250,9 @@ def _layout(settings: Settings, root: Path, name: str) -> Any:
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     ignore = [re.compile(r"^/(code|models|sourcedata|stimuli|derivatives|logs?|figures)(/|$)")]
-    ignore.append(re.compile(r"^/sub-[^/]+/(ses-[^/]+/)?(?!dwi(?:/|$)|ses-|sub-)"))
+    ignore.append(re.compile(r"^/sub-[^/]+/(ses-[^/]+/)?(?!(?:dwi|anat)(?:/|$)|ses-|sub-)"))
     ignore.append(
-        re.compile(r"^(?!/(sub-[^/]+/(ses-[^/]+/)?(dwi/)?)?[^/]+$)")
+        re.compile(r"^(?!/(sub-[^/]+/(ses-[^/]+/)?((?:dwi|anat)/)?)?[^/]+$)")
     )  # deeper: links may lead back to the root
     database = settings.bids_database_dir
     if database is None:

@@ -16,7 +16,7 @@ from typing import Any
 from shd_bids import __version__
 from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import stage_folder
-from shd_bids.bids.provenance import NETWORK, PARCELLATIONS, RESPONSES, WEIGHTS, chosen
+from shd_bids.bids.provenance import NETWORK, PARCELLATIONS, RESPONSES, TISSUES, WEIGHTS, chosen
 from shd_bids.bids.records import is_whole
 from shd_bids.files import write_json
 from shd_bids.options import LEVELS, FodOptions, GradientOptions, Options, PeakOptions, TrackingOptions
@@ -171,14 +171,20 @@ def plan_stages(run: DWIRun, settings: Settings, inputs: Mapping[str, str]) -> S
 def _digest(stage: Stage, run: DWIRun, settings: Settings, inputs: Mapping[str, str], before: Sequence[str]) -> str:
     names = stage.settings + (stage.adapting if settings.fit == "subject" else ())
     read = sorted(value for name, value in inputs.items() if reader(name) == stage.name)
-    origin = run.mask_origin if stage.name == "gradients" else None
-    content = json.dumps([__version__, stage.name, chosen(settings, names), read, origin, list(before)])
+    found = {"gradients": run.mask_origin, "tractography": run.anatomy and run.anatomy.to_dict()["parts"]}
+    content = json.dumps([__version__, stage.name, chosen(settings, names), read, found.get(stage.name), list(before)])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def reader(name: str) -> str:
     """Return the stage that reads an input first."""
-    readers = {PARCELLATIONS: "connectome", RESPONSES: "response", WEIGHTS: "fod", NETWORK: "fod"}
+    readers = {
+        PARCELLATIONS: "connectome",
+        RESPONSES: "response",
+        WEIGHTS: "fod",
+        NETWORK: "fod",
+        TISSUES: "tractography",
+    }
     return next((stage for start, stage in readers.items() if name.startswith(start)), "gradients")
 
 

@@ -80,7 +80,13 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     from shd_bids.bids.response_sets import with_responses
     from shd_bids.cli.group import run_group
     from shd_bids.cli.plan import format_plan, make_plan
-    from shd_bids.cli.preflight import find_devices, require_names, require_weights, require_writable
+    from shd_bids.cli.preflight import (
+        find_devices,
+        require_names,
+        require_tracker,
+        require_weights,
+        require_writable,
+    )
     from shd_bids.cli.study import run_study
     from shd_bids.cli.unusable import note_unusable
     from shd_bids.cli.workplace import hold_series
@@ -89,6 +95,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     devices = find_devices(settings.device)
     device = ", ".join(devices)
     require_weights(settings)
+    require_tracker(settings)
     found, unusable = collect_study(settings)
     runs = with_responses(found, settings)
     require_names(runs, settings)

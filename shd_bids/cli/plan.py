@@ -132,7 +132,8 @@ def _line(item: Mapping[str, Any]) -> str:
     stages = ", ".join(f"{state}: {' '.join(names)}" for state, names in by_state.items() if names)
     mask = "given" if item["mask"] else "estimated"
     regions = "".join(f"{one['label']} ({one['regions']} regions of {one['image']}); " for one in item["parcellations"])
-    return f"{item['series']}: {image}; {shells}; mask {mask}; {regions}{stages}; {_cost(item['expected'])}"
+    tissues = f"tissues {item['tissues']}; " if item["tissues"] else ""
+    return f"{item['series']}: {image}; {shells}; mask {mask}; {tissues}{regions}{stages}; {_cost(item['expected'])}"
 
 
 def _notes(series: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -167,6 +168,7 @@ def _plan_run(run: DWIRun, settings: Settings, *, device: str, plan: StagePlan, 
         "parcellations": [
             {"label": one.label, "image": one.uri, "regions": one.n_regions} for one in run.parcellations
         ],
+        "tissues": _tissues(run, settings),
         "notes": list(run.notes),
         "expected": {
             "minutes": round((START_SECONDS + sum(seconds.values())) / 60, 1),
@@ -176,6 +178,13 @@ def _plan_run(run: DWIRun, settings: Settings, *, device: str, plan: StagePlan, 
         },
         "outputs": [path.as_posix() for path in outputs],
     }
+
+
+def _tissues(run: DWIRun, settings: Settings) -> str | None:
+    """Return what ends streamlines, ``None`` where nothing does."""
+    if settings.level != "full" or settings.act == "off":
+        return None
+    return f"{', '.join(run.anatomy_uris)} ({run.anatomy.kind})" if run.anatomy else "of this run"
 
 
 def _cost(expected: Mapping[str, float]) -> str:

@@ -15,6 +15,7 @@ from shd_bids.data import shipped_weights
 from shd_bids.errors import DeviceError, InputError, OutputError
 from shd_bids.processes import die_with_parent
 from shd_bids.settings import Settings
+from shd_bids.tractography.native import tracking_library
 from shd_bids.workflows.resources import may_use_gpu
 
 LONGEST_NAME = 221
@@ -81,6 +82,18 @@ def require_weights(settings: Settings) -> None:
     from shd_bids.fod.weights import load_weights  # with torch, which other calls need not load here
 
     load_weights(Path(settings.weights))
+
+
+def require_tracker(settings: Settings) -> None:
+    """Refuse a call that would come to streamlines without the compiled tracker; it is compiled here where it must be.
+
+    Raises
+    ------
+    DeviceError
+        If it can neither be loaded nor compiled.
+    """
+    if settings.analysis_level == "participant" and settings.level == "full":
+        tracking_library()
 
 
 def require_names(runs: Sequence[DWIRun], settings: Settings) -> None:

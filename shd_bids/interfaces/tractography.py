@@ -1,7 +1,7 @@
 """Streamlines and their density."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     import numpy as np
     from nibabel.streamlines import ArraySequence
 
+    from shd_bids.tractography.anatomy import TissueImages
     from shd_bids.tractography.field import FibreField
     from shd_bids.tractography.track import TrackingFacts
     from shd_bids.tractography.tracker import Batch
 
-__all__ = ["ConvertTractogram", "TrackStreamlines", "save_density"]
+__all__ = ["ConvertTractogram", "TrackStreamlines", "anatomy_inputs", "save_density"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class TrackingFiles:
         ``fod.npy`` of `fit_image` and its mask.
     vfwm_file, vfgm_file, vfcsf_file : Path
         Signal fractions, which decide where to seed and, with anatomy, where to end.
+    anatomy_files : list of Path, optional
+        Tissues, which then decide in place of the fractions.
     """
 
     fod_file: Path
@@ -56,11 +59,20 @@ class TrackingFiles:
     vfwm_file: Path
     vfgm_file: Path
     vfcsf_file: Path
+    anatomy_files: Sequence[Path] | None = None
+
+
+def anatomy_inputs(images: "TissueImages | None") -> dict[str, Any]:
+    """Return the inputs that hand tissue images to `TrackStreamlines`."""
+    if images is None:
+        return {}
+    return {"anatomy_files": list(map(str, images.files)), "anatomy": images.to_dict()}
 
 
 def track_image(
     *,
     files: TrackingFiles,
+    anatomy: Mapping[str, Any] | None,
     options: TrackingOptions,
     runtime: Runtime,
     n_threads: int,
@@ -72,6 +84,8 @@ def track_image(
     Parameters
     ----------
     files : TrackingFiles
+    anatomy : mapping, optional
+        What the tissue images hold, as `TissueImages.to_dict` tells it.
     options : TrackingOptions
     runtime : Runtime
         Its seed is used.
@@ -86,7 +100,8 @@ def track_image(
     from shd_bids.tractography.files import read_trx, trx_writer
     from shd_bids.tractography.track import track
 
-    field = _read(files)
+    images = _tissue_images(files, anatomy)
+    field = _read(files, images)
     grid = (field.affine, field.mask.shape)
     density = np.zeros(field.mask.shape)
     all_lengths: list[np.ndarray] = []
@@ -108,16 +123,14 @@ def track_image(
             progress=log_progress(label, until=_TRACKING),
         )
     _tell_least_length(options, facts, label)
+    about = _bep046(facts, options, seed=runtime.seed) | _anatomy_block(field, images, options)
     save_density(out_dir / "tdi.nii.gz", density, files.mask_file)
     _save_preview(out_dir / "preview.npz", read_trx(container))
     return {
         "tracks_file": str(container),
         "tdi_file": str(out_dir / "tdi.nii.gz"),
         "preview_file": str(out_dir / "preview.npz"),
-        "facts": {
-            "sidecar": {"tractography": _bep046(facts, options, seed=runtime.seed)},
-            **_told(facts, np.concatenate(all_lengths), coverage=float((density[field.mask] > 0).mean())),
-        },
+        "facts": _told(facts, about, np.concatenate(all_lengths), coverage=float((density[field.mask] > 0).mean())),
     }
 
 
@@ -164,17 +177,25 @@ def convert_tractogram(
     return outputs | {"facts": {"sidecar": {}, "qc": {}}}
 
 
-def _read(files: TrackingFiles) -> "FibreField":
+def _tissue_images(files: TrackingFiles, content: Mapping[str, Any] | None) -> "TissueImages | None":
+    from shd_bids.tractography.anatomy import TissueImages
+
+    return TissueImages.from_dict({**content, "files": files.anatomy_files}) if files.anatomy_files else None
+
+
+def _read(files: TrackingFiles, images: "TissueImages | None") -> "FibreField":
     import numpy as np
 
     from shd_bids.images import gather, load_mask, load_volume
+    from shd_bids.tractography.anatomy import read_anatomy
     from shd_bids.tractography.field import FibreField
 
     reference = load_volume(files.mask_file)
     mask = load_mask(files.mask_file, reference)
     fractions = [gather(load_volume(path).data, mask) for path in (files.vfwm_file, files.vfgm_file, files.vfcsf_file)]
     coefficients = np.load(files.fod_file, mmap_mode="r")
-    return FibreField(coefficients, np.stack(fractions, axis=1), mask, reference.affine)
+    given = read_anatomy(images) if images else None
+    return FibreField(coefficients, np.stack(fractions, axis=1), mask, reference.affine, given)
 
 
 def _notes(facts: "TrackingFacts") -> list[str]:
@@ -184,17 +205,27 @@ def _notes(facts: "TrackingFacts") -> list[str]:
     return [f"only {facts.n_accepted} streamlines from {facts.n_seeds} seeds: look at the fODFs first"]
 
 
+def _anatomy_block(field: "FibreField", images: "TissueImages | None", options: TrackingOptions) -> dict[str, Any]:
+    """Return the sidecar block on what ended streamlines."""
+    if options.act == "off":
+        return {"Anatomy": {"Type": "none"}}
+    if images is not None:
+        return {"Anatomy": {"Type": images.kind, "Files": [path.name for path in images.files]}}
+    grey = "fitted" if field.has_grey else "even part of the fODF"
+    return {"Anatomy": {"Type": "signal fractions of the tissues", "GreyMatter": grey}}
+
+
 def _bep046(facts: "TrackingFacts", options: TrackingOptions, *, seed: int) -> dict[str, Any]:
     """Return the sidecar blocks of BEP046."""
     from shd_bids.tractography.field import SEED_WM_FRACTION
 
     name, lengths = options.tracking_algorithm, {"MaximumLength": options.max_length}
-    anatomy = "signal fractions of the tissues" if facts.uses_tissue else "none"
+    source = "white matter" if options.seed_region == "white" else "white matter beside grey matter"
     return {
         "Name": "wholebrain",
         "StreamlineSeeding": {
-            "Sources": [{"Type": "RandomPerElement", "Source": "WM signal fraction", "SeedsPerElement": options.seeds}],
-            "AcceptanceCriteria": [{"Metric": "WM signal fraction", "Threshold": SEED_WM_FRACTION}],
+            "Sources": [{"Type": "RandomPerElement", "Source": source, "SeedsPerElement": options.seeds}],
+            "AcceptanceCriteria": [{"Metric": "share of white matter", "Threshold": SEED_WM_FRACTION}],
         },
         "StreamlinePropagation": {
             "Algorithm": {"Name": name, "Description": ALGORITHMS[name]},
@@ -205,7 +236,6 @@ def _bep046(facts: "TrackingFacts", options: TrackingOptions, *, seed: int) -> d
         "StreamlineTermination": {
             "Anisotropy": [{"Metric": "fODF amplitude", "Threshold": facts.cutoff}],
             "AnglePerStep": options.max_angle,
-            "Anatomy": anatomy,
             "Ends": facts.n_ends,
             **lengths,
         },
@@ -229,9 +259,12 @@ def _tell_least_length(options: TrackingOptions, facts: "TrackingFacts", label: 
         logger.info("%s: streamlines shorter than %.3g mm are dropped", label, facts.min_length)
 
 
-def _told(facts: "TrackingFacts", lengths: "np.ndarray", *, coverage: float) -> dict[str, Any]:
-    """Return the facts besides the sidecar."""
+def _told(
+    facts: "TrackingFacts", about: Mapping[str, Any], lengths: "np.ndarray", *, coverage: float
+) -> dict[str, Any]:
+    """Return the facts, ``about`` being the sidecar's."""
     return {
+        "sidecar": {"tractography": about},
         "notes": _notes(facts),
         "tracking": asdict(facts),
         "qc": _qc(facts, lengths, coverage=coverage),
@@ -284,6 +317,8 @@ class _TrackStreamlinesInputSpec(RuntimeInputSpec):
     vfwm_file = File(exists=True, mandatory=True, desc="WM signal fraction")
     vfgm_file = File(exists=True, mandatory=True, desc="GM signal fraction")
     vfcsf_file = File(exists=True, mandatory=True, desc="CSF signal fraction")
+    anatomy_files = traits.List(File(exists=True), desc="tissues")
+    anatomy = traits.Dict(desc="what they hold")
 
 
 class _TrackStreamlinesOutputSpec(StageOutputSpec):

@@ -237,13 +237,17 @@ def _on_streamlines(run: RunReport, cite: Cite) -> Iterable[str]:
         f"{html_value(accepted)} streamlines were made by {escape(kind)} tractography {cite(source)} (step "
         f"{html_value(propagation.get('StepSize'))} mm, at most {html_value(propagation.get('AnglePerStep'))}° per step)."
     )
-    anatomy = str(dig(block, "StreamlineTermination", "Anatomy") or "none")
+    anatomy = str(dig(block, "Anatomy", "Type") or "none")
     if anatomy != "none":
-        yield f"They end where white matter does and keep out of ventricles, by the {escape(anatomy)} {cite('act')}."
+        yield f"They end in grey matter or at the edge of the mask and keep out of fluid, by the {escape(anatomy)} {cite('act')}."
     ends = dig(block, "StreamlineTermination", "Ends") or {}
     if ends:
         shares = [f"{escape(name)} ({100 * count / sum(ends.values()):.0f} %)" for name, count in ends.items()]
         yield f"What ended them: {', '.join(shares)}."
+    refused = dig(block, "StreamlineAcceptanceCriteria", "Refused") or {}
+    if refused:
+        counts = [f"{escape(name)} ({html_value(count)})" for name, count in refused.items()]
+        yield f"Streamlines refused for the place of an end: {', '.join(counts)}."
 
 
 def _on_weights(run: RunReport, cite: Cite) -> Iterable[str]:

@@ -80,9 +80,9 @@ def track(
     """Track streamlines from seeds drawn uniformly in white matter.
 
     A seed starts in a direction drawn in proportion to amplitude and is tracked both ways. With anatomy, a streamline ends
-    where hardly any white matter is left, beside grey matter or where it leaves the mask; one that loses its direction in
-    white matter or comes into a ventricle goes back and tries again, and is refused if that does not help (after Smith et
-    al. 2012).
+    in cortical grey matter, in deep grey matter or where it leaves the mask; one that leaves deep grey matter again is cut
+    where the amplitude is lowest there. One that loses its direction in white matter or comes into fluid goes back and tries
+    again, and is refused if that does not help (after Smith et al. 2012).
 
     Parameters
     ----------
@@ -102,8 +102,8 @@ def track(
         If no voxel can be seeded or the fODFs are nowhere above the cutoff.
     """
     rules = _rules(field, options, random_seed)
-    tracker = Tracker(field, rules)
-    voxels = field.seeded_voxels()
+    tracker = Tracker(field, rules, field.anatomy if options.act == "auto" else None)
+    voxels = field.seeded_voxels(at_border=options.seed_region == "border")
     order = np.random.default_rng(random_seed).permutation(len(voxels) * options.seeds) // options.seeds
     batches: list[Batch] = []
     n_accepted = n_seeds = 0
@@ -118,7 +118,7 @@ def track(
             progress("tracking", n_accepted / options.select if options.select else n_seeds / len(order))
         if n_accepted == options.select > 0:
             break
-    return _facts(batches, n_seeds, rules)
+    return _facts(batches, n_seeds, rules, uses_tissue=options.act == "auto")
 
 
 def _rules(field: FibreField, options: TrackingOptions, random_seed: int) -> Rules:
@@ -129,7 +129,6 @@ def _rules(field: FibreField, options: TrackingOptions, random_seed: int) -> Rul
     InputError
         If no amplitude reaches the cutoff.
     """
-    uses_tissue = options.act == "auto" and bool(field.fractions[:, 1].any())
     cutoff = options.tracking_cutoff
     if cutoff is None:
         cutoff = field.usual_cutoff
@@ -138,7 +137,6 @@ def _rules(field: FibreField, options: TrackingOptions, random_seed: int) -> Rul
     smallest = float(nib.affines.voxel_sizes(field.affine).min())
     return Rules(
         is_probabilistic=options.tracking_algorithm == "prob",
-        uses_tissue=uses_tissue,
         step=smallest * _STEP_SHARE if options.step_size is None else options.step_size,
         max_angle=math.radians(options.max_angle),
         min_length=_least_length(field, options),
@@ -168,7 +166,7 @@ def _places(voxels: np.ndarray, affine: np.ndarray, rng: np.random.Generator) ->
     return nib.affines.apply_affine(affine, voxels + rng.uniform(-0.5, 0.5, voxels.shape))
 
 
-def _facts(batches: list[Batch], n_seeds: int, rules: Rules) -> TrackingFacts:
+def _facts(batches: list[Batch], n_seeds: int, rules: Rules, *, uses_tissue: bool) -> TrackingFacts:
     ends = sum((np.bincount(batch.ends.ravel(), minlength=len(ENDS)) for batch in batches), np.zeros(len(ENDS), int))
     refused = sum((batch.refused for batch in batches), np.zeros(len(ENDS), int))
     return TrackingFacts(
@@ -181,5 +179,5 @@ def _facts(batches: list[Batch], n_seeds: int, rules: Rules) -> TrackingFacts:
         step_size=float(rules.step),
         min_length=round(float(rules.min_length), 3),
         cutoff=float(rules.cutoff),
-        uses_tissue=bool(rules.uses_tissue),
+        uses_tissue=uses_tissue,
     )

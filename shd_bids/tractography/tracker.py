@@ -6,20 +6,19 @@ import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from nibabel.streamlines import ArraySequence
 
 from shd_bids.boxes import box_of, row_numbers
-from shd_bids.compiled import Kernel, library
-from shd_bids.errors import InputError
 from shd_bids.sphere.harmonics import degrees, l_max_of, sh_basis
 from shd_bids.sphere.healpix import hemisphere
+from shd_bids.tractography.anatomy import Anatomy
 from shd_bids.tractography.field import FibreField
+from shd_bids.tractography.native import tracking_library
 
-ENDS = ("grey matter", "edge of the mask", "low amplitude or sharp turn", "length", "fluid")
+ENDS = ("grey matter", "deep grey matter", "edge of the mask", "low amplitude or sharp turn", "length", "fluid")
 """Why a streamline ends, by the kernel's number."""
 
 _ARCS = 64  # candidates of a step
@@ -28,32 +27,31 @@ _TRIANGLE = 0.5  # radius of the triangle around the end of a step, in steps
 _WIDTH = 16  # columns of a table are a multiple
 _START_NSIDE = 8  # of the HEALPix directions to start with
 
-_P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-KERNEL = Kernel(
-    folder=Path(__file__).parent / "kernel",
-    signatures={
-        "shd_track": (_P, _P, _P, _P, _P, _L, _L, _I),
-        "shd_tracks_counts": (_P, _P),
-        "shd_tracks_copy": (_P, _P, _P, _P, _P),
-        "shd_tracks_free": (_P,),
-    },
-    results={"shd_track": _P},
-    without="streamlines cannot be tracked",
-)
+_P = ctypes.c_void_p
+
+
+class _Grid(ctypes.Structure):
+    """``ShdGrid``."""
+
+    _fields_ = [("shape", ctypes.c_int32 * 3), ("to_voxel", ctypes.c_double * 12)]
+
+
+class _Anatomy(ctypes.Structure):
+    """``ShdAnatomy``."""
+
+    _fields_ = [("grid", _Grid), ("shares", _P)]
 
 
 class _Field(ctypes.Structure):
     """``ShdField``."""
 
     _fields_ = [
-        ("shape", ctypes.c_int32 * 3),
+        ("grid", _Grid),
         ("l_max", ctypes.c_int32),
         ("n", ctypes.c_int32),
         ("stride", ctypes.c_int32),
-        ("to_voxel", ctypes.c_double * 12),
         ("rows", _P),
         ("coefficients", _P),
-        ("tissue", _P),
         ("swap", _P),
     ]
 
@@ -78,7 +76,6 @@ class Rules(ctypes.Structure):
 
     _fields_ = [
         ("is_probabilistic", ctypes.c_int32),
-        ("uses_tissue", ctypes.c_int32),
         ("step", ctypes.c_float),
         ("max_angle", ctypes.c_float),
         ("min_length", ctypes.c_float),
@@ -105,7 +102,7 @@ class Batch:
         Seeds that gave a streamline, kept or not.
     n_other_length : int
         Streamlines shorter or longer than allowed.
-    refused : ndarray, shape (5,), int64
+    refused : ndarray, shape (6,), int64
         Streamlines refused because of where they ended, by `ENDS`.
     """
 
@@ -149,29 +146,37 @@ class Batch:
 class Tracker:
     """fODFs on a grid, ready to be tracked by rules.
 
+    Parameters
+    ----------
+    field : FibreField
+    rules : Rules
+    anatomy : Anatomy, optional
+        Ends streamlines; without it they end where the mask or the amplitude does.
+
     Raises
     ------
-    InputError
+    DeviceError
         If the kernel can neither be loaded nor compiled.
     """
 
-    def __init__(self, field: FibreField, rules: Rules) -> None:
-        self._kernel = library(KERNEL)
-        if self._kernel is None:
-            raise InputError("the tracker could not be compiled; install a C++ compiler, or stop at --level peaks")
+    def __init__(self, field: FibreField, rules: Rules, anatomy: Anatomy | None = None) -> None:
+        self._kernel = tracking_library()
         size = field.coefficients.shape[1]
         l_max = l_max_of(size)
         box = box_of(field.mask)
         rows = np.pad(row_numbers(field.mask)[box].astype(np.int32), 1, constant_values=-1)
         low = [side.start - 1 for side in box]
-        to_voxel = np.linalg.inv(field.affine @ nib.affines.from_matvec(np.eye(3), low))
         self._arrays = [
             np.ascontiguousarray(rows),
             np.ascontiguousarray(field.coefficients, dtype=np.float32),
-            np.ascontiguousarray(field.shares, dtype=np.float32),
             _swap(l_max),
         ]
-        self._field = _Field(rows.shape, l_max, size, size, tuple(to_voxel[:3].ravel()), *_addresses(self._arrays))
+        grid = _grid(rows.shape, field.affine @ nib.affines.from_matvec(np.eye(3), low))
+        self._field = _Field(grid, l_max, size, size, *_addresses(self._arrays))
+        self._anatomy = None
+        if anatomy is not None:
+            self._shares = np.ascontiguousarray(anatomy.shares, dtype=np.float32)
+            self._anatomy = _Anatomy(_grid(self._shares.shape, anatomy.affine), self._shares.ctypes.data)
         self._rules = rules
         self._cone, self._cone_arrays = _cone(l_max, rules.max_angle, rules.step)
         self._sphere, self._sphere_arrays = _sphere(l_max)
@@ -179,7 +184,8 @@ class Tracker:
     def track(self, places: np.ndarray, *, first: int, threads: int) -> Batch:
         """Track from places (n, 3) in world mm, which are seeds number ``first`` and following."""
         places = np.ascontiguousarray(places, dtype=np.float64)
-        parts = (ctypes.byref(part) for part in (self._field, self._rules, self._cone, self._sphere))
+        structures = (self._field, self._anatomy, self._rules, self._cone, self._sphere)
+        parts = (None if part is None else ctypes.byref(part) for part in structures)
         tracks = self._kernel.shd_track(*parts, places.ctypes.data, first, len(places), threads)
         try:
             counts = np.zeros(4 + len(ENDS), dtype=np.int64)
@@ -195,6 +201,10 @@ class Tracker:
         finally:
             self._kernel.shd_tracks_free(tracks)
         return Batch(*arrays, int(counts[2]), int(counts[3]), counts[4:])
+
+
+def _grid(shape: tuple[int, ...], affine: np.ndarray) -> _Grid:
+    return _Grid(shape[:3], tuple(np.linalg.inv(affine)[:3].ravel()))
 
 
 def _addresses(arrays: Iterable[np.ndarray]) -> list[int]:

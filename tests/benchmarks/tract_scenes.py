@@ -1,23 +1,37 @@
-"""A ball of white-matter bundles that end in a rim of grey matter, with the regions in which each of them ends."""
+"""Balls and discs of white-matter bundles that end in a rim of grey matter, with the regions in which each of them ends."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from scenes import FIRST_SEED, PROTOCOLS, Scene, observe
+from scenes import FIRST_SEED, PROTOCOLS, Scene, bundles_from_control_points, observe
+from scipy.spatial.transform import Rotation
 
 from shd_bids import simulation
 from shd_bids.simulation.phantoms import membership
 
 SIDE = 44
-"""Of the volume, voxels."""
+"""Of the ball's volume, voxels."""
 
 VOXEL = 2.0
 """Edge, mm."""
 
 WHITE, GREY, FLUID = 17.0, 18.6, 20.0
 """Radii in voxels at which white matter, grey matter and fluid end."""
+
+GEOMETRIES = (
+    "crossing/crossing_2bundles/40crossing.txt",
+    "crossing/60crossing_3bundles.txt",
+    "crossing/45crossing_4bundles.txt",
+    "kissing/60kissing_3bundles.txt",
+)
+"""Published files whose bundles lie in a plane and end apart on a sphere around the origin."""
+
+_PUBLISHED_RADIUS = 50.0  # of that sphere, in the unit of the files
+_THICKNESS = 8  # voxels, of the disc that holds them
 
 _DEPTH, _MARGIN = 2.5, 1.0  # of an end region: along the bundle, and beyond its border
 _APART = 1.5  # voxels between the ends of two bundles
@@ -50,19 +64,44 @@ class TractScene:
 def make_scene(protocol: str, snr: float, *, seed: int, n_bundles: int = 20) -> TractScene:
     """Draw a ball of bundles and measure it with a protocol of `scenes.PROTOCOLS`."""
     rng = np.random.default_rng(FIRST_SEED + 500 + seed)
-    bundles = _bundles(rng, n_bundles)
-    offset = np.stack(np.meshgrid(*[np.arange(SIDE) - (SIDE - 1) / 2] * 3, indexing="ij"), axis=-1)
-    distance = np.linalg.norm(offset, axis=-1)
-    csf = 1 / (1 + np.exp((GREY - distance) / 0.3))
-    phantom = simulation.build_phantom(bundles, (SIDE,) * 3, csf=csf)
+    return _measured(rng, _bundles(rng, n_bundles), (SIDE,) * 3, protocol=protocol, snr=snr)
+
+
+def published_scene(file: Path, protocol: str, snr: float, *, seed: int) -> TractScene:
+    """Measure a disc with the bundles of a file of control points, turned in its plane at random."""
+    rng = np.random.default_rng(FIRST_SEED + 700 + seed)
+    shape = (SIDE, SIDE, _THICKNESS)
+    bundles = bundles_from_control_points(
+        json.loads(file.read_text(encoding="utf-8"))["fiber_geometries"],
+        shape=(SIDE,) * 3,
+        extent=SIDE * _PUBLISHED_RADIUS / WHITE,
+        turn=Rotation.from_euler("z", rng.uniform(0, 2 * np.pi)).as_matrix(),
+    )
+    for bundle in bundles:
+        bundle.curve[:, 2] += (_THICKNESS - SIDE) / 2
+    return _measured(rng, bundles, shape, protocol=protocol, snr=snr)
+
+
+def _measured(
+    rng: np.random.Generator,
+    bundles: tuple[simulation.Bundle, ...],
+    shape: tuple[int, ...],
+    *,
+    protocol: str,
+    snr: float,
+) -> TractScene:
+    """Put grey matter and fluid around bundles that end at the radius `WHITE`, and measure them."""
+    voxels = np.indices(shape).reshape(3, -1).T.astype(float)
+    middle = (np.array(shape) - 1) / 2
+    distance = np.linalg.norm(voxels - middle, axis=1).reshape(shape)
+    phantom = simulation.build_phantom(bundles, shape, csf=1 / (1 + np.exp((GREY - distance) / 0.3)))
     shells, n_b0 = PROTOCOLS[protocol]
     scene = observe(rng, phantom, shells, n_b0=n_b0, snr=snr)
     affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
-    affine[:3, 3] = -VOXEL * (SIDE - 1) / 2
+    affine[:3, 3] = -VOXEL * middle
     scene = Scene(scene.signal, scene.gradients, distance < FLUID, phantom, affine)
-    voxels = np.indices((SIDE,) * 3).reshape(3, -1).T.astype(float)
-    inside = np.stack([membership(b, voxels, border=0.22)[0].reshape((SIDE,) * 3) > 0.5 for b in bundles])
-    return TractScene(scene, inside, _end_regions(bundles, voxels))
+    inside = np.stack([membership(bundle, voxels, border=0.22)[0].reshape(shape) > 0.5 for bundle in bundles])
+    return TractScene(scene, inside, _end_regions(bundles, voxels).reshape(shape))
 
 
 def _bundles(rng: np.random.Generator, n: int) -> tuple[simulation.Bundle, ...]:
@@ -104,7 +143,7 @@ def _end_regions(bundles: tuple[simulation.Bundle, ...], voxels: np.ndarray) -> 
             along = offset @ (tangent / np.linalg.norm(tangent))
             across = np.sqrt(np.maximum((offset**2).sum(axis=1) - along**2, 0))
             regions[(np.abs(along) < _DEPTH) & (across < bundle.radius[end] + _MARGIN)] = 2 * number + side
-    return regions.reshape((SIDE,) * 3)
+    return regions
 
 
 def _on_sphere(rng: np.random.Generator) -> np.ndarray:

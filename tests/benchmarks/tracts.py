@@ -1,12 +1,12 @@
 """Compare trackers on the same fODFs of simulated bundles with known ends; prints one table for each protocol and noise level.
 
-    python tests/benchmarks/tracts.py [--methods ...] [--rows ...] [--select 1000] [--seeds 1] [--weights FILE] [--cache DIR]
-                                      [--save] [--compare]
+    python tests/benchmarks/tracts.py [--methods ...] [--rows ...] [--select 1000] [--volumes 0 1 | --geometry DIR [--files ...]]
+                                      [--weights FILE] [--cache DIR] [--save] [--compare]
 
-`tract_scenes.py` makes balls of bundles that cross and bend and end in a rim of grey matter, `tract_scores.py` the measures.
-fODFs and fractions are this package's; all trackers seed white matter at random and give the same number of streamlines, by
-their own defaults but for the lengths, on one thread. Times are those of the processor. ``--cache`` keeps the fits of the same
-weights.
+`tract_scenes.py` makes balls of bundles that cross and bend and end in a rim of grey matter, and discs with published
+geometries, `tract_scores.py` the measures. fODFs and fractions are this package's; all trackers seed the same white matter at
+random and give the same number of streamlines, by their own defaults but for the lengths, on one thread. Times are those of the
+processor. ``--cache`` keeps the fits of the same weights.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from measured import scan_of
 from nibabel.streamlines import ArraySequence
 from results import METRICS, Figure
 from selection import select
-from tract_scenes import TractScene, make_scene
+from tract_scenes import GEOMETRIES, TractScene, make_scene, published_scene
 from tract_scores import score
 
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import Weights, load_weights
 from shd_bids.options import Runtime, TrackingOptions
-from shd_bids.tractography.field import SEED_WM_FRACTION, FibreField
+from shd_bids.tractography.field import FibreField
 from shd_bids.tractography.track import track
 from shd_bids.tractography.tracker import Batch
 
@@ -60,21 +60,37 @@ def main() -> int:
     figures: list[Figure] = []
     for protocol, snr in (ROWS[number] for number in options.rows):
         found: dict[str, list[dict[str, float]]] = {name: [] for name in options.methods}
-        for seed in range(options.seeds):
-            scene = make_scene(protocol, snr, seed=seed)
-            field = fitted(scene, weights, cache=options.cache, name=f"{protocol}_{snr}_{seed}")
+        for volume, make in scenes(options, protocol, snr).items():
+            scene = make()
+            field = fitted(scene, weights, cache=options.cache, name=f"{protocol}_{snr}_{volume}")
             for name in options.methods:
                 streamlines, seconds = TRACKERS[name](field, options.select)
                 found[name].append(score(streamlines, scene) | {"lines_per_second": len(streamlines) / seconds})
         means = {name: {key: float(np.mean([v[key] for v in all_])) for key in SHOWN} for name, all_ in found.items()}
         print(*table(f"{protocol}, SNR {snr}, {options.select} streamlines", means), sep="\n", flush=True)
-        row = f"{protocol}, {snr}, {options.seeds} x {options.select}"
+        row = f"{protocol}, {snr}, {_volumes_of(options)} x {options.select}"
         figures += [
             Figure(row, name, key, value, 1, weights.sha256[:12])
             for name, values in means.items()
             for key, value in values.items()
         ]
     return results.finish("tracts", figures, options)
+
+
+def scenes(options: argparse.Namespace, protocol: str, snr: float) -> dict[str, Callable[[], TractScene]]:
+    """Return what makes each volume of a row, by name."""
+    if options.geometry is None:
+        return {str(seed): partial(make_scene, protocol, snr, seed=seed) for seed in options.volumes}
+    return {
+        Path(file).stem: partial(published_scene, options.geometry / file, protocol, snr, seed=GEOMETRIES.index(file))
+        for file in options.files
+    }
+
+
+def _volumes_of(options: argparse.Namespace) -> str:
+    if options.geometry is None:
+        return f"{len(options.volumes)} ball (volume {' and '.join(map(str, options.volumes))})"
+    return " and ".join(Path(file).stem for file in options.files)
 
 
 def fitted(scene: TractScene, weights: Weights, *, cache: Path | None, name: str) -> FibreField:
@@ -114,7 +130,7 @@ def tckgen(field: FibreField, n: int, *, algorithm: str) -> tuple[ArraySequence,
     image = np.zeros((*field.mask.shape, field.coefficients.shape[1]), dtype=np.float32)
     image[field.mask] = field.coefficients
     seeds = np.zeros(field.mask.shape, dtype=np.uint8)
-    seeds[field.mask] = field.fractions[:, 0] > SEED_WM_FRACTION
+    seeds[tuple(field.seeded_voxels().T)] = 1
     with tempfile.TemporaryDirectory() as folder:
         for name, data in (("fod", image), ("seeds", seeds), ("mask", field.mask.astype(np.uint8))):
             nib.save(nib.Nifti1Image(data, field.affine), Path(folder) / f"{name}.nii")
@@ -157,7 +173,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=names, choices=names)
     parser.add_argument("--rows", nargs="+", type=int, default=list(range(len(ROWS))), choices=range(len(ROWS)))
     parser.add_argument("--select", type=int, default=1000, help="streamlines of each tracker")
-    parser.add_argument("--seeds", type=int, default=1, help="volumes of each row")
+    parser.add_argument("--volumes", nargs="+", type=int, default=[0], help="seeds of the balls of each row")
+    parser.add_argument(
+        "--geometry", type=Path, help="folder of published geometries, which take the place of the balls"
+    )
+    parser.add_argument("--files", nargs="+", default=list(GEOMETRIES), choices=GEOMETRIES, help="of that folder")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--threads", type=int, default=1, help="of the fit")

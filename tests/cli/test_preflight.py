@@ -1,6 +1,7 @@
 """What must hold before a call: the device, a work folder that is safe, places for caches."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from shd_bids.cli import preflight
 from shd_bids.cli.preflight import make_private, require_private
 from shd_bids.errors import DeviceError, OutputError
+from shd_bids.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +39,15 @@ class TestDevice:
     def test_cpu_asks_nobody(self, monkeypatch):
         monkeypatch.setattr(preflight.subprocess, "run", None)
         assert preflight.find_devices("cpu") == ("cpu",)
+
+
+def test_a_call_without_a_tracker_stops_before_hours_of_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("shd_bids.tractography.native.library", lambda kernel: None)
+    full, peaks = (Settings(bids_dir=tmp_path, output_dir=tmp_path / "out", level=level) for level in ("full", "peaks"))
+    with pytest.raises(DeviceError, match=r"C\+\+ compiler .* --level peaks"):
+        preflight.require_tracker(full)
+    preflight.require_tracker(peaks)
+    preflight.require_tracker(replace(full, analysis_level="group"))
 
 
 def test_caches_have_a_place_without_a_home(tmp_path, monkeypatch):

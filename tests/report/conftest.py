@@ -41,9 +41,9 @@ def facts():
                 "tractography": {
                     "StreamlinePropagation": {"Algorithm": {"Name": "prob"}, "StepSize": 0.5, "AnglePerStep": 45.0},
                     "StreamlineTermination": {
-                        "Anatomy": "signal fractions of the tissues",
                         "Ends": {"grey matter": 30, "edge of the mask": 10},
                     },
+                    "Anatomy": {"Type": "signal fractions of the tissues"},
                     "StreamlineReconstructionDensity": {"AcceptedStreamlines": 12345},
                 }
             },

@@ -9,7 +9,7 @@ import pytest
 from nibabel.streamlines import ArraySequence
 from scipy.spatial.transform import Rotation
 
-from shd_bids.errors import InputError
+from shd_bids.errors import DeviceError, InputError
 from shd_bids.options import TrackingOptions
 from shd_bids.sphere.harmonics import degrees, sh_basis
 from shd_bids.tractography.density import track_density
@@ -321,8 +321,8 @@ def test_what_cannot_be_tracked_is_told():
 
 
 def test_without_a_kernel_the_user_is_told_what_to_do(monkeypatch):
-    monkeypatch.setattr("shd_bids.tractography.tracker.library", lambda kernel: None)
-    with pytest.raises(InputError, match="compiler"):
+    monkeypatch.setattr("shd_bids.tractography.native.library", lambda kernel: None)
+    with pytest.raises(DeviceError, match="compiler"):
         run(straight_field())
 
 

@@ -5,16 +5,25 @@
 
 extern "C" {
 
+struct ShdGrid {
+  int32_t shape[3];
+  double to_voxel[12]; // rows of the affine from mm to voxels
+};
+
 // Functions on the sphere in the voxels of a box; coefficients of even degrees, of each degree the orders -l..l.
 struct ShdField {
-  int32_t shape[3];          // of the box
+  ShdGrid grid;              // of the box
   int32_t l_max, n;          // degree; number of coefficients
   int32_t stride;            // numbers from one row to the next
-  double to_voxel[12];       // rows of the affine from mm to voxels of the box
   const int32_t *rows;       // [x][y][z] row of each voxel, -1 where there is none
   const float *coefficients; // [row][stride]
-  const float *tissue;       // [row][2] shares of white matter, and of fluid where no streamline may be
   const float *swap;         // of each degree the matrix (2 l + 1)^2 that turns coefficients by (x, y, z) -> (-x, z, y)
+};
+
+// Tissues, on a grid of their own; outside of it there is none.
+struct ShdAnatomy {
+  ShdGrid grid;
+  const float *shares; // [x][y][z][4] cortical grey matter, deep grey matter, fluid, and where a streamline that fades may end
 };
 
 // Directions to choose from, as basis[coefficient][padded]. For the arcs of a step they stand around the pole, and where an arc
@@ -29,7 +38,7 @@ struct ShdCone {
 };
 
 struct ShdRules {
-  int32_t is_probabilistic, uses_tissue;
+  int32_t is_probabilistic;
   float step;        // mm
   float max_angle;   // radians in a step
   float min_length, max_length; // mm

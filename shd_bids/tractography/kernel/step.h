@@ -42,7 +42,7 @@ SHD_INLINE int drawn(const float *weights, int n, Random &random) {
 SHD_INLINE void along_arcs(const ShdField &field, const ShdRules &rules, const ShdCone &cone, const Pose &pose, const Turn &turn,
                            float *scratch) {
   float *halfway = scratch, *end = scratch + cone.padded, *part = end + cone.padded, c[kMaxCoefficients];
-  interpolate(field, Cell(field, pose.place + 0.5 * rules.step * pose.direction), c);
+  interpolate(field, Cell(field.grid, pose.place + 0.5 * rules.step * pose.direction), c);
   turned(field, turn, c, field.l_max);
   product(c, field.n, cone.halfway, cone.padded, halfway);
   for (int k = 0; k < cone.padded; ++k) end[k] = 0;
@@ -50,7 +50,7 @@ SHD_INLINE void along_arcs(const ShdField &field, const ShdRules &rules, const S
   for (int corner = 0; corner < 3; ++corner) {
     const double azimuth = 2 * kPi * corner / 3;
     const Vec3 place = middle + cone.radius * turn({std::cos(azimuth), std::sin(azimuth), 0});
-    interpolate(field, Cell(field, place), c);
+    interpolate(field, Cell(field.grid, place), c);
     turned(field, turn, c, field.l_max);
     product(c, field.n, cone.end, cone.padded, part);
     const float *__restrict share = cone.corners + corner * cone.padded;
@@ -81,12 +81,20 @@ SHD_CLONES inline bool draw_arc(const ShdField &field, const ShdRules &rules, co
   return true;
 }
 
+// Amplitude at a place in a direction.
+inline double amplitude_of(const ShdField &field, const Pose &pose) {
+  float c[kMaxCoefficients];
+  interpolate(field, Cell(field.grid, pose.place), c);
+  turned(field, Turn::to(pose.direction, 0), c, 2);
+  return shape_at_pole(field.l_max, c).value;
+}
+
 // Nearest maximum of the function at a place, by Newton's method on the sphere from a direction, and its amplitude.
 SHD_CLONES inline bool climb(const ShdField &field, Vec3 place, Vec3 &direction, double &amplitude) {
   constexpr int kMost = 30;
   constexpr double kLongest = 0.15, kEnough = 2e-4; // radians
   float at_place[kMaxCoefficients], c[kMaxCoefficients];
-  interpolate(field, Cell(field, place), at_place);
+  interpolate(field, Cell(field.grid, place), at_place);
   for (int count = 0; count < kMost; ++count) {
     std::copy(at_place, at_place + field.n, c);
     const Turn turn = Turn::to(direction, 0);

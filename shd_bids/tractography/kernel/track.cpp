@@ -29,15 +29,14 @@ Fate track(const Walker &walker, Vec3 place, uint64_t number, std::vector<Pose> 
   const ShdRules &rules = walker.rules;
   Random random(rules.seed, number);
   Vec3 direction;
-  End why;
-  if (walker.is_end(place, why) && why != kGrey) return kNowhere;
+  if (!walker.can_start(place)) return kNowhere;
   if (!walker.start(place, random, direction)) return kNowhere;
   for (int k = 0; k < 2; ++k) found.ends[k] = walker.side({place, k ? -direction : direction}, random, sides[k]);
   const int64_t n = sides[0].size() + sides[1].size() - 1;
   if (n < 2) return kNowhere;
   const double length = double(n - 1) * rules.step;
   if (found.ends[0] == kLength || found.ends[1] == kLength || length < rules.min_length || length > rules.max_length) return kShortOrLong;
-  if (rules.uses_tissue && std::max(found.ends[0], found.ends[1]) > kMask) return kRefused;
+  if (walker.anatomy && std::max(found.ends[0], found.ends[1]) > kMask) return kRefused;
   found.points.clear();
   const auto put = [&](const Pose &pose) {
     for (double value : {pose.place.x, pose.place.y, pose.place.z}) found.points.push_back(float(value));
@@ -58,14 +57,15 @@ extern "C" {
 const char *shd_source() { return SHD_SOURCE; }
 
 // Track seeds at places[n][3], numbered from `first` on; free the result with shd_tracks_free.
-void *shd_track(const ShdField *field, const ShdRules *rules, const ShdCone *cone, const ShdCone *sphere, const double *places,
-                int64_t first, int64_t n, int32_t threads) {
+// Without anatomy that is null.
+void *shd_track(const ShdField *field, const ShdAnatomy *anatomy, const ShdRules *rules, const ShdCone *cone,
+                const ShdCone *sphere, const double *places, int64_t first, int64_t n, int32_t threads) {
   constexpr int64_t kAtOnce = 64;
   const int64_t parts = (n + kAtOnce - 1) / kAtOnce;
   std::vector<Tracks> results(parts);
   std::atomic<int64_t> next{0};
   const auto work = [&] {
-    const Walker walker{*field, *rules, *cone, *sphere};
+    const Walker walker{*field, anatomy, *rules, *cone, *sphere};
     std::vector<Pose> sides[2];
     Found found;
     for (int64_t part; (part = next++) < parts;) {
