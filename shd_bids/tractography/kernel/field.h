@@ -27,11 +27,9 @@ struct Cell {
     return (number & 4 ? share[0] : 1 - share[0]) * (number & 2 ? share[1] : 1 - share[1]) *
            (number & 1 ? share[2] : 1 - share[2]);
   }
+  int nearest_corner() const { return (share[0] >= 0.5f) << 2 | (share[1] >= 0.5f) << 1 | (share[2] >= 0.5f); }
   // Row of the nearest voxel, -1 where there is none.
-  int32_t nearest(const ShdField &field) const {
-    if (!is_inside) return -1;
-    return field.rows[corner(field.grid, (share[0] >= 0.5f) << 2 | (share[1] >= 0.5f) << 1 | (share[2] >= 0.5f))];
-  }
+  int32_t nearest(const ShdField &field) const { return is_inside ? field.rows[corner(field.grid, nearest_corner())] : -1; }
 };
 
 // Coefficients at a place; voxels without a function count as zero.
@@ -47,7 +45,8 @@ SHD_INLINE void interpolate(const ShdField &field, const Cell &cell, float *__re
   }
 }
 
-// Shares of the tissues at a place.
+// Shares of the tissues at a place; fluid is at least that of the nearest voxel, so that no streamline slips through the rim of
+// a voxel that is mostly fluid.
 struct Tissue {
   float cortical, deep, fluid, resting;
 };
@@ -60,7 +59,8 @@ inline Tissue tissue_at(const ShdAnatomy &anatomy, Vec3 place) {
     const float weight = cell.weight(number), *shares = anatomy.shares + 4 * cell.corner(anatomy.grid, number);
     for (int k = 0; k < 4; ++k) sums[k] += weight * shares[k];
   }
-  return {sums[0], sums[1], sums[2], sums[3]};
+  const float nearest = anatomy.shares[4 * cell.corner(anatomy.grid, cell.nearest_corner()) + 2];
+  return {sums[0], sums[1], std::max(sums[2], nearest), sums[3]};
 }
 
 } // namespace shd

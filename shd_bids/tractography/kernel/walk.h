@@ -54,7 +54,9 @@ struct Walker {
   bool arrives(const Pose &pose, std::vector<Pose> &path, size_t &entry, End &why) const {
     if (is_outside(pose.place)) return why = kMask, true;
     if (!anatomy) return path.push_back(pose), false;
-    const Tissue tissue = tissue_at(*anatomy, pose.place);
+    Tissue tissue = tissue_at(*anatomy, pose.place);
+    const Vec3 halfway = 0.5 * (path.back().place + pose.place);
+    if (tissue.fluid <= kMost) tissue.fluid = tissue_at(*anatomy, halfway).fluid;
     if (tissue.cortical > kMost && tissue.fluid <= kMost) return path.push_back(pose), why = kCortex, true;
     if (tissue.deep > kMost && tissue.fluid <= kMost) {
       if (!entry) entry = path.size();
