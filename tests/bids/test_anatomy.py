@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.provenance import hash_inputs
+from shd_bids.bids.stages import plan_stages
 from shd_bids.errors import InputError
+from shd_bids.settings import Settings
 from tests.bids_trees import AFFINE, SHAPE, collect, write_description, write_dwi, write_image
 
 COARSE = np.diag([-1.0, 1.0, 1.0, 1.0])
@@ -52,8 +55,18 @@ def test_labels_of_freesurfer_are_found_and_survive_json(prepared):
     assert run.anatomy_uris == ("bids:prep:sub-01/anat/sub-01_space-ACPC_desc-aseg_dseg.nii.gz",)
     assert "FreeSurfer" in run.anatomy.kind
     assert 10 in tissues_of(run)["deep"] and 41 in tissues_of(run)["white"] and 1012 in tissues_of(run)["cortical"]
-    assert run.anatomy.files[0] in run.files
     assert DWIRun.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_other_tissues_make_other_streamlines_and_leave_what_is_before(prepared):
+    settings = Settings(bids_dir=prepared, output_dir=prepared.parent / "out")
+    plans = []
+    for content in (labels(3, 2, 10, 4, 41, 42), labels(3, 2, 11, 4, 41, 42)):
+        write_anat(prepared, "sub-01_space-ACPC_desc-aseg_dseg", content)
+        (run,) = collect(prepared)
+        plans.append(plan_stages(run, settings, hash_inputs(run, settings)).digests)
+    changed = [stage for stage in plans[0] if plans[0][stage] != plans[1][stage]]
+    assert changed[0] == "tractography" and not {"gradients", "response", "fod", "peaks"} & set(changed)
 
 
 def test_labels_of_freesurfer_are_known_without_the_name(prepared):
