@@ -71,5 +71,5 @@ def results(out: Path) -> dict[str, str]:
 
 
 def strays(out: Path) -> list[str]:
-    """Return hidden files and folders in a data set that no call should leave."""
-    return [str(path.relative_to(out)) for path in out.rglob(".*") if path.name != ".bidsignore"]
+    """Return hidden files and folders in a data set that no call should leave; what stages keep for later calls is meant."""
+    return [str(path.relative_to(out)) for path in out.rglob(".*") if path.name not in (".bidsignore", ".stages")]
