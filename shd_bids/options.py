@@ -278,7 +278,9 @@ class TrackingOptions(Options):
         None, "least amplitude to go on; auto: above noise and a twentieth of the usual peak", bounds=(0, 1e3)
     )
     step_size: float | None = option(None, "auto: half a voxel", bounds=(0.01, 10), metavar="MM")
-    max_angle: float = option(20.0, "largest turn in one step", bounds=(1, 90), metavar="DEG")
+    max_angle: float | None = option(
+        None, "largest turn in one step; auto: 20 for prob, 60 for det", bounds=(1, 90), metavar="DEG"
+    )
     min_length: float | None = option(
         None,
         "shorter streamlines are dropped; auto: 20, or a sixth of the brain's diameter where that is less",

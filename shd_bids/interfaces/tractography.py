@@ -229,13 +229,13 @@ def _bep046(facts: "TrackingFacts", options: TrackingOptions, *, seed: int) -> d
         },
         "StreamlinePropagation": {
             "Algorithm": {"Name": name, "Description": ALGORITHMS[name]},
-            "AnglePerStep": options.max_angle,
+            "AnglePerStep": facts.max_angle,
             "Interpolation": "Linear",
             "StepSize": facts.step_size,
         },
         "StreamlineTermination": {
             "Anisotropy": [{"Metric": "fODF amplitude", "Threshold": facts.cutoff}],
-            "AnglePerStep": options.max_angle,
+            "AnglePerStep": facts.max_angle,
             "Ends": facts.n_ends,
             **lengths,
         },

@@ -23,6 +23,7 @@ from shd_bids.tractography.tracker import ENDS, Batch, Rules, Tracker
 _USUAL_LEAST = 20.0  # mm, of a streamline in a human brain
 _LEAST_SHARE = 1 / 6  # of the diameter of a smaller brain; 20 mm at 0.9 litres
 _STEP_SHARE = 0.5  # of the smallest voxel edge
+_MAX_ANGLE = {"prob": 20.0, "det": 60.0}  # degrees; a cone is even, a lobe turns where noise moves its maximum
 _BATCH = 20_000  # seeds; bounds what is held of their streamlines
 _LEAST_BATCH = 500
 _REWINDS = 20  # of each side of a streamline that must not end where it does
@@ -48,6 +49,8 @@ class TrackingFacts:
         Ends of the streamlines kept, by why they are ends.
     step_size : float
         Step in mm.
+    max_angle : float
+        Largest turn in one step, degrees.
     min_length : float
         Length in mm below which streamlines were dropped.
     cutoff : float
@@ -63,6 +66,7 @@ class TrackingFacts:
     n_refused: dict[str, int]
     n_ends: dict[str, int]
     step_size: float
+    max_angle: float
     min_length: float
     cutoff: float
     uses_tissue: bool
@@ -138,13 +142,18 @@ def _rules(field: FibreField, options: TrackingOptions, random_seed: int) -> Rul
     return Rules(
         is_probabilistic=options.tracking_algorithm == "prob",
         step=smallest * _STEP_SHARE if options.step_size is None else options.step_size,
-        max_angle=math.radians(options.max_angle),
+        max_angle=math.radians(_largest_turn(options)),
         min_length=_least_length(field, options),
         max_length=options.max_length,
         cutoff=cutoff,
         rewinds=_REWINDS,
         seed=random_seed,
     )
+
+
+def _largest_turn(options: TrackingOptions) -> float:
+    """Return the largest turn in one step, degrees."""
+    return _MAX_ANGLE[options.tracking_algorithm] if options.max_angle is None else options.max_angle
 
 
 def _least_length(field: FibreField, options: TrackingOptions) -> float:
@@ -177,6 +186,7 @@ def _facts(batches: list[Batch], n_seeds: int, rules: Rules, *, uses_tissue: boo
         n_refused={name: int(count) for name, count in zip(ENDS, refused, strict=True) if count},
         n_ends={name: int(count) for name, count in zip(ENDS, ends, strict=True) if count},
         step_size=float(rules.step),
+        max_angle=round(math.degrees(rules.max_angle), 3),
         min_length=round(float(rules.min_length), 3),
         cutoff=float(rules.cutoff),
         uses_tissue=uses_tissue,

@@ -52,7 +52,7 @@ def test_orientation_is_told_as_the_draft_says(run, key):  # noqa: F811
 
 def test_blocks_of_the_tractogram_have_the_keys_of_the_draft():
     numbers = dict(n_seeds=4, n_generated=3, n_accepted=2, n_other_length=1, n_refused={}, n_ends={})
-    facts = TrackingFacts(**numbers, step_size=1.0, min_length=20.0, cutoff=0.1, uses_tissue=True)
+    facts = TrackingFacts(**numbers, step_size=1.0, max_angle=20.0, min_length=20.0, cutoff=0.1, uses_tissue=True)
     content = _bep046(facts, TrackingOptions(), seed=0)
     for block, keys in RULES["blocks"].items():
         assert set(content[block]) <= {*keys, *RULES["own"].get(block, ())}

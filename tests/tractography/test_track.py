@@ -119,7 +119,7 @@ def test_streamlines_follow_the_bundle_in_world_axes(axes, algorithm):
         steps = np.diff(points, axis=0)
         assert np.linalg.norm(steps, axis=1).max() < facts.step_size * (1 + 1e-4)
         steps /= np.linalg.norm(steps, axis=1, keepdims=True)
-        assert np.degrees(np.arccos((steps[1:] * steps[:-1]).sum(axis=1).min())) < 20.1
+        assert np.degrees(np.arccos((steps[1:] * steps[:-1]).sum(axis=1).min())) < facts.max_angle + 0.1
         cosine = (steps * tangents).sum(axis=1) / np.linalg.norm(tangents, axis=1)
         angles.append(np.degrees(np.arccos(np.minimum(np.abs(cosine), 1))))
     assert np.median(np.concatenate(angles)) < (4 if algorithm == "det" else 12)
@@ -216,6 +216,15 @@ def test_arcs_are_drawn_in_proportion_to_what_lies_along_them():
     counts = np.bincount(along, minlength=3)
     assert counts[2] == 0
     assert counts[0] / counts[1] == pytest.approx(2, rel=0.2)
+
+
+def test_the_largest_turn_is_that_of_the_algorithm_or_as_given():
+    field = arc_field(AXES["LAS"])
+    turns = [run(field, tracking_algorithm=name)[1].max_angle for name in ALGORITHMS]
+    assert turns == [60.0, 20.0]
+    assert run(field, tracking_algorithm="det", max_angle=30.0)[1].max_angle == 30
+    sharp, *_ = run(field, tracking_algorithm="det", max_angle=1.0)  # the arc itself turns by 2.9 degrees a step
+    assert not len(sharp)
 
 
 def test_select_and_lengths():
