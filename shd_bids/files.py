@@ -45,6 +45,19 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read as text ({type(error).__name__}); correct the file") from error
 
 
+def number_of(word: str) -> float:
+    """Return the number that a word of ASCII digits is; Python reads digits of other scripts and underscores too.
+
+    Raises
+    ------
+    ValueError
+        It is none.
+    """
+    if not word.isascii() or "_" in word:
+        raise ValueError(f"{word!r} is no number")
+    return float(word)
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return a JSON object.
 

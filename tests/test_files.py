@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from shd_bids.files import absence, atomic_path, lacks_space, remove_unfinished, write_json, write_text
+from shd_bids.files import absence, atomic_path, lacks_space, number_of, remove_unfinished, write_json, write_text
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -72,3 +72,14 @@ def test_a_full_disk_is_known_by_the_error_or_by_the_disk(tmp_path, monkeypatch)
     assert not lacks_space("ValueError: 2 requested and 0 written", tmp_path / "absent")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4096))
     assert lacks_space("ValueError: 2 requested and 0 written", tmp_path)
+
+
+@pytest.mark.parametrize("word", ["1", "-0.5", "1e-3", ".5", "nan", "Infinity"])
+def test_words_of_ascii_digits_are_numbers(word):
+    assert str(number_of(word)) == str(float(word))
+
+
+@pytest.mark.parametrize("word", ["\u0661", "1_0", "0x10", "", "1,5", "\u22121"])
+def test_other_words_are_no_numbers(word):
+    with pytest.raises(ValueError):
+        number_of(word)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shd_bids.errors import GradientError, InputError
-from shd_bids.files import read_text
+from shd_bids.files import number_of, read_text
 from shd_bids.gradients.frames import fsl_to_world
 from shd_bids.gradients.table import B0_THRESHOLD, GradientTable, bvalue_problems, direction_problems, gradient_table
 
@@ -85,7 +85,7 @@ def _read_numbers(path: Path, problems: list[str]) -> np.ndarray | None:
             return None
         words = found.replace(",", " ").split()
         try:
-            values = [float(word) for word in words]
+            values = [number_of(word) for word in words]
         except ValueError:
             bad = next(word for word in words if not _is_number(word))
             problems.append(f"{path}: line {number} holds {bad[:30]!r}, expected numbers only")
@@ -104,7 +104,7 @@ def _read_numbers(path: Path, problems: list[str]) -> np.ndarray | None:
 
 def _is_number(word: str) -> bool:
     try:
-        float(word)
+        number_of(word)
     except ValueError:
         return False
     return True

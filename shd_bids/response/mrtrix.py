@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shd_bids.errors import InputError
+from shd_bids.files import number_of
 from shd_bids.response.response import Response, Responses
 
 
@@ -82,7 +83,7 @@ def read_responses(files: Sequence[Path], bvalues: ArrayLike) -> Responses:
 
 def _numbers(text: str, tissue: str) -> list[float]:
     try:
-        return [float(word) for word in text.split()]
+        return [number_of(word) for word in text.split()]
     except ValueError:
         raise InputError(f"{tissue} response: found {text.strip()[:40]!r}, expected rows of numbers") from None
 
