@@ -83,7 +83,7 @@ class Dataset:
     def _files_in(self, folder: Path) -> list[Path]:
         """Return the files of a folder, which is read once."""
         if folder not in self._found:
-            self._found[folder] = [Path(entry.path) for entry in os.scandir(folder) if not entry.is_dir()]
+            self._found[folder] = [Path(entry.path) for entry in os.scandir(folder) if not _is_folder(entry)]
         return self._found[folder]
 
 
@@ -309,3 +309,8 @@ def _distinction(paths: Sequence[Path]) -> dict[str, str | None]:
 def _shortened(labels: Sequence[str], most: int = 20) -> str:
     rest = f" and {len(labels) - most} more" if len(labels) > most else ""
     return ", ".join(labels[:most]) + rest
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder or a link to one; a link that goes in circles is neither."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))

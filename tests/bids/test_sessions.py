@@ -155,3 +155,11 @@ def test_a_damaged_database_is_told(tmp_path):
     index.write_text("x")
     with pytest.raises(InputError, match=r"--bids-database-dir .* cannot be read .*; remove it"):
         collect(root, bids_database_dir=tmp_path / "database")
+
+
+def test_an_image_that_links_to_itself_is_told(tmp_path):
+    path = raw_dataset(tmp_path / "raw") / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(InputError, match=r"sub-01_dwi\.nii\.gz"):
+        collect(tmp_path / "raw")
