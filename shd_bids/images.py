@@ -336,7 +336,7 @@ def estimate_mask(b0_mean: np.ndarray, *, voxel_size: ArrayLike = 2.0) -> np.nda
     radius = _filter_radius(b0_mean, float(np.mean(np.asarray(voxel_size, dtype=np.float64))))
     mask = median_otsu(b0_mean, median_radius=radius, numpass=4, finalize_mask=True)[1].astype(bool)
     mask &= has_signal
-    return mask if mask.any() and _has_background(b0_mean, mask) else has_signal
+    return mask if mask.any() and has_background(b0_mean, mask) else has_signal
 
 
 def _filter_radius(b0_mean: np.ndarray, voxel_size: float) -> int:
@@ -348,7 +348,7 @@ def _filter_radius(b0_mean: np.ndarray, voxel_size: float) -> int:
     return int(np.clip(round(min(2.5 / voxel_size, 2.5 / 140 * extent)), 1, MAX_RADIUS))
 
 
-def _has_background(b0_mean: np.ndarray, mask: np.ndarray) -> bool:
+def has_background(b0_mean: np.ndarray, mask: np.ndarray) -> bool:
     """Whether there is air and skin around a mask, not tissue around fluid: air is dark or spread over a wide range."""
     low, middle = np.percentile(b0_mean[~mask], [5, 50]) if not mask.all() else (0.0, 0.0)
     return bool(middle < 0.1 * np.median(b0_mean[mask]) or low < 0.4 * middle)

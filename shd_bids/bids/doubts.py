@@ -6,7 +6,7 @@ from shd_bids.errors import GradientError, InputError
 from shd_bids.gradients.orientation import check_orientation
 from shd_bids.gradients.table import GradientTable
 from shd_bids.gradients.volumes import check_volumes
-from shd_bids.images import Volume, check_signal, mask_notes
+from shd_bids.images import Volume, check_signal, has_background, mask_notes
 
 BRIGHTEST = 99.5  # percent, of the values whose histogram is cut; vessels and eyes are brighter
 
@@ -22,7 +22,8 @@ def look_at(
         4-D image.
     table : GradientTable
     mask : array, shape (x, y, z), bool, optional
-        Without one, what is bright at b=0 is taken; the mask that the first stage estimates takes much longer.
+        Without one, what is bright at b=0 is taken, or all of an image without background; the mask that the first stage
+        estimates takes much longer.
     gradient_check : str
         What follows where the directions do not fit the anatomy: ``error``, ``fix``, ``warn``, or ``off``.
 
@@ -34,7 +35,10 @@ def look_at(
     """
     signal = table.take(volume.data)
     b0 = signal[..., table.b0_indices].mean(axis=-1)
-    brain = bright_part(b0) if mask is None else mask
+    brain = mask
+    if brain is None:
+        brain = bright_part(b0)
+        brain = brain if has_background(b0, brain) else b0 > 0
     notes: tuple[str, ...] = () if mask is None else mask_notes(brain, b0)
     try:
         notes += check_signal(volume, brain)

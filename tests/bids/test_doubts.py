@@ -6,7 +6,7 @@ import pytest
 
 from shd_bids.bids.doubts import bright_part
 from tests.bids_trees import collect, raw_dataset, write_mask
-from tests.phantoms import many_bundles, write_head
+from tests.phantoms import head, many_bundles, write_head
 
 
 @pytest.fixture
@@ -86,3 +86,9 @@ def test_directions_that_do_not_fit_are_told_by_a_dry_run(turned, gradient_check
 
 def test_directions_that_cannot_be_judged_are_told_by_a_dry_run(raw):
     assert "cannot be judged from this image" in notes(raw)
+
+
+def test_an_image_without_background_is_counted_whole(tmp_path):
+    signal, table, _ = head(np.random.default_rng(8), size=12)
+    write_head(tmp_path / "raw", signal, table)
+    assert collect(tmp_path / "raw", dry_run="text")[0].n_mask == 12**3
