@@ -63,7 +63,10 @@ struct Walker {
       return path.push_back(pose), false;
     }
     if (entry) return truncate(path, entry), why = kDeep, true;
-    if (tissue.fluid > kMost) return why = tissue_at(*anatomy, path.back().place).resting > kMost ? kCortex : kFluid, true;
+    if (tissue.fluid > kMost) { // of a sulcus behind the cortex, or of a ventricle
+      const bool is_behind = std::max(tissue.resting, tissue_at(*anatomy, path.back().place).resting) > kMost;
+      return why = is_behind ? kCortex : kFluid, true;
+    }
     return path.push_back(pose), false;
   }
 
