@@ -127,7 +127,7 @@ def test_results_lie_on_disk_once(whole):
 def test_lost_outputs_come_back_without_any_stage(whole, tmp_path):
     raw, out, options = whole
     before = stage_times(out.parent / "work")
-    assert len(before) == 7
+    assert len(before) == 8
     shutil.rmtree(out)
     assert call(raw, out, *options, level="full") == 0
     assert (out / "sub-01" / PEAKS).is_file()
@@ -140,7 +140,12 @@ def test_a_changed_option_runs_what_depends_on_it(whole):
     assert call(raw, out, *options, "--peak-max", "2", level="full") == 0
     assert nib.load(out / "sub-01" / PEAKS).shape[3] == 6
     changed = {path.parent.name for path, when in stage_times(out.parent / "work").items() if before.get(path) != when}
-    assert changed == {"peaks", "weights", "conversion"}  # streamlines do not follow the peaks, their weights do
+    assert changed == {
+        "peaks",
+        "weights",
+        "conversion",
+        "connectome",
+    }  # streamlines do not follow the peaks, their weights do
     shutil.rmtree(out.parent / "work")
     plain = out.parent / "plain"
     assert call(raw, plain, *options, "--peak-max", "2", level="full") == 0
