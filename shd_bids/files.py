@@ -23,6 +23,8 @@ _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 POINTERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")
 MOST_POINTER_BYTES = 2000
+MOST_NESTING = 100
+"""Objects and lists within one another that a JSON file may have."""
 
 
 def read_text(path: Path) -> str:
@@ -64,17 +66,34 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        The file cannot be read, is not JSON, or holds another value than an object.
+        The file cannot be read, is not JSON, is nested too deeply, or holds another value than an object.
     """
     try:
         content = json.loads(read_text(path))
     except RecursionError:
-        raise InputError(f"{path}: not JSON (nested too deeply); correct the file") from None
+        raise InputError(_too_deep(path)) from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); correct the file") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: found {json.dumps(content)[:30]}, expected a JSON object {{...}}; correct the file")
+    if _is_deeper(content, MOST_NESTING):
+        raise InputError(_too_deep(path))
     return content
+
+
+def _too_deep(path: Path) -> str:
+    return f"{path}: JSON nested more than {MOST_NESTING} times; correct the file"
+
+
+def _is_deeper(content: Any, depth: int) -> bool:
+    """Whether objects and lists are nested more than ``depth`` times."""
+    level = [content]
+    for _ in range(depth):
+        parts = [part for part in level if isinstance(part, dict | list)]
+        level = [item for part in parts for item in (part.values() if isinstance(part, dict) else part)]
+        if not level:
+            return False
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def absence(path: Path) -> str:

@@ -3,7 +3,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from shd_bids.files import absence, atomic_path, lacks_space, number_of, remove_unfinished, write_json, write_text
+from shd_bids.errors import InputError
+from shd_bids.files import (
+    absence,
+    atomic_path,
+    lacks_space,
+    number_of,
+    read_json_object,
+    remove_unfinished,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -83,3 +93,17 @@ def test_words_of_ascii_digits_are_numbers(word):
 def test_other_words_are_no_numbers(word):
     with pytest.raises(ValueError):
         number_of(word)
+
+
+@pytest.mark.parametrize("depth", [101, 900, 100_000])
+def test_json_that_is_nested_too_deeply_is_told(tmp_path, depth):
+    path = tmp_path / "a.json"
+    path.write_text('{"a":' * depth + "1" + "}" * depth)
+    with pytest.raises(InputError, match="nested more than 100 times"):
+        read_json_object(path)
+
+
+def test_json_may_be_nested_as_sidecars_are(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a":' * 100 + "1" + "}" * 100)
+    assert read_json_object(path)["a"]["a"]

@@ -85,7 +85,7 @@ def responses(tree: Tree, rng: np.random.Generator) -> Change:
         return "\n".join([*comments, *(" ".join(str(factor * float(v)) for v in r) for r in rows)])
 
     kinds: dict[str, tuple[Callable[[], str | bytes], str]] = {
-        f"{word!r}": (with_word, ANY if word in ("", "1e-320") else REFUSED),
+        f"{word!r}": (with_word, ANY if word in ("", "1e-320", "-5") else REFUSED),
         "a row less": (lambda: "\n".join(lines[:-1]), REFUSED),
         "a row more": (lambda: "\n".join([*lines, lines[-1]]), REFUSED),
         "no shells": (lambda: "\n".join(line for line in lines if "Shells" not in line), REFUSED),
