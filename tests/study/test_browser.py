@@ -20,6 +20,7 @@ WAIT_S = 120
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("group page"),  # each test goes on with the page as the one before left it
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 
