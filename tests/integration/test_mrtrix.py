@@ -16,7 +16,11 @@ from tests.helpers import requires_mrtrix
 from tests.integration.app import MAPS, PEAKS, angles, call
 from tests.phantoms import real_crop, write_head
 
-pytestmark = [pytest.mark.slow, requires_mrtrix]
+pytestmark = [
+    pytest.mark.slow,
+    requires_mrtrix,
+    pytest.mark.xdist_group("mrtrix"),
+]  # one worker, so that the scan is fitted once
 
 WEIGHTS = "dwi/sub-01_space-orig_tract-wholebrain_track-prob_desc-weights_tractogram.txt"
 TRACKS = "dwi/sub-01_space-orig_tract-wholebrain_track-prob_tractogram"

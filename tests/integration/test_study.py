@@ -11,7 +11,7 @@ from tests.bids_trees import write_description
 from tests.integration.app import call, call_group
 from tests.phantoms import RAS, head
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("study")]  # one worker, so that the study runs once
 
 PROTOCOLS = {"A": {1000.0: 16, 2500.0: 24}, "B": {1000.0: 20, 2000.0: 20}}
 GAINS = {"A": 1.0, "B": 1.7}

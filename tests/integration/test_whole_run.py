@@ -23,7 +23,10 @@ from tests.helpers import until
 from tests.integration.app import MAPS, PEAKS, angles, call, call_cohort
 from tests.phantoms import RAS, head, many_bundles, write_head
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("whole run"),  # tests go on with what the call before them left
+]
 
 
 def stage_times(work):

@@ -31,6 +31,7 @@ WAIT_S = 120
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("report page"),  # one browser, one page
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 
