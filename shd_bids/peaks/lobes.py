@@ -147,7 +147,7 @@ def _shapes(l_max: int) -> _Table:
     grid = axes.double().numpy()
     to_sh = sh_inverse(grid, l_max)
     shown, top = np.zeros((len(along), 2)), np.zeros(len(along))
-    for frame in Rotation.random(_N_FRAMES, rng=np.random.default_rng(0)).as_matrix():
+    for frame in Rotation.from_quat(np.random.default_rng(0).normal(size=(_N_FRAMES, 4))).as_matrix():
         coefficients = to_sh @ _bingham(along, across, grid @ frame)
         samples = basis @ torch.as_tensor(coefficients, dtype=torch.float32)
         height = sh_basis(frame[None, :, 2], l_max)[0] @ coefficients
