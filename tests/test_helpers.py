@@ -97,3 +97,11 @@ def test_waiting_gives_what_the_condition_returned_and_ends():
     assert until(lambda: next(answers), seconds=5) == "found"
     with pytest.raises(AssertionError, match="did not happen in time"):
         until(lambda: False, seconds=0.1)
+
+
+@pytest.mark.xdist_group("kept together")
+def test_groups_of_tests_stay_with_one_worker(request):
+    """What pytest-xdist sorts by is the end of the name; versions of pytest that it does not know drop it."""
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("needs --dist loadgroup")
+    assert request.node.nodeid.endswith("@kept together")
