@@ -18,6 +18,8 @@ from shd_bids.report.expected import EXPECTED
 from shd_bids.report.html import SECTIONS
 from shd_bids.study.columns import column_of
 from shd_bids.training.train import build_parser as build_training_parser
+from tests.benchmarks.paper import record
+from tests.benchmarks.paper.experiments import EXPERIMENTS
 
 PACKAGE = Path(__file__).resolve().parents[1] / "shd_bids"
 
@@ -115,6 +117,13 @@ def results(name: str) -> list[str]:
     return [*table.lines(), "", f"`results/{table.source}.csv`: {when}; {machines}; threads: {threads}."]
 
 
+def paper(words: str) -> list[str]:
+    """Return the table of an experiment of the paper, or after its name ``claims`` those that it checks."""
+    name, *kind = words.split()
+    function = record.claims if kind == ["claims"] else record.table
+    return function(EXPERIMENTS[name], "small")
+
+
 TABLES: dict[str, Callable[..., list[str]]] = {
     function.__name__: function
     for function in (
@@ -127,6 +136,7 @@ TABLES: dict[str, Callable[..., list[str]]] = {
         report_sections,
         recipes,
         results,
+        paper,
     )
 }
 """What the directive ``generated`` can insert."""
