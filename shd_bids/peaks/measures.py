@@ -8,6 +8,8 @@ from shd_bids.peaks.search import Peaks, find_peaks
 from shd_bids.sphere.harmonics import SQRT_4PI, l_max_of, sh_basis
 from shd_bids.sphere.healpix import hemisphere
 
+_NEAR_LARGEST = 0.99  # of the largest: lower maxima need not be climbed
+
 
 def afd_total(coefficients: np.ndarray) -> np.ndarray:
     r"""Return the total apparent fibre density of (n, C) coefficients, (n,): the integral over the sphere.
@@ -38,5 +40,5 @@ def dec(coefficients: np.ndarray) -> np.ndarray:
 
 
 def largest_peak(coefficients: np.ndarray | torch.Tensor, *, device: str | torch.device = "cpu") -> Peaks:
-    """Return the largest peak of (n, C) coefficients."""
-    return find_peaks(coefficients, max_peaks=1, relative_threshold=0.0, device=device)
+    """Return the largest peak of (n, C) coefficients; what is clearly lower is not searched."""
+    return find_peaks(coefficients, max_peaks=1, relative_threshold=_NEAR_LARGEST, device=device)

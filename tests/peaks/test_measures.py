@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from shd_bids.peaks.measures import afd_total, dec
+from shd_bids.peaks.measures import afd_total, dec, largest_peak
+from shd_bids.peaks.search import find_peaks
 from shd_bids.sphere.harmonics import sh_basis
 from shd_bids.sphere.healpix import hemisphere
 from tests.peaks.fods import lobes, random_fods
@@ -27,3 +28,12 @@ def test_colour_follows_the_axis():
     np.testing.assert_allclose(np.linalg.norm(colour[:3], axis=1), afd_total(coefficients[:3]), rtol=1e-5)
     assert (colour[3] == 0).all()
     assert (dec(np.array([[-1.0, 0, 0, 0, 0, 0]])) == 0).all()
+
+
+def test_largest_peak_is_the_first_of_all(rng):
+    """Also of functions without a lobe that stands out, as of noise."""
+    noise = rng.normal(size=(200, 91)).astype(np.float32)
+    coefficients = np.concatenate([noise, random_fods(rng, 50, 12)])
+    everything, largest = find_peaks(coefficients, relative_threshold=0.0), largest_peak(coefficients)
+    np.testing.assert_allclose(largest.directions[:, 0], everything.directions[:, 0], atol=1e-5)
+    np.testing.assert_allclose(largest.heights[:, 0], everything.heights[:, 0], rtol=1e-5)
