@@ -1,4 +1,4 @@
-"""Processes that never outlive the one they work for."""
+"""Processes that never outlive the one they work for, and how many threads their libraries take."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,9 @@ from typing import NoReturn
 
 import psutil
 
-__all__ = ["die_with_parent", "end_after", "end_all"]
+__all__ = ["die_with_parent", "end_after", "end_all", "thread_environment"]
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -42,3 +44,8 @@ def end_all(code: int) -> NoReturn:
         with contextlib.suppress(psutil.Error):
             process.kill()
     os._exit(code)
+
+
+def thread_environment(n_threads: int) -> dict[str, str]:
+    """Return the environment variables that hold numerical libraries to ``n_threads`` threads."""
+    return dict.fromkeys(_THREAD_VARIABLES, str(n_threads))

@@ -26,7 +26,8 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 from shd_bids.errors import InputError, OutputError, ShdError
 from shd_bids.files import lacks_space, read_text
 from shd_bids.interfaces.base import Failure, StageInterface, failure_of, read_failure, write_failure
-from shd_bids.interfaces.isolation import LogSetup, StageKilledError, start_worker, thread_environment
+from shd_bids.interfaces.isolation import LogSetup, StageKilledError, start_worker
+from shd_bids.processes import thread_environment
 from shd_bids.workflows.base import WORKFLOW_NAME, run_name
 from shd_bids.workflows.follow import followed
 

@@ -27,7 +27,7 @@ from typing import Any
 import shd_bids
 from shd_bids.errors import ShdError
 from shd_bids.logs import SocketRelay, is_line, stderr_handler
-from shd_bids.processes import die_with_parent, end_after
+from shd_bids.processes import die_with_parent, end_after, thread_environment
 
 __all__ = [
     "SEPARATOR",
@@ -37,11 +37,7 @@ __all__ = [
     "call_isolated",
     "join_log",
     "start_worker",
-    "thread_environment",
 ]
-
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
 
 STAGE_LOG = "SHD_BIDS_STAGE_LOG"
 """Environment variable: level and file of the log that a submitting program follows."""
@@ -203,11 +199,6 @@ def join_log() -> None:
     if not path or logger.handlers:
         return
     LogSetup(int(level), ((path, logging.Formatter(f"%(levelno)s{SEPARATOR}%(message)s")),)).apply()
-
-
-def thread_environment(n_threads: int) -> dict[str, str]:
-    """Return the environment variables that hold numerical libraries to ``n_threads`` threads."""
-    return dict.fromkeys(_THREAD_VARIABLES, str(n_threads))
 
 
 def _python_path() -> str:

@@ -25,6 +25,7 @@ from shd_bids.fod.weights import Weights, load_weights, save_weights
 from shd_bids.nn import distributed
 from shd_bids.nn.backends.memory import keep_freed_memory
 from shd_bids.nn.unet import UNet
+from shd_bids.processes import thread_environment
 from shd_bids.training.config import TrainingConfig, learning_rate
 from shd_bids.training.loop import Schedule, run
 from shd_bids.training.objective import Objective
@@ -149,6 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the training command."""
     options = build_parser().parse_args(argv)
     torch.set_num_threads(options.threads)
+    os.environ.update(thread_environment(1))  # the processes that simulate inherit it before they import numpy
     keep_freed_memory()
     config = TrainingConfig.from_toml(options.config.read_text())
     device = options.device

@@ -1,6 +1,7 @@
 """Training on simulated crops: the loss falls, and a run that was stopped goes on to the same numbers."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -166,3 +167,14 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(losses, "fraction_error", lambda found, *_: found.sum() * torch.nan)
     with pytest.raises(TrainingError, match="not finite in three steps up to 3; lower learning_rate"):
         train.train(CONFIG, tmp_path, device="cpu", n_workers=0)
+
+
+def test_simulating_processes_take_one_thread_each(tmp_path, monkeypatch):
+    """Whatever the training itself may use: libraries that each take all cores slow one another down."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setattr(train, "train", lambda *arguments, **named: None)
+    monkeypatch.setattr(train, "keep_freed_memory", lambda: None)
+    (tmp_path / "config.toml").write_text("steps = 1\n")
+    threads = torch.get_num_threads()
+    assert train.main([str(tmp_path / "config.toml"), str(tmp_path / "out"), "--threads", str(threads)]) == 0
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
