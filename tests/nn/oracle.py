@@ -5,7 +5,9 @@ Network: one patch for each voxel, concatenated skips, batch normalisation and R
 (batch, channel, vertex, x, y, z).
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from torch.nn import functional
 from shd_bids.nn.layers.conv import SpatioSphericalConv
 from shd_bids.nn.unet import UNet
 from shd_bids.sphere import graph, healpix
+
+Layer: TypeAlias = Callable[[Tensor, SpatioSphericalConv], Tensor]
 
 
 @lru_cache
@@ -29,39 +33,44 @@ def projector(nside: int, hemisphere: bool, order: int, dtype: torch.dtype, devi
 
 def layer(x: Tensor, conv: SpatioSphericalConv) -> Tensor:
     """Map (B, I, V, X, Y, Z) to (B, O, V, X, Y, Z)."""
-    batch, features, vertices, *size = x.shape
-    order = conv.weightSph.shape[2]
+    vertices, order = x.shape[2], conv.weightSph.shape[2]
     matrix = projector(*conv.basis.grid, order, x.dtype, x.device.type)
     terms = matrix @ x.permute(2, 1, 0, 3, 4, 5).reshape(vertices, -1)  # (K V, I B X Y Z)
-    terms = terms.view(order, vertices, features, batch, *size).permute(3, 1, 2, 0, 4, 5, 6)  # (B, V, I, K, X, Y, Z)
+    return convolve(terms.view(order, vertices, x.shape[1], len(x), *x.shape[3:]), conv)
+
+
+def convolve(terms: Tensor, conv: SpatioSphericalConv) -> Tensor:
+    """Map Chebyshev terms (K, V, I, B, X, Y, Z) to (B, O, V, X, Y, Z) by the expanded kernel."""
+    batch, vertices = terms.shape[3], terms.shape[1]
+    terms = terms.permute(3, 1, 2, 0, 4, 5, 6)  # (B, V, I, K, X, Y, Z)
     kernel = conv.weightSph[..., None, None, None]  # (O, I, K, 1, 1, 1)
     if conv.weightSpa is not None:
-        axis = torch.arange(-1, 2, device=x.device).abs()
+        axis = torch.arange(-1, 2, device=terms.device).abs()
         kernel = kernel * conv.weightSpa[:, :, None, axis[:, None, None] + axis[:, None] + axis]
     y = functional.conv3d(terms.flatten(0, 1).flatten(1, 2), kernel.flatten(1, 2), conv.bias, padding="same")
-    return y.view(batch, vertices, -1, *size).transpose(1, 2)
+    return y.unflatten(0, (batch, vertices)).transpose(1, 2)
 
 
-def unet(x: Tensor, net: UNet) -> Tensor:
-    """Map (B, C, X, Y, Z, V) to (B, O, X, Y, Z, V) with the weights of a network in patch form."""
+def unet(x: Tensor, net: UNet, *, layer: Layer = layer) -> Tensor:
+    """Map (B, C, X, Y, Z, V) to (B, O, X, Y, Z, V) with the weights of a network in patch form, each by ``layer``."""
     config = net.config
     x = x.permute(0, 1, 5, 2, 3, 4)
     skips = []
     for level, block in enumerate(net.encoder):
-        x = _block(x, block)
+        x = _block(x, block, layer)
         skips.append(x)
         x = _pool(x, config.nsides[level], config.hemisphere)
-    x = _block(x, net.bottom)
+    x = _block(x, net.bottom, layer)
     for level, block in zip(reversed(range(len(skips))), net.decoder, strict=True):
         x = _unpool(x, skips[level].shape[3:], config.nsides[level], config.hemisphere)
-        x = _block(torch.cat([skips[level], x], dim=1), block)
+        x = _block(torch.cat([skips[level], x], dim=1), block, layer)
     x = functional.conv3d(x.flatten(2, 3), net.head.weightSph[..., None, None], net.head.bias).unflatten(
         2, x.shape[2:4]
     )
     return x.permute(0, 1, 3, 4, 5, 2)
 
 
-def _block(x: Tensor, block: torch.nn.ModuleList) -> Tensor:
+def _block(x: Tensor, block: torch.nn.ModuleList, layer: Layer) -> Tensor:
     for unit in block:
         x = layer(x, unit.conv)
         norm = unit.norm
