@@ -6,7 +6,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from shd_bids.bids.collect import DWIRun, collect_runs
+from shd_bids.bids.collect import collect_runs
+from shd_bids.bids.run import DWIRun
 from shd_bids.settings import Settings
 
 SHAPE = (6, 6, 6)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nipype.pipeline.engine as pe
 
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.run import DWIRun
 from shd_bids.bids.stages import StagePlan
 from shd_bids.interfaces.base import StageInterface
 from shd_bids.settings import Settings

@@ -5,7 +5,7 @@ from typing import Any
 
 import nipype.pipeline.engine as pe
 
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.run import DWIRun
 from shd_bids.bids.stages import StagePlan
 from shd_bids.interfaces.base import options_input
 from shd_bids.interfaces.gradients import PrepareGradients, RequireOrientation

@@ -6,7 +6,7 @@ from pathlib import Path
 import nipype.pipeline.engine as pe
 from nipype.interfaces import utility as niu
 
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.run import DWIRun
 from shd_bids.interfaces.sinks import SaveConnectomes, SaveDerivatives, SaveQC
 
 __all__ = ["init_connectome_derivatives_wf", "init_derivatives_wf", "init_qc_wf"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import nipype.pipeline.engine as pe
 from nipype.interfaces import utility as niu
 
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.run import DWIRun
 from shd_bids.interfaces.report import (
     DrawConnectome,
     DrawFOD,

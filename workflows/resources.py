@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.run import DWIRun
 from shd_bids.settings import Settings
 
 __all__ = ["Resources", "fod_resources", "image_gb", "may_use_gpu", "memory_beside_network", "memory_of_the_fit"]

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import map_coordinates
 
 from shd_bids.bids.doubts import bright_part
+from shd_bids.bids.run import DWIRun
 from shd_bids.bids.sessions import Dataset, all_entities
 from shd_bids.errors import InputError
 from shd_bids.files import read_json_object, read_text
@@ -20,9 +21,6 @@ from shd_bids.gradients.table import GradientTable
 from shd_bids.images import Volume, count_volumes, load_volume
 from shd_bids.settings import Settings
 from shd_bids.tractography.anatomy import TissueImages, TissuePart, read_anatomy
-
-if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun
 
 __all__ = ["Brain", "tissue_files", "with_anatomy"]
 
@@ -97,8 +95,8 @@ class Brain:
 
 
 def with_anatomy(
-    run: "DWIRun", brain: Brain, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
-) -> "DWIRun":
+    run: DWIRun, brain: Brain, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
+) -> DWIRun:
     """Return the series with the best tissue images of its space that the data sets hold, none where there are none.
 
     Five-tissue images go before segmentations that tell deep from cortical grey matter, then come probability maps, then other
@@ -126,7 +124,7 @@ def with_anatomy(
 _REMEDY = "choose with the queries dseg and probseg of --bids-filter-file, or leave them out with --act off"
 
 
-def _taken(run: "DWIRun", images: TissueImages, brain: Brain, dataset: Dataset) -> "DWIRun":
+def _taken(run: DWIRun, images: TissueImages, brain: Brain, dataset: Dataset) -> DWIRun:
     notes = []
     if images.kind == _UNNAMED:
         images, note = _named(images, brain)
@@ -147,7 +145,7 @@ def _taken(run: "DWIRun", images: TissueImages, brain: Brain, dataset: Dataset) 
     return replace(run, anatomy=images, anatomy_uris=uris, links=links, notes=(*run.notes, *notes))
 
 
-def _volumes(run: "DWIRun", dataset: Dataset, filters: Mapping[str, Any]) -> list[TissueImages]:
+def _volumes(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[TissueImages]:
     """Return images with a volume for each tissue: by their LabelMap, else those of five volumes."""
     found = []
     for path in [*_images(run, dataset, "probseg", filters), *_images(run, dataset, "5tt", filters)]:
@@ -166,7 +164,7 @@ def _volumes(run: "DWIRun", dataset: Dataset, filters: Mapping[str, Any]) -> lis
     return found
 
 
-def _maps(run: "DWIRun", dataset: Dataset, filters: Mapping[str, Any]) -> list[TissueImages]:
+def _maps(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[TissueImages]:
     """Return probability maps with a file for each tissue, those with the same other entities together."""
     groups: dict[tuple[tuple[str, str], ...], dict[str, Path]] = {}
     for path in _images(run, dataset, "probseg", filters):
@@ -181,7 +179,7 @@ def _maps(run: "DWIRun", dataset: Dataset, filters: Mapping[str, Any]) -> list[T
     return found
 
 
-def _freesurfer(run: "DWIRun", dataset: Dataset, filters: Mapping[str, Any]) -> list[TissueImages]:
+def _freesurfer(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[TissueImages]:
     """Return segmentations with the labels of FreeSurfer: those named aseg, else aparcaseg, else others that look like it."""
     paths = _tissue_segmentations(run, dataset, filters)
     for desc in ("aseg", "aparcaseg"):
@@ -194,7 +192,7 @@ def _freesurfer(run: "DWIRun", dataset: Dataset, filters: Mapping[str, Any]) -> 
     ]
 
 
-def _segmentations(run: "DWIRun", dataset: Dataset, filters: Mapping[str, Any]) -> list[TissueImages]:
+def _segmentations(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[TissueImages]:
     """Return segmentations whose tables name tissues, else those without a table."""
     paths = _tissue_segmentations(run, dataset, filters)
     named = [_by_labels("segmentation", path, table) for path in paths if (table := _table(dataset, path))]
@@ -229,7 +227,7 @@ def _named(images: TissueImages, brain: Brain) -> tuple[TissueImages, str]:
 
 
 def tissue_files(
-    run: "DWIRun", settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
+    run: DWIRun, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
 ) -> tuple[Path, ...]:
     """Return the images among which `with_anatomy` chooses, and what tells the meaning of their labels and volumes."""
     if not _asks_for_tissues(settings):
@@ -246,7 +244,7 @@ def _asks_for_tissues(settings: Settings) -> bool:
     return settings.act == "auto" and settings.level == "full"
 
 
-def _images(run: "DWIRun", dataset: Dataset, suffix: str, filters: Mapping[str, Any]) -> list[Path]:
+def _images(run: DWIRun, dataset: Dataset, suffix: str, filters: Mapping[str, Any]) -> list[Path]:
     """Return the images of a data set in the space of a series, those of its own session if there are any."""
     asked = filters["dseg" if suffix == "dseg" else "probseg"]
     fitting = [path for path in sorted(dataset.tissue_images(run.subject, suffix, asked)) if _fits(run, path)]
@@ -254,14 +252,14 @@ def _images(run: "DWIRun", dataset: Dataset, suffix: str, filters: Mapping[str, 
     return own or fitting
 
 
-def _fits(run: "DWIRun", path: Path) -> bool:
+def _fits(run: DWIRun, path: Path) -> bool:
     """Whether an image is of the session and space of a series; in ``anat`` an image without a space is in its own."""
     entities = all_entities(path)
     same_space = entities.get("space", "orig") == run.space and (run.space != "orig" or path.parent.name == "dwi")
     return same_space and entities.get("ses", run.session) == run.session
 
 
-def _tissue_segmentations(run: "DWIRun", dataset: Dataset, filters: Mapping[str, Any]) -> list[Path]:
+def _tissue_segmentations(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[Path]:
     """Return segmentations that are no parcellations by their names."""
     paths = _images(run, dataset, "dseg", filters)
     return [path for path in paths if not any(name in all_entities(path) for name in _PARCELLATIONS)]

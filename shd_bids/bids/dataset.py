@@ -10,7 +10,7 @@ from typing import Any
 from filelock import Timeout
 
 from shd_bids import __version__
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.run import DWIRun
 from shd_bids.errors import InputError, OutputError
 from shd_bids.files import read_json_object, write_json, write_text
 from shd_bids.locks import locked

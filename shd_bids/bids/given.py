@@ -1,19 +1,16 @@
 """Responses given as files, against the shells of every series."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from shd_bids.bids.run import DWIRun
 from shd_bids.errors import InputError
 from shd_bids.response.given import read_given
 from shd_bids.settings import Settings
 
-if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun
-
 __all__ = ["response_problems"]
 
 
-def response_problems(settings: Settings, runs: Sequence["DWIRun"]) -> list[str]:
+def response_problems(settings: Settings, runs: Sequence[DWIRun]) -> list[str]:
     """Return what is wrong with responses given as files, by themselves or else for the shells of a series."""
     if not settings.responses or settings.has_group_responses:
         return []

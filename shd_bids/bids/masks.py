@@ -3,21 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from shd_bids.bids.run import DWIRun
 from shd_bids.bids.sessions import Dataset, all_entities, source_entities
 from shd_bids.errors import InputError
 from shd_bids.images import Volume, grid_problem, load_volume, same_grid
 from shd_bids.settings import Settings
 
-if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun
-
 __all__ = ["candidates", "with_mask"]
 
 
 def candidates(
-    run: "DWIRun", settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
+    run: DWIRun, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
 ) -> tuple[Path, ...]:
     """Return the masks among which `with_mask` chooses."""
     if settings.mask is not None:
@@ -26,8 +24,8 @@ def candidates(
 
 
 def with_mask(
-    run: "DWIRun", volume: Volume, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
-) -> "DWIRun":
+    run: DWIRun, volume: Volume, settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any]
+) -> DWIRun:
     """Return the series with the mask given, else one of the data sets on its grid, else none where there is none.
 
     Raises
@@ -68,7 +66,7 @@ def with_mask(
     return replace(run, notes=(*run.notes, note))
 
 
-def _masks(run: "DWIRun", dataset: Dataset, filters: Mapping[str, Any]) -> list[Path]:
+def _masks(run: DWIRun, dataset: Dataset, filters: Mapping[str, Any]) -> list[Path]:
     """Return the brain masks of a data set that name no other series, session or space than this one."""
     return sorted(
         path

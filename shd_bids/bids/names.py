@@ -12,8 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.parcellations import Parcellation
+from shd_bids.bids.run import DWIRun
 from shd_bids.fod.methods import method_named
 from shd_bids.options import LEVELS
 from shd_bids.settings import Settings

@@ -17,7 +17,7 @@ from shd_bids.settings import Settings
 from shd_bids.tractography.regions import Regions, read_regions
 
 if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun
+    from shd_bids.bids.run import DWIRun
 
 __all__ = ["Parcellation", "with_parcellations"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shd_bids.bids.collect import DWIRun
+from shd_bids.bids.run import DWIRun
 
 __all__ = ["SITE_KEYS", "Protocol", "by_protocol"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids import __version__
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import OUTPUTS, output_path, sidecar_path
+from shd_bids.bids.run import DWIRun
 from shd_bids.bids.stages import STAGES, reader
 from shd_bids.files import write_json
 from shd_bids.options import SCALAR_MAPS

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids import __version__
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.records import is_whole, last_finished, signature
+from shd_bids.bids.run import DWIRun
 from shd_bids.options import FodOptions, GradientOptions, PeakOptions, TrackingOptions, TractogramOptions
 from shd_bids.settings import OPTIONS, Settings
 

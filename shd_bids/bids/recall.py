@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shd_bids.bids.records import last_finished, signature
+from shd_bids.bids.run import DWIRun
 from shd_bids.settings import Settings
-
-if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun
 
 __all__ = ["recalled", "remembered"]
 
@@ -22,13 +20,13 @@ READ_BY = ("b0_threshold", "shell_tolerance", "input_type", "level", "act")
 """Settings on which they depend."""
 
 
-def remembered(run: "DWIRun", settings: Settings, hashes: Mapping[Path, str]) -> dict[str, Any]:
+def remembered(run: DWIRun, settings: Settings, hashes: Mapping[Path, str]) -> dict[str, Any]:
     """Return what `recalled` needs, as JSON holds it; ``hashes`` are the SHA-256 of the files of the series."""
     seen = _look(run, settings)
     return seen | {"sha256": {str(path): digest for path, digest in hashes.items() if str(path) in seen["files"]}}
 
 
-def _look(run: "DWIRun", settings: Settings) -> dict[str, Any]:
+def _look(run: DWIRun, settings: Settings) -> dict[str, Any]:
     """Return what decides whether files have to be read again, and what was found in them."""
     content = run.to_dict()
     files = [path for path in (run.dwi, run.bval, run.bvec, run.grad_b, run.mask) if path is not None]
@@ -39,7 +37,7 @@ def _look(run: "DWIRun", settings: Settings) -> dict[str, Any]:
     }
 
 
-def recalled(run: "DWIRun", settings: Settings, masks: Sequence[Path]) -> "DWIRun | None":
+def recalled(run: DWIRun, settings: Settings, masks: Sequence[Path]) -> "DWIRun | None":
     """Return a series as an earlier call that finished it found it; ``None`` where files or settings are others.
 
     Parameters

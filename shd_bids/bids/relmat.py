@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids import __version__
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import OUTPUTS, output_path
 from shd_bids.bids.parcellations import Parcellation
+from shd_bids.bids.run import DWIRun
 from shd_bids.tractography.connectome import BUNDLE_CAPACITY, COUNT, DENSITY, LENGTH
 
 __all__ = ["nodes_sidecar", "relmat_sidecar"]

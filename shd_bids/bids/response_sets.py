@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import group_path, sidecar_path
 from shd_bids.bids.protocol import Protocol
+from shd_bids.bids.run import DWIRun
 from shd_bids.errors import InputError
 from shd_bids.files import read_json_object
 from shd_bids.response import TISSUES

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids import __version__
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import stage_folder
 from shd_bids.bids.provenance import NETWORK, PARCELLATIONS, RESPONSES, TISSUES, WEIGHTS, chosen
 from shd_bids.bids.records import is_whole
+from shd_bids.bids.run import DWIRun
 from shd_bids.files import write_json
 from shd_bids.options import LEVELS, FodOptions, GradientOptions, Options, PeakOptions, TrackingOptions
 from shd_bids.settings import Settings

@@ -19,7 +19,7 @@ from shd_bids.files import atomic_path, write_json, write_text
 from shd_bids.settings import Settings
 
 if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun
+    from shd_bids.bids.run import DWIRun
     from shd_bids.interfaces.base import Failure
 
 __all__ = ["run_group"]

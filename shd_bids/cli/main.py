@@ -28,7 +28,7 @@ from shd_bids.cli.parser import parse_args
 from shd_bids.settings import Settings
 
 if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun, Unusable
+    from shd_bids.bids.run import DWIRun, Unusable
     from shd_bids.bids.stages import StagePlan
     from shd_bids.cli.record import Record
 

@@ -25,7 +25,7 @@ from shd_bids.response.response import Response, Responses
 from shd_bids.settings import Settings
 
 if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun
+    from shd_bids.bids.run import DWIRun
 
 __all__ = ["run_mean_responses"]
 

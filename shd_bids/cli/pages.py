@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.provenance import software
 from shd_bids.bids.records import FINISHED, INTERRUPTED
+from shd_bids.bids.run import DWIRun
 from shd_bids.cli.record import Record
 from shd_bids.cli.unusable import unusable_report
 from shd_bids.settings import Settings

@@ -5,8 +5,8 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import expected_outputs, promised
+from shd_bids.bids.run import DWIRun
 from shd_bids.bids.stages import StagePlan
 from shd_bids.options import LEVELS
 from shd_bids.settings import Settings

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import expected_outputs, promised
+from shd_bids.bids.run import DWIRun
 from shd_bids.data import shipped_weights
 from shd_bids.errors import DeviceError, InputError, OutputError
 from shd_bids.processes import die_with_parent

@@ -10,10 +10,10 @@ from typing import Any
 
 from shd_bids import __version__
 from shd_bids.bids import provenance
-from shd_bids.bids.collect import DWIRun, Unusable
 from shd_bids.bids.names import expected_outputs, log_dir, promised
 from shd_bids.bids.prov import describe_call, write_prov
 from shd_bids.bids.records import FAILED, FINISHED, RUNNING
+from shd_bids.bids.run import DWIRun, Unusable
 from shd_bids.bids.stages import StagePlan
 from shd_bids.files import write_json, write_text
 from shd_bids.settings import Settings

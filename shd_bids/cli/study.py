@@ -16,7 +16,7 @@ from shd_bids.study.series import read_participants, read_series, unusable_serie
 from shd_bids.study.study import Study, assess, write_table
 
 if TYPE_CHECKING:
-    from shd_bids.bids.collect import DWIRun, Unusable
+    from shd_bids.bids.run import DWIRun, Unusable
 
 __all__ = ["run_study"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shd_bids.bids import provenance
-from shd_bids.bids.collect import DWIRun, Unusable
 from shd_bids.bids.names import log_dir
 from shd_bids.bids.records import FAILED
+from shd_bids.bids.run import DWIRun, Unusable
 from shd_bids.errors import InputError
 from shd_bids.files import write_json, write_text
 from shd_bids.settings import Settings

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.names import figure_path, stage_folder
 from shd_bids.bids.records import INTERRUPTED, RUNNING
+from shd_bids.bids.run import DWIRun
 from shd_bids.cli.preflight import make_private
 from shd_bids.cli.record import RESERVE
 from shd_bids.errors import InputError

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shd_bids.bids.collect import DWIRun, Unusable
 from shd_bids.bids.names import figure_path, output_path, sidecar_path
+from shd_bids.bids.run import DWIRun, Unusable
 from shd_bids.errors import InputError
 from shd_bids.files import read_json_object, read_text
 

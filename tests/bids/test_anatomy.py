@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.provenance import hash_inputs
+from shd_bids.bids.run import DWIRun
 from shd_bids.bids.stages import plan_stages
 from shd_bids.errors import InputError
 from shd_bids.settings import Settings

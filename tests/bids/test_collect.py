@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from shd_bids.bids.collect import DWIRun, collect_study
+from shd_bids.bids.collect import collect_study
+from shd_bids.bids.run import DWIRun
 from shd_bids.errors import InputError
 from shd_bids.settings import Settings
 from tests.bids_trees import (

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from shd_bids.bids.collect import DWIRun
 from shd_bids.bids.provenance import hash_inputs
+from shd_bids.bids.run import DWIRun
 from shd_bids.errors import InputError
 from shd_bids.settings import Settings
 from tests.bids_trees import AFFINE, SHAPE, collect, raw_dataset, write_description, write_image, write_mask
