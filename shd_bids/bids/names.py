@@ -232,11 +232,7 @@ def sidecar(
     if facts.get("sloppy"):
         content["Sloppy"] = True
     content["SpatialReference"] = run.spatial_reference
-    content["Sources"] = [_source_uri(run, source, method=method, format=format) for source in row["sources"]]
-    if key == "mask" and run.mask_uri:
-        content["Sources"].append(run.mask_uri)
-    if key == "tractogram":
-        content["Sources"] += run.anatomy_uris
+    content["Sources"] = _sources(run, key, method=method, format=format)
     return _rounded(content)
 
 
@@ -279,6 +275,16 @@ def _model(parameters: Mapping[str, Any]) -> dict[str, Any]:
     from_where = f" ({who})" if method.is_published else f" (shd_bids; layers: {who})" if who else ""
     described = {"Description": method.description[0].upper() + method.description[1:] + from_where}
     return described | ({"URL": url} if method.is_published else {}) | {"Parameters": dict(parameters)}
+
+
+def _sources(run: DWIRun, key: str, *, method: str | None, format: str | None) -> list[str]:
+    """Return the BIDS URIs of what an output was made from."""
+    uris = [_source_uri(run, source, method=method, format=format) for source in OUTPUTS[key]["sources"]]
+    if key == "mask" and run.mask_uri:
+        uris.append(run.mask_uri)
+    if key == "tractogram":
+        uris += run.anatomy_uris
+    return uris
 
 
 def _source_uri(run: DWIRun, source: str, *, method: str | None, format: str | None) -> str:

@@ -185,7 +185,6 @@ def _process(
         They share reports too.
     """
     from shd_bids.bids import provenance
-    from shd_bids.bids.recall import remembered
     from shd_bids.cli.record import Record
     from shd_bids.cli.workplace import work_folder
     from shd_bids.workflows.base import run_name
@@ -201,16 +200,7 @@ def _process(
         unusable=unusable,
     )
     for run in waiting:
-        hashes = inputs[run.key]
-        record.series[run.key] = {
-            "status": record.status,
-            "series": run.prefix,
-            "source": run.source_uri,
-            "digests": plans[run.key].digests,
-            "reused": list(plans[run.key].kept),
-            "inputs": hashes,
-            "seen": remembered(run, settings, {path: hashes[provenance.input_name(run, path)] for path in run.files}),
-        }
+        record.begin(run, plans[run.key], inputs[run.key])
     earlier = [(run, done[run.key]) for run in runs if run.key in done]
     with (
         work_folder(settings.work_dir, record.uuid, [run_name(run) for run in waiting]) as scratch,

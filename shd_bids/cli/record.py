@@ -12,6 +12,7 @@ from shd_bids import __version__
 from shd_bids.bids import provenance
 from shd_bids.bids.names import expected_outputs, log_dir, promised
 from shd_bids.bids.prov import describe_call, write_prov
+from shd_bids.bids.recall import remembered
 from shd_bids.bids.records import FAILED, FINISHED, RUNNING
 from shd_bids.bids.run import DWIRun, Unusable
 from shd_bids.bids.stages import StagePlan
@@ -68,6 +69,19 @@ class Record:
 
     def folder(self, subject: str) -> Path:
         return log_dir(self.settings.output_dir, subject, self.uuid)
+
+    def begin(self, run: DWIRun, plan: StagePlan, inputs: Mapping[str, str]) -> None:
+        """Note a series with the hashes of its inputs and what of its stages is used again."""
+        hashes = {path: inputs[provenance.input_name(run, path)] for path in run.files}
+        self.series[run.key] = {
+            "status": self.status,
+            "series": run.prefix,
+            "source": run.source_uri,
+            "digests": plan.digests,
+            "reused": list(plan.kept),
+            "inputs": inputs,
+            "seen": remembered(run, self.settings, hashes),
+        }
 
     def fail(self, run: DWIRun, *, exit_code: int, error: str, message: str, stage: str | None = None) -> None:
         """Note why a series failed."""

@@ -1,7 +1,7 @@
 """Fibre orientation distributions: the fit, and its maps as images."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,11 +66,9 @@ def fit_image(
     out_dir : Path
         Gets the maps, and while the fit runs a checkpoint from which an interrupted one goes on.
     """
-    import numpy as np
-
     from shd_bids.images import load_volume
     from shd_bids.scan import read_scan
-    from shd_bids.sphere.harmonics import l_max_of, n_coefficients
+    from shd_bids.sphere.harmonics import n_coefficients
 
     weights = chosen_weights(options.weights)
     if weights is None and options.fit != "subject":
@@ -85,22 +83,22 @@ def fit_image(
         progress=log_progress(label, until=_COMPUTING),
     )
     n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
-    np.save(out_dir / "fod.npy", result.wm.astype(np.float32, copy=False))
-    np.save(out_dir / "fodrest.npy", result.wm[:, n_stored:].astype(np.float32, copy=False))
-    np.save(out_dir / "precision.npy", precision)
+    wm = result.wm.astype("float32", copy=False)
+    files = _save_arrays(out_dir, {"fod": wm, "fodrest": wm[:, n_stored:], "precision": precision})
     _save_signal(out_dir / "signal.npz", result, scan)
     fitted = [response.tissue for response in scan.responses.tissues[1:]]
     maps = save_maps(_maps(result, n_stored, fitted=fitted), scan.mask, load_volume(mask_file), out_dir)
-    facts = {
-        "sidecar": {"model": _model_facts(info, seed=runtime.seed), "fod_lmax": l_max_of(n_stored)},
-        "info": info,
-        "notes": info["warnings"],
-        "shell_residuals": {f"b = {bvalue:.0f}": value for bvalue, value in result.quality.shell_residuals.items()},
-        "volume_residuals": result.quality.volume_residuals.tolist(),
-        "qc": _qc(result) | _normalisation_qc(info),
-    }
-    files = {f"{name}_file": str(out_dir / f"{name}.npy") for name in ("fod", "fodrest", "precision")}
+    facts = _facts(result, info, n_stored=n_stored, seed=runtime.seed)
     return maps | files | {"signal_file": str(out_dir / "signal.npz"), "facts": facts}
+
+
+def _save_arrays(out_dir: Path, arrays: Mapping[str, "np.ndarray"]) -> dict[str, str]:
+    """Save arrays; return their files by the names of the outputs."""
+    import numpy as np
+
+    for name, values in arrays.items():
+        np.save(out_dir / f"{name}.npy", values)
+    return {f"{name}_file": str(out_dir / f"{name}.npy") for name in arrays}
 
 
 def _save_signal(path: Path, result: "FOD", scan: "Scan") -> None:
@@ -242,6 +240,21 @@ def _where_it_fits(adapt: Callable[..., "Adapted"], device: str) -> "Adapted":
     torch.cuda.empty_cache()
     logger.warning("the device has too little memory to adapt the network: going on with the CPU")
     return adapt(device=torch.device("cpu"))
+
+
+def _facts(result: "FOD", info: dict[str, Any], *, n_stored: int, seed: int) -> dict[str, Any]:
+    """Return what sidecars, report and table of quality tell of the fit."""
+    from shd_bids.sphere.harmonics import l_max_of
+
+    quality = result.quality
+    return {
+        "sidecar": {"model": _model_facts(info, seed=seed), "fod_lmax": l_max_of(n_stored)},
+        "info": info,
+        "notes": info["warnings"],
+        "shell_residuals": {f"b = {bvalue:.0f}": value for bvalue, value in quality.shell_residuals.items()},
+        "volume_residuals": quality.volume_residuals.tolist(),
+        "qc": _qc(result) | _normalisation_qc(info),
+    }
 
 
 def _model_facts(info: dict[str, Any], *, seed: int) -> dict[str, Any]:

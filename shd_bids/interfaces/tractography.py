@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,34 +95,15 @@ def track_image(
     out_dir : Path
         Gets ``tractogram.trx``, ``tdi.nii.gz`` and ``preview.npz`` for the report.
     """
-    import numpy as np
-
-    from shd_bids.tractography.density import track_density
-    from shd_bids.tractography.files import read_trx, trx_writer
+    from shd_bids.tractography.files import read_trx
     from shd_bids.tractography.track import track
 
     images = _tissue_images(files, anatomy)
     field = _read(files, images)
-    grid = (field.affine, field.mask.shape)
-    density = np.zeros(field.mask.shape)
-    all_lengths: list[np.ndarray] = []
     container = out_dir / "tractogram.trx"
-    with trx_writer(container, *grid) as writer:
-
-        def keep(batch: "Batch") -> None:
-            length = batch.arc_lengths
-            writer.add(batch.points, batch.lengths, {"length": length, "ends": batch.ends})
-            np.add(density, track_density(batch.streamlines, *grid), out=density)
-            all_lengths.append(length)
-
-        facts = track(
-            field,
-            options,
-            keep,
-            random_seed=runtime.seed,
-            n_threads=n_threads,
-            progress=log_progress(label, until=_TRACKING),
-        )
+    progress = log_progress(label, until=_TRACKING)
+    tracker = partial(track, field, options, random_seed=runtime.seed, n_threads=n_threads, progress=progress)
+    facts, density, lengths = _write_streamlines(container, field, tracker)
     _tell_least_length(options, facts, label)
     about = _bep046(facts, options, seed=runtime.seed) | _anatomy_block(field, images, options)
     save_density(out_dir / "tdi.nii.gz", density, files.mask_file)
@@ -130,8 +112,32 @@ def track_image(
         "tracks_file": str(container),
         "tdi_file": str(out_dir / "tdi.nii.gz"),
         "preview_file": str(out_dir / "preview.npz"),
-        "facts": _told(facts, about, np.concatenate(all_lengths), coverage=float((density[field.mask] > 0).mean())),
+        "facts": _told(facts, about, lengths, coverage=float((density[field.mask] > 0).mean())),
     }
+
+
+def _write_streamlines(
+    container: Path, field: "FibreField", tracker: Callable[[Callable[["Batch"], None]], "TrackingFacts"]
+) -> tuple["TrackingFacts", "np.ndarray", "np.ndarray"]:
+    """Write the streamlines as they come; return the facts, their density on the grid, and their lengths in mm."""
+    import numpy as np
+
+    from shd_bids.tractography.density import track_density
+    from shd_bids.tractography.files import trx_writer
+
+    grid = (field.affine, field.mask.shape)
+    density = np.zeros(field.mask.shape)
+    lengths: list[np.ndarray] = []
+    with trx_writer(container, *grid) as writer:
+
+        def keep(batch: "Batch") -> None:
+            length = batch.arc_lengths
+            writer.add(batch.points, batch.lengths, {"length": length, "ends": batch.ends})
+            np.add(density, track_density(batch.streamlines, *grid), out=density)
+            lengths.append(length)
+
+        facts = tracker(keep)
+    return facts, density, np.concatenate(lengths)
 
 
 def convert_tractogram(

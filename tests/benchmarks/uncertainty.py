@@ -29,9 +29,8 @@ from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.precision import direction_precision
 from shd_bids.fod.weights import Weights, load_weights
 from shd_bids.options import PeakOptions, Runtime
+from shd_bids.peaks.fibres import find_fibres
 from shd_bids.peaks.lobes import direction_intervals, measure_lobes
-from shd_bids.peaks.search import find_peaks
-from shd_bids.peaks.threshold import noise_threshold
 
 _WIDTHS = {c.name: sorted(c.spreads[0], reverse=True) for c in CONFIGURATIONS if len(c.spreads) == 1}
 
@@ -62,30 +61,22 @@ def main() -> int:
 
 
 class _Shown:
-    """Peaks, intervals and dispersions of the scored voxels of a volume, as the app stores them."""
+    """Peaks, intervals and dispersions of a volume, as the app stores them."""
 
     def __init__(self, volume: Volume, weights: Weights):
         self._volume = volume
+        self._scored = np.flatnonzero(volume.scored[volume.mask])
         responses, _ = select(volume, to_border=True)
         scan = scan_of(volume, responses)
         fod = fit_fod(scan, weights, runtime=Runtime(device="cpu"))
-        chosen = PeakOptions()
-        cutoff = noise_threshold(fod.wm, fod.fractions[:, 2], wm_fraction=fod.fractions[:, 0])
-        wm = fod.wm[volume.scored[volume.mask]]
-        self._peaks = find_peaks(
-            wm,
-            max_peaks=chosen.peak_max,
-            relative_threshold=chosen.peak_relative_threshold,
-            absolute_threshold=cutoff,
-            min_separation=chosen.peak_separation,
-            prominence=chosen.peak_prominence,
-        )
-        self._lobes = measure_lobes(wm, self._peaks)
+        white, fluid = fod.fractions[:, 0], fod.fractions[:, 2]
+        self._peaks, _ = find_fibres(fod.wm, PeakOptions(), wm_fraction=white, csf_fraction=fluid)
+        self._lobes = measure_lobes(fod.wm, self._peaks)
         self._intervals = direction_intervals(self._lobes, direction_precision(scan, weights.precision))
 
     def measure(self, region: Region) -> dict[str, np.ndarray]:
         """Return the values of each bundle that was found in a region."""
-        rows = self._volume.rows(region)
+        rows = self._scored[self._volume.rows(region)]
         errors = counts.angles(self._peaks.directions[rows], region.axes)  # (n, K, F)
         n_axes = region.axes.shape[1]
         between = 180.0 if n_axes == 1 else counts.angles(region.axes[:, :1], region.axes[:, 1:])[:, 0, 0]
