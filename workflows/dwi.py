@@ -1,6 +1,7 @@
 """One diffusion series, from its files to its derivatives."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import nipype.pipeline.engine as pe
 
@@ -154,8 +155,8 @@ def _sink(
     method: str | None = None,
 ) -> pe.Workflow:
     """Return what saves the outputs of a stage, for later calls to use again where they can."""
-    common = {"run": run, "output_dir": settings.output_dir, "sloppy": settings.sloppy, "n_facts": n_facts}
-    common |= {"method": method, "name": f"{name}_derivatives_wf"}
+    common: dict[str, Any] = {"run": run, "output_dir": settings.output_dir, "sloppy": settings.sloppy}
+    common |= {"n_facts": n_facts, "method": method, "name": f"{name}_derivatives_wf"}
     if name == "connectome":
         return init_connectome_derivatives_wf(**common, format=settings.tractogram_format[0])
     return init_derivatives_wf(**common, keys=keys, kept_as=(name, plan.digests[name]))
