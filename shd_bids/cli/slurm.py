@@ -175,6 +175,7 @@ def format_script(job: Job, settings: Settings, labels: Sequence[str]) -> str:
         f"participants=({' '.join(map(shlex.quote, labels))})",
         'participant=${participants[$SLURM_ARRAY_TASK_ID]}',
         f'work={_work(job)}',
+        f"mkdir -p {shlex.join(map(str, _written(settings)))}",
         'mkdir -p -m 700 "$work"',
         "",
         "# SIGTERM comes before the time limit; the program then ends in order and keeps the stages that are done.",
@@ -231,7 +232,12 @@ def _container(image: Path, settings: Settings) -> list[str]:
     binds = [f"{path}:{path}:ro" for path in read if path not in inside]
     gpu = ["--nv"] if settings.device.startswith("cuda") else []
     start = ["apptainer", "run", "--containall", "--cleanenv", *gpu]
-    return [*start, *(word for bind in (*binds, str(settings.output_dir)) for word in ("-B", bind))]
+    return [*start, *(word for bind in (*binds, *map(str, _written(settings))) for word in ("-B", bind))]
+
+
+def _written(settings: Settings) -> list[Path]:
+    """Return the folders that a call writes to, besides its work folder."""
+    return [path for path in (settings.output_dir, settings.bids_database_dir) if path is not None]
 
 
 def _files(settings: Settings) -> Iterator[Path]:

@@ -82,6 +82,16 @@ def test_a_container_sees_what_the_call_names_and_no_more(raw, tmp_path):
     assert called[inside + 1 : inside + 4] == [str(raw), str(tmp_path / "out"), "participant"]
 
 
+def test_folders_that_a_container_is_given_exist(raw, tmp_path):
+    words = ("--bids-database-dir", str(tmp_path / "index"))
+    lines = script(raw, *words, image=Path("/images/shd.sif")).splitlines()
+    assert f"-B {tmp_path}/index" in "\n".join(lines)
+    made = [line for line in lines if line.startswith(("work=", "mkdir"))]
+    environment = {"SLURM_TMPDIR": str(tmp_path), "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"}
+    subprocess.run(["bash", "-euc", "\n".join(made)], env=os.environ | environment, check=True)
+    assert all((tmp_path / name).is_dir() for name in ("out", "index", "shd_bids_8_1"))
+
+
 def test_participants_are_those_asked_for_or_all(raw):
     assert participants(settings_of(raw)) == ["01", "02"]
     assert participants(settings_of(raw, "--participant-label", "sub-02")) == ["02"]
