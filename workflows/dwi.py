@@ -14,7 +14,7 @@ from shd_bids.workflows.kept import init_kept_fod_wf, init_kept_wf, kept_node
 from shd_bids.workflows.outputs import init_connectome_derivatives_wf, init_derivatives_wf, init_qc_wf
 from shd_bids.workflows.report import init_gradient_figures_wf
 from shd_bids.workflows.resources import image_gb
-from shd_bids.workflows.stages import STAGES, Fields
+from shd_bids.workflows.stages import BUILDERS, Fields
 
 __all__ = ["init_dwi_wf", "init_response_only_wf"]
 
@@ -68,7 +68,7 @@ def init_response_only_wf(*, run: DWIRun, settings: Settings, name: str) -> pe.W
     """
     workflow = pe.Workflow(name=name)
     _add_gradients(workflow, run=run, settings=settings)
-    stage = STAGES["response"](run, settings)
+    stage = BUILDERS["response"](run, settings)
     _connect(workflow, stage.reads, stage.workflow)
     return workflow
 
@@ -103,7 +103,7 @@ def _add_stage(
     workflow: pe.Workflow, name: str, *, run: DWIRun, settings: Settings, plan: StagePlan, facts: Facts
 ) -> tuple[pe.Workflow, str]:
     """Add a stage with its figures and its sink; return where the facts of the stage come from."""
-    stage = STAGES[name](run, settings)
+    stage = BUILDERS[name](run, settings)
     produced = (stage.workflow, "outputnode.facts_file")
     all_facts = [*facts, produced]
     _connect(workflow, stage.reads, stage.workflow)

@@ -25,7 +25,7 @@ from shd_bids.workflows.tractography import (
     init_weights_wf,
 )
 
-__all__ = ["STAGES", "Fields", "Stage"]
+__all__ = ["BUILDERS", "Fields", "StageGraph"]
 
 WEIGHTS_GB = 2.0  # of ten million streamlines, whose visits are read from a file part by part
 CONNECTOME_GB = 3.0  # of ten million streamlines and a thousand regions
@@ -35,8 +35,8 @@ Fields = Sequence[str | tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage of the graph of a series.
+class StageGraph:
+    """One stage in the graph of a series.
 
     Attributes
     ----------
@@ -62,12 +62,12 @@ class Stage:
     method: str | None = None
 
 
-def _response(run: DWIRun, settings: Settings) -> Stage:
+def _response(run: DWIRun, settings: Settings) -> StageGraph:
     estimated = () if run.responses else ("voxels_file",)
     response_wf = init_response_wf(responses=run.responses, resources=Resources(mem_gb=0.5 + 2 * image_gb(run)))
     if not run.responses:
         response_wf.inputs.inputnode.dwi_file = str(run.dwi)
-    return Stage(
+    return StageGraph(
         workflow=response_wf,
         reads={"orientation": ("gradients_file",), "gradients": () if run.responses else ("mask_file",)},
         figures=init_response_figures_wf(run=run, output_dir=settings.output_dir, is_estimated=not run.responses),
@@ -76,13 +76,13 @@ def _response(run: DWIRun, settings: Settings) -> Stage:
     )
 
 
-def _fod(run: DWIRun, settings: Settings) -> Stage:
+def _fod(run: DWIRun, settings: Settings) -> StageGraph:
     resources, network_gb = fod_resources(run, settings)
     runtime = replace(settings.runtime, memory_gb=network_gb)
     fod_wf = init_fod_wf(options=settings.fod, runtime=runtime, resources=resources)
     fod_wf.inputs.inputnode.dwi_file = str(run.dwi)
     fractions, quality = ("vfwm_file", "vfgm_file", "vfcsf_file"), ("rsquared_file", "residualstd_file", "misfit_file")
-    return Stage(
+    return StageGraph(
         workflow=fod_wf,
         reads={"gradients": ("mask_file", "gradients_file"), "response_wf": ("response_files",)},
         figures=init_fod_figures_wf(run=run, output_dir=settings.output_dir, is_adapted=settings.fit == "subject"),
@@ -94,11 +94,11 @@ def _fod(run: DWIRun, settings: Settings) -> Stage:
     )
 
 
-def _peaks(run: DWIRun, settings: Settings) -> Stage:
+def _peaks(run: DWIRun, settings: Settings) -> StageGraph:
     resources = Resources(
         n_procs=settings.omp_nthreads, mem_gb=min(2.0, settings.mem), use_gpu=may_use_gpu(settings.device)
     )
-    return Stage(
+    return StageGraph(
         workflow=init_peaks_wf(options=settings.peaks, runtime=settings.runtime, resources=resources),
         reads={
             "gradients": ("mask_file",),
@@ -113,9 +113,9 @@ def _peaks(run: DWIRun, settings: Settings) -> Stage:
     )
 
 
-def _tractography(run: DWIRun, settings: Settings) -> Stage:
+def _tractography(run: DWIRun, settings: Settings) -> StageGraph:
     resources = Resources(n_procs=settings.omp_nthreads, mem_gb=min(4.0, settings.mem))
-    return Stage(
+    return StageGraph(
         workflow=init_tractography_wf(
             options=settings.tracking, runtime=settings.runtime, anatomy=run.anatomy, resources=resources
         ),
@@ -127,9 +127,9 @@ def _tractography(run: DWIRun, settings: Settings) -> Stage:
     )
 
 
-def _weights(run: DWIRun, settings: Settings) -> Stage:
+def _weights(run: DWIRun, settings: Settings) -> StageGraph:
     resources = Resources(n_procs=settings.omp_nthreads, mem_gb=min(WEIGHTS_GB, settings.mem))
-    return Stage(
+    return StageGraph(
         workflow=init_weights_wf(resources=resources),
         reads={
             "gradients": ("mask_file",),
@@ -142,7 +142,7 @@ def _weights(run: DWIRun, settings: Settings) -> Stage:
     )
 
 
-def _conversion(run: DWIRun, settings: Settings) -> Stage:
+def _conversion(run: DWIRun, settings: Settings) -> StageGraph:
     is_weighted = settings.streamline_weights == "on"
     conversion_wf = init_conversion_wf(
         formats=settings.tractogram_format,
@@ -154,10 +154,10 @@ def _conversion(run: DWIRun, settings: Settings) -> Stage:
     if is_weighted:
         reads["weights_wf"] = ("streamline_weights_file",)
         saved.append(("weights_file", "weights"))
-    return Stage(workflow=conversion_wf, reads=reads, saved=saved, method=settings.tracking_algorithm)
+    return StageGraph(workflow=conversion_wf, reads=reads, saved=saved, method=settings.tracking_algorithm)
 
 
-def _connectome(run: DWIRun, settings: Settings) -> Stage:
+def _connectome(run: DWIRun, settings: Settings) -> StageGraph:
     resources = Resources(n_procs=settings.omp_nthreads, mem_gb=min(CONNECTOME_GB, settings.mem))
     maps = settings.connectome_map
     reads: dict[str, Fields] = {
@@ -167,7 +167,7 @@ def _connectome(run: DWIRun, settings: Settings) -> Stage:
     }
     if settings.streamline_weights == "on":
         reads["weights_wf"] = (("facts_file", "weights_facts_file"), "streamline_weights_file")
-    return Stage(
+    return StageGraph(
         workflow=init_connectome_wf(parcellations=run.parcellations, options=settings.tractogram, resources=resources),
         reads=reads,
         figures=init_connectome_figures_wf(run=run, output_dir=settings.output_dir),
@@ -181,7 +181,7 @@ def _maps(*keys: str) -> list[tuple[str, str]]:
     return [(f"{key}_file", key) for key in keys]
 
 
-STAGES: Mapping[str, Callable[[DWIRun, Settings], Stage]] = {
+BUILDERS: Mapping[str, Callable[[DWIRun, Settings], StageGraph]] = {
     "response": _response,
     "fod": _fod,
     "peaks": _peaks,
