@@ -1,13 +1,14 @@
 """Train the published networks from nothing on one small simulated scan, and compare the fibres that they find.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/networks.py [--methods ...] [--steps 100] [--size 9] [--seed 0]
-                                                          [--weights FILE] [--threads 1] [--save] [--compare]
+                                                          [--cache DIR] [--weights FILE] [--threads 1] [--save] [--compare]
 
 SHD-TV (``published``), SHD, RT-ESD and ESD of Elaldi et al. and the network of any protocol (``conditioned``) see nothing
 but the scan. Each takes ``--steps`` steps, far fewer than the published fifty epochs of a whole brain, with the published
 fall of the learning rate within them. The trained weights of the package and ``msmt_csd`` of MRtrix3 get the same files.
 Time is that of the processor, of training and fit together. Of the trained networks the mean squared error of the signal
-is printed, averaged over tenths of the training.
+is printed, averaged over tenths of the training. ``--cache`` keeps a training that was stopped, for the next call to go on
+with; its time is not recorded.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,18 +55,31 @@ def main() -> int:
     warnings.simplefilter("ignore")
     weights = load_weights(options.weights)
     others = [name for name in options.methods if name not in RECIPES]
-    train = {name: partial(trained, name, steps=options.steps, seed=options.seed) for name in RECIPES}
+    checkpoints = {name: checkpoint_of(name, options) for name in RECIPES}
+    train = {
+        name: partial(trained, name, steps=options.steps, seed=options.seed, checkpoint=checkpoint)
+        for name, checkpoint in checkpoints.items()
+    }
     methods = train | peers.methods(others, weights, to_border=True)
     scan = scene(options.size)
     row = f"b1000 x 30 and b2500 x 60, {_SNR}, {options.size}^3, {options.steps} steps"
     print(f"{row}\n", _line(["method", *(METRICS[name].label for name in _NAMES)]), "|---" * 5 + "|", sep="\n")
     figures = []
     for name in (name for name in options.methods if name in methods):
+        checkpoint = checkpoints.get(name)
+        shown = [key for key in _NAMES if key != "seconds" or checkpoint is None or not checkpoint.exists()]
         values = measure(methods[name], scan)
-        print(_line([name, *(METRICS[key].form.format(values[key]) for key in _NAMES)]), flush=True)
-        recorded = {name: {"": {key: values[key] for key in _NAMES}}}
+        print(_line([name, *(METRICS[key].form.format(values[key]) for key in shown)]), flush=True)
+        recorded = {name: {"": {key: values[key] for key in shown}}}
         figures += peers.figures_of(row, recorded, weights, threads=options.threads)
     return results.finish("networks", figures, options)
+
+
+def checkpoint_of(name: str, options: argparse.Namespace) -> Path | None:
+    """Return where a training of a recipe is kept while it is not at its end, if anywhere."""
+    if options.cache is None:
+        return None
+    return options.cache / f"{name}_{options.size}_{options.steps}_{options.seed}.pt"
 
 
 def scene(size: int) -> Scene:
@@ -82,7 +97,7 @@ def measure(method: peers.Method, scan: Scene) -> dict[str, float]:
     return score_peaks(found.directions, found.amplitudes, scan.truth).summary() | {"seconds": seconds}
 
 
-def trained(name: str, volume: Scene, *, steps: int, seed: int) -> Found:
+def trained(name: str, volume: Scene, *, steps: int, seed: int, checkpoint: Path | None = None) -> Found:
     """Train the network of a recipe on the scan, and find the peaks of its fODF, refined by the data where the recipe says so."""
     scan = scan_of(volume, select(volume, to_border=True)[0])
     adapted = adapt(
@@ -90,7 +105,7 @@ def trained(name: str, volume: Scene, *, steps: int, seed: int) -> Found:
         weights=None,
         device=torch.device("cpu"),
         options=AdaptationOptions(max_steps=steps, seed=seed),
-        checkpoint=None,
+        checkpoint=checkpoint,
         progress=lambda stage, share: None,
         recipe=load_network_recipe(name),
     )
@@ -120,6 +135,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100, help="of each training")
     parser.add_argument("--size", type=int, default=9, help="of the cube, voxels")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder that keeps trainings that were stopped")
     return results.parse(parser)
 
 

@@ -1,10 +1,11 @@
 """Train one network on the same simulated crops by the truth, by the losses of the paper, or by both, and compare the fibres.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/objectives.py [--methods ...] [--steps 400] [--seed 1] [--size 16]
-                                                            [--threads 1] [--save] [--compare]
+                                                            [--cache DIR] [--threads 1] [--save] [--compare]
 
 Every training sees the same crops in the same order, for as many steps. The volumes are those of ``accuracy.py``, with
-seeds that training never reaches; the fODFs of a network are scored as they are and refined by the data.
+seeds that training never reaches; the fODFs of a network are scored as they are and refined by the data. ``--cache`` keeps
+the trainings, so that the next call goes on where one was stopped.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ def trained(name: str, options: Namespace) -> Weights:
         seed=options.seed,
         loss=OBJECTIVES[name],
     )
-    with tempfile.TemporaryDirectory() as folder:
-        return load_weights(train(config, Path(folder), device="cpu", n_workers=0))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(options.cache or scratch, f"{name}_{options.steps}_{options.seed}")
+        return load_weights(train(config, folder, device="cpu", n_workers=0))
 
 
 def score(volume: Scene, weights: Weights, *, refine: bool) -> PeakScore:
@@ -98,6 +100,7 @@ def _options() -> Namespace:
     parser.add_argument("--steps", type=int, default=400, help="of each training")
     parser.add_argument("--seed", type=int, default=1, help="of the trainings")
     parser.add_argument("--size", type=int, default=16, help="of the volumes, voxels")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder that keeps the trainings")
     return results.parse(parser)
 
 
