@@ -1,17 +1,19 @@
-"""Processes that never outlive the one they work for, and how many threads their libraries take."""
+"""Processes that never outlive the one they work for, their threads and their memory."""
 
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import psutil
 
-__all__ = ["die_with_parent", "end_after", "end_all", "thread_environment"]
+__all__ = ["die_with_parent", "end_after", "end_all", "peak_memory_mb", "thread_environment"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -49,3 +51,14 @@ def end_all(code: int) -> NoReturn:
 def thread_environment(n_threads: int) -> dict[str, str]:
     """Return the environment variables that hold numerical libraries to ``n_threads`` threads."""
     return dict.fromkeys(_THREAD_VARIABLES, str(n_threads))
+
+
+def peak_memory_mb() -> int:
+    """Return the most memory that this process has taken so far, MB.
+
+    Linux counts to the usage that `resource` tells also the process that started this one, as large as it was then.
+    """
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text().splitlines()
+        return round(int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 1024)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

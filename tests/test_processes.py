@@ -38,3 +38,14 @@ time.sleep(60)
         child = psutil.Process(int(process.stdout.readline()))
         process.kill()
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=10)
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    code = """
+import subprocess, sys
+ballast = bytearray(400 << 20)
+child = "from shd_bids.processes import peak_memory_mb; print(peak_memory_mb())"
+print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 5 < int(result.stdout) < 300

@@ -27,7 +27,7 @@ from typing import Any
 import shd_bids
 from shd_bids.errors import ShdError
 from shd_bids.logs import SocketRelay, is_line, stderr_handler
-from shd_bids.processes import die_with_parent, end_after, thread_environment
+from shd_bids.processes import die_with_parent, end_after, peak_memory_mb, thread_environment
 
 __all__ = [
     "SEPARATOR",
@@ -232,7 +232,7 @@ def _answer(descriptor: str, parent: str) -> None:
         log_setup.hand_to([_ToParent(connection, log_setup)])
         result = function(**arguments)
         used = resource.getrusage(resource.RUSAGE_SELF)
-        result["facts"]["peak_memory_mb"] = round(used.ru_maxrss / 1024)
+        result["facts"]["peak_memory_mb"] = peak_memory_mb()
         result["facts"]["cpu_seconds"] = round(used.ru_utime + used.ru_stime, 1)
     except Exception as exception:
         error = _portable(exception)
