@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.benchmarks.paper import fibres
 from tests.benchmarks.paper.base import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {}
+EXPERIMENTS: dict[str, Experiment] = {item.name: item for item in (fibres.EXPERIMENT,)}

@@ -1,0 +1,214 @@
+"""Fibre detection (Fig. 6, Table 1, Fig. 9): strands that cross, with many and with few directions, every method on the same files.
+
+Networks are trained on one volume of the generator and applied to another; with few directions they are trained super-resolved: shown
+the few, asked for all. The other methods get the few alone. Responses of networks are those of the volume of their training, all
+other methods estimate their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import peers
+import scenes
+from found import Found
+from matplotlib.figure import Figure
+from measured import scan_of
+from scenes import Scene
+from selection import select
+
+from shd_bids import simulation
+from shd_bids.fod.inputs.volumes import InputVolumes
+from shd_bids.fod.weights import load_weights
+from shd_bids.scan import Scan
+from shd_bids.simulation.scoring import THRESHOLDS, score_peaks
+from tests.benchmarks.paper import figures, learned
+from tests.benchmarks.paper.base import Claim, Done, Experiment, Outcome, Settings, Unit
+from tests.benchmarks.paper.strands import strand_scene
+
+HIGH, LOW = "high", "low"
+"""Rows: all of four shells of 90 directions, and 29 directions at b = 1000 s/mm2."""
+
+METRICS = ("pr_area", "f1", "angular_error", "fnr", "fdr")
+NETWORKS = ("esd", "shd", "shd_tv", "rt_esd", "cnn", "cnn_supervised", "ponita")
+CLASSICAL = ("msmt_csd", "csd", "dipy_csd", "rumba", "rumba_tv", "force")
+DEFAULT = "amortised"
+
+_FEW = InputVolumes(1000.0, 29)
+_SNR = 30.0
+_SHELLS, _N_B0 = scenes.PROTOCOLS["4 shells x 90"]
+_DRAWN = (DEFAULT, "msmt_csd", "rumba_tv", "esd", "shd", "shd_tv")  # in the figure
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a volume: its side, bundles and their radius, voxels."""
+
+    side: int
+    n_bundles: int
+    radius: float
+
+
+SMALL, FULL = Size(10, 6, 2.0), Size(40, 40, 3.2)
+
+
+@dataclass(frozen=True, eq=False)
+class Volumes:
+    """Three volumes of one generator with one gradient table."""
+
+    train: Scene
+    validate: Scene
+    test: Scene
+
+    @property
+    def trained(self) -> Scan:
+        """The scan that networks are trained on."""
+        return _scan(self.train)
+
+    @property
+    def tested(self) -> Scan:
+        """The scan that they are applied to, with the responses of their training."""
+        return scan_of(self.test, self.trained.responses)
+
+
+@lru_cache(maxsize=2)
+def volumes(seed: int, size: Size) -> Volumes:
+    """Draw the volumes of a seed."""
+    rng = np.random.default_rng(scenes.FIRST_SEED + 2000 + seed)
+    gradients = simulation.make_gradients(rng, _SHELLS, n_b0=_N_B0)
+    draw = partial(strand_scene, size=size.side, n_bundles=size.n_bundles, radius=size.radius, snr=_SNR)
+    return Volumes(*(draw(rng, gradients=gradients) for _ in range(3)))
+
+
+def reduced(scene: Scene) -> Scene:
+    """Return a scene with the few directions alone."""
+    kept = _FEW.choose(scene.gradients)
+    return replace(scene, signal=scene.signal[..., kept], gradients=scene.gradients.select(kept))
+
+
+def units(settings: Settings) -> Iterator[Unit]:
+    """Yield every method on both rows, seed by seed."""
+    for seed in range(settings.seeds):
+        for row in (HIGH, LOW):
+            for method in (DEFAULT, *CLASSICAL, *NETWORKS):
+                run = partial(measure, method, row, seed, settings)
+                yield Unit(row, method, seed, run, uses_weights=peers.uses_weights(method))
+
+
+def measure(method: str, row: str, seed: int, settings: Settings) -> Outcome:
+    """Score the peaks of a method in the test volume."""
+    drawn = volumes(seed, SMALL if settings.is_small else FULL)
+    found = run_network(method, row, drawn, seed, settings) if method in NETWORKS else run_peer(method, row, drawn)
+    score = score_peaks(found.directions, found.amplitudes, drawn.test.truth)
+    values = {name: value for name, value in score.summary().items() if name in METRICS}
+    arrays = {"recall": score.recall, "precision": score.precision, "threshold": THRESHOLDS[score.best]}
+    shown = np.flatnonzero(_slice(drawn.test.mask.shape)[drawn.test.mask])
+    return Outcome(
+        values,
+        arrays | {"directions": found.directions[shown, :5], "amplitudes": found.amplitudes[shown, :5]},
+    )
+
+
+def run_network(method: str, row: str, drawn: Volumes, seed: int, settings: Settings) -> Found:
+    """Train a network on the first volume and return its peaks in the third."""
+    effort = learned.SMALL if settings.is_small else learned.FULL
+    few = _FEW if row == LOW else None
+    weights = learned.train(
+        method, drawn.trained, drawn.train.phantom, effort=effort, few=few, seed=seed, device=settings.device
+    )
+    return learned.maxima(weights, drawn.tested, settings.device)
+
+
+def run_peer(method: str, row: str, drawn: Volumes) -> Found:
+    """Return the peaks of a method that is not trained here."""
+    scene = reduced(drawn.test) if row == LOW else drawn.test
+    return peers.methods([method], load_weights(), to_border=True)[method](scene)
+
+
+def draw(done: Sequence[Done], file: Path) -> None:
+    """Draw precision over recall for each row, and the peaks of a slice of the first seed beside the truth."""
+    columns = len(_DRAWN) + 1
+    figure = Figure(figsize=(figures.WIDTH, 7.5))
+    grid = figure.add_gridspec(3, columns, height_ratios=(1.6, 1, 1), hspace=0.3, wspace=0.04)
+    paint = figures.colours((DEFAULT, *CLASSICAL, *NETWORKS))
+    for number, row in enumerate((HIGH, LOW)):
+        ax = figure.add_subplot(grid[0, 4 * number : 4 * number + 3])
+        _curves(ax, [d for d in done if d.unit.row == row], paint)
+        ax.set(title=row, xlabel="recall", ylabel="precision" if not number else "")
+        _truth_panel(figure.add_subplot(grid[number + 1, 0]), row)
+        at = {d.unit.method: d for d in done if d.unit.row == row and d.unit.seed == 0}
+        for column, method in enumerate(m for m in _DRAWN if m in at):
+            _panel(figure.add_subplot(grid[number + 1, column + 1]), at[method].arrays, method if not number else "")
+    figure.axes[0].legend(*_legend(figure.axes[0]), fontsize=6, ncols=2, loc="lower left")
+    figures.save(figure, file)
+
+
+def _legend(ax) -> tuple[list, list]:
+    handles, labels = ax.get_legend_handles_labels()
+    first = {label: handle for handle, label in zip(handles, labels, strict=True)}
+    return list(first.values()), list(first)
+
+
+def _curves(ax, done: Sequence[Done], paint: dict) -> None:
+    for item in done:
+        arrays, method = item.arrays, item.unit.method
+        style = "-" if method in NETWORKS else "--"
+        ax.plot(arrays["recall"], arrays["precision"], style, color=paint[method], label=method, lw=1)
+    ax.set(xlim=(0.2, 1), ylim=(0.2, 1))
+
+
+def _truth_panel(ax, row: str) -> None:
+    scene = volumes(0, SMALL).test
+    shown = np.flatnonzero(_slice(scene.mask.shape)[scene.mask])
+    figures.sticks(ax, scene.truth[shown], np.sqrt(scene.fractions[shown]) * (scene.fractions[shown] >= 0.1), _places(len(shown)))
+    ax.set_ylabel(row)
+    ax.set_title("truth" if row == HIGH else "", fontsize=8)
+
+
+def _panel(ax, arrays: dict, title: str) -> None:
+    """Draw the peaks above the threshold of largest F1, as long as the root of their share of the largest in the slice."""
+    amplitudes = arrays["amplitudes"]
+    kept = amplitudes > arrays["threshold"] * amplitudes.max(axis=1, keepdims=True)
+    lengths = np.sqrt(amplitudes / max(np.percentile(amplitudes[:, 0], 95), 1e-12)).clip(0, 1) * kept
+    figures.sticks(ax, arrays["directions"], lengths, _places(len(amplitudes)))
+    ax.set_title(title, fontsize=8)
+
+
+def _slice(shape: tuple[int, ...]) -> np.ndarray:
+    """Return the middle slice of a volume as a mask."""
+    mask = np.zeros(shape, dtype=bool)
+    mask[:, :, shape[2] // 2] = True
+    return mask
+
+
+def _places(n: int) -> np.ndarray:
+    """Return the places of the voxels of a square slice, (n, 2)."""
+    return np.indices((round(n**0.5),) * 2).reshape(2, -1).T.astype(float)
+
+
+def _scan(scene: Scene) -> Scan:
+    return scan_of(scene, select(scene, to_border=True)[0])
+
+
+EXPERIMENT = Experiment(
+    name="fibres",
+    title="Fibre detection in packed strands",
+    units=units,
+    metrics=METRICS,
+    draw=draw,
+    claims=(
+        Claim("SHD is as good as RT-ESD (within 0.02)", "pr_area", "shd", "rt_esd", margin=0.02),
+        Claim("SHD-TV leads SHD", "pr_area", "shd_tv", "shd"),
+        Claim("SHD-TV leads SHD", "angular_error", "shd_tv", "shd", (LOW,)),
+        Claim("SHD-TV leads ESD", "pr_area", "shd_tv", "esd", (LOW,)),
+        Claim("SHD-TV leads CSD", "pr_area", "shd_tv", "msmt_csd", (LOW,)),
+        Claim("SHD-TV leads RUMBA-SD", "pr_area", "shd_tv", "rumba", (LOW,)),
+        Claim("SHD-TV leads RUMBA-SD with TV", "pr_area", "shd_tv", "rumba_tv", (LOW,)),
+        Claim("SHD-TV has the fewest spurious fibres: fewer than CSD", "fdr", "shd_tv", "msmt_csd", (LOW,)),
+        Claim("the app's default leads SHD-TV", "pr_area", DEFAULT, "shd_tv"),
+    ),
+)
