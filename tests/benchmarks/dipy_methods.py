@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from found import LEAST_SHELL, MAX_PEAKS, MOST_FIBRES, Found, best_shell, find_maxima
@@ -15,6 +16,8 @@ from shd_bids.sphere.harmonics import sh_inverse
 FORCE_LIBRARY = 100_000
 """Simulated voxels that FORCE matches, the default of dipy's generator; ``FORCEModel`` itself asks for five times as many. They
 are made once for each gradient table and kept in ``$DIPY_HOME``."""
+
+_RUMBA_DEGREE = 12  # of the harmonics in which its fODF is given beside the peaks, which are found without them
 
 
 def csd(scan: Measured, *, where: np.ndarray | None = None, to_border: bool) -> Found:
@@ -55,7 +58,7 @@ def rumba(scan: Measured, *, where: np.ndarray | None = None, tv: bool, to_borde
     )
     fitted = scan.mask if tv or where is None else where  # total variation looks at neighbours
     odf = model.fit(scan.signal.astype(np.float64), mask=fitted).odf()[scan.mask if where is None else where]
-    return _vertex_maxima(odf, half)
+    return replace(_vertex_maxima(odf, half), coefficients=odf @ sh_inverse(half, _RUMBA_DEGREE).T)
 
 
 def force(scan: Measured, *, where: np.ndarray | None = None) -> Found:

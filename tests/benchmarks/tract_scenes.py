@@ -22,6 +22,20 @@ VOXEL = 2.0
 WHITE, GREY, FLUID = 17.0, 18.6, 20.0
 """Radii in voxels at which white matter, grey matter and fluid end."""
 
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Of a scene: the side of its volume, and the radii at which white matter, grey matter and fluid end, voxels."""
+
+    side: int = SIDE
+    white: float = WHITE
+    grey: float = GREY
+    fluid: float = FLUID
+
+
+BALL = Ball()
+
 GEOMETRIES = (
     "crossing/crossing_2bundles/40crossing.txt",
     "crossing/60crossing_3bundles.txt",
@@ -61,10 +75,10 @@ class TractScene:
         return self.scene.affine
 
 
-def make_scene(protocol: str, snr: float, *, seed: int, n_bundles: int = 20) -> TractScene:
+def make_scene(protocol: str, snr: float, *, seed: int, n_bundles: int = 20, ball: Ball = BALL) -> TractScene:
     """Draw a ball of bundles and measure it with a protocol of `scenes.PROTOCOLS`."""
     rng = np.random.default_rng(FIRST_SEED + 500 + seed)
-    return _measured(rng, _bundles(rng, n_bundles), (SIDE,) * 3, protocol=protocol, snr=snr)
+    return _measured(rng, _bundles(rng, n_bundles, ball), (ball.side,) * 3, protocol=protocol, snr=snr, ball=ball)
 
 
 def published_scene(file: Path, protocol: str, snr: float, *, seed: int) -> TractScene:
@@ -89,22 +103,23 @@ def _measured(
     *,
     protocol: str,
     snr: float,
+    ball: Ball = BALL,
 ) -> TractScene:
-    """Put grey matter and fluid around bundles that end at the radius `WHITE`, and measure them."""
+    """Put grey matter and fluid around bundles that end where white matter does, and measure them."""
     voxels = np.indices(shape).reshape(3, -1).T.astype(float)
     middle = (np.array(shape) - 1) / 2
     distance = np.linalg.norm(voxels - middle, axis=1).reshape(shape)
-    phantom = simulation.build_phantom(bundles, shape, csf=1 / (1 + np.exp((GREY - distance) / 0.3)))
+    phantom = simulation.build_phantom(bundles, shape, csf=1 / (1 + np.exp((ball.grey - distance) / 0.3)))
     shells, n_b0 = PROTOCOLS[protocol]
     scene = observe(rng, phantom, shells, n_b0=n_b0, snr=snr)
     affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
     affine[:3, 3] = -VOXEL * middle
-    scene = Scene(scene.signal, scene.gradients, distance < FLUID, phantom, affine)
+    scene = Scene(scene.signal, scene.gradients, distance < ball.fluid, phantom, affine)
     inside = np.stack([membership(bundle, voxels, border=0.22)[0].reshape(shape) > 0.5 for bundle in bundles])
     return TractScene(scene, inside, _end_regions(bundles, voxels).reshape(shape))
 
 
-def _bundles(rng: np.random.Generator, n: int) -> tuple[simulation.Bundle, ...]:
+def _bundles(rng: np.random.Generator, n: int, ball: Ball) -> tuple[simulation.Bundle, ...]:
     """Draw bundles whose ends lie on a sphere, apart from one another."""
     ends: list[tuple[np.ndarray, float]] = []
     bundles: list[simulation.Bundle] = []
@@ -115,11 +130,11 @@ def _bundles(rng: np.random.Generator, n: int) -> tuple[simulation.Bundle, ...]:
         first, last = _on_sphere(rng), _on_sphere(rng)
         if np.degrees(np.arccos(first @ last)) < 50:
             continue
-        new = [(WHITE * first, radius), (WHITE * last, radius)]
+        new = [(ball.white * first, radius), (ball.white * last, radius)]
         if any(np.linalg.norm(p - q) < r + s + 2 * _MARGIN + _APART for p, r in new for q, s in ends):
             continue
         ends += new
-        curve = _curve(WHITE * first, WHITE * last, rng.uniform(0.35, 0.8, 2)) + (SIDE - 1) / 2
+        curve = _curve(ball.white * first, ball.white * last, rng.uniform(0.35, 0.8, 2)) + (ball.side - 1) / 2
         bundles.append(simulation.Bundle(curve, np.full(len(curve), radius), density=rng.uniform(0.6, 1.0)))
     return tuple(bundles)
 

@@ -1,8 +1,8 @@
-"""Fibre detection (Fig. 6, Table 1, Fig. 9): strands that cross, with many and with few directions, every method on the same files.
+"""Fibre detection (Fig. 6, Table 1, Fig. 9): strands that cross, with many and with few directions, the same for every method.
 
-Networks are trained on one volume of the generator and applied to another; with few directions they are trained super-resolved: shown
-the few, asked for all. The other methods get the few alone. Responses of networks are those of the volume of their training, all
-other methods estimate their own.
+Networks are trained on one volume of the generator and applied to another; with few directions they are trained super-resolved:
+shown the few, asked for all. The other methods get the few alone. Responses of networks are those of the volume of their
+training, all other methods estimate their own.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def units(settings: Settings) -> Iterator[Unit]:
     """Yield every method on both rows, seed by seed."""
     for seed in range(settings.seeds):
         for row in (HIGH, LOW):
-            for method in (DEFAULT, *CLASSICAL, *NETWORKS):
+            for method in (DEFAULT, *NETWORKS, *CLASSICAL):
                 run = partial(measure, method, row, seed, settings)
                 yield Unit(row, method, seed, run, uses_weights=peers.uses_weights(method))
 
@@ -164,7 +164,9 @@ def _curves(ax, done: Sequence[Done], paint: dict) -> None:
 def _truth_panel(ax, row: str) -> None:
     scene = volumes(0, SMALL).test
     shown = np.flatnonzero(_slice(scene.mask.shape)[scene.mask])
-    figures.sticks(ax, scene.truth[shown], np.sqrt(scene.fractions[shown]) * (scene.fractions[shown] >= 0.1), _places(len(shown)))
+    figures.sticks(
+        ax, scene.truth[shown], np.sqrt(scene.fractions[shown]) * (scene.fractions[shown] >= 0.1), _places(len(shown))
+    )
     ax.set_ylabel(row)
     ax.set_title("truth" if row == HIGH else "", fontsize=8)
 

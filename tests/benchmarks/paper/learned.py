@@ -65,7 +65,7 @@ class Effort:
     batch: int
 
 
-SMALL = Effort(4, (12, 24, 48), 8, 300, 8)
+SMALL = Effort(4, (12, 24, 48), 8, 200, 8)
 FULL = Effort(8, (32, 64, 128, 256), 18, None, 16)
 
 
@@ -95,9 +95,9 @@ def recipe_of(name: str, effort: Effort, few: InputVolumes | None) -> NetworkRec
 
 
 def train(
-    name: str, scan: Scan, phantom: Phantom, *, effort: Effort, few: InputVolumes | None, seed: int, device: str
+    name: str, scan: Scan, phantom: Phantom | None, *, effort: Effort, few: InputVolumes | None, seed: int, device: str
 ) -> Weights:
-    """Train a network on a scan; only ``cnn_supervised`` sees the truth."""
+    """Train a network on a scan; only ``cnn_supervised`` needs the truth."""
     recipe, where = recipe_of(name, effort, few), torch.device(device)
     if name in RECIPES:
         options = AdaptationOptions(max_steps=effort.steps, seed=seed)

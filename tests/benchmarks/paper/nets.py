@@ -5,6 +5,7 @@ Both take and give what the package's networks in patch form do, (B, C, V, X, Y,
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,14 +46,15 @@ class SphericalCNN(PeerNet):
     def __init__(self, config: UNetConfig):
         super().__init__(config)
         vertices = hemisphere(config.nside)
-        l_out = next(l for l in (_L_OUT, _L_IN, 4) if (l + 1) * (l + 2) // 2 <= len(vertices))
-        self.register_buffer("to_sh", torch.tensor(sh_inverse(vertices, min(_L_IN, l_out)), dtype=torch.float32), persistent=False)
+        l_out = _largest_degree(len(vertices), (_L_OUT, _L_IN, 4))
+        self.register_buffer(
+            "to_sh", torch.tensor(sh_inverse(vertices, min(_L_IN, l_out)), dtype=torch.float32), persistent=False
+        )
         self.register_buffer("to_grid", torch.tensor(sh_basis(vertices, l_out), dtype=torch.float32), persistent=False)
         features, n_sh = 4 * config.channels[0], len(self.to_sh)
         sizes = [config.in_channels * n_sh, features, features, features]
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Conv3d(a, b, 3, padding=1), nn.BatchNorm3d(b), nn.ReLU())
-            for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.Sequential(nn.Conv3d(a, b, 3, padding=1), nn.BatchNorm3d(b), nn.ReLU()) for a, b in pairwise(sizes)
         )
         self.head = nn.Conv3d(features, self.to_grid.shape[1] + config.out_channels - 1, 1)
 
@@ -126,8 +128,13 @@ class PonitaBlock(nn.Module):
 
 def _resampling(source: np.ndarray, target: np.ndarray) -> Tensor:
     """Return the map of amplitudes from one set of orientations to another by even harmonics, (target, source)."""
-    l_max = next(l for l in (10, 6, 2) if (l + 1) * (l + 2) // 2 <= len(source))
+    l_max = _largest_degree(len(source), (10, 6, 2))
     return torch.tensor(sh_basis(target, l_max) @ sh_inverse(source, l_max), dtype=torch.float32)
+
+
+def _largest_degree(n_orientations: int, choices: tuple[int, ...]) -> int:
+    """Return the first of some degrees whose even harmonics so many orientations determine."""
+    return next(degree for degree in choices if (degree + 1) * (degree + 2) // 2 <= n_orientations)
 
 
 def _kernel_net(n_invariants: int, features: int) -> nn.Sequential:

@@ -39,17 +39,15 @@ class Strands:
     bundle : ndarray of int, shape (P,)
     curves : tuple of ndarray, shape (Q, 3)
         Centre lines of the bundles.
+    volumes : ndarray, shape (P,)
+        Of each piece, voxels.
     """
 
     points: np.ndarray
     tangents: np.ndarray
     bundle: np.ndarray
     curves: tuple[np.ndarray, ...]
-
-    @property
-    def piece(self) -> float:
-        """Volume of a piece, voxels."""
-        return np.pi * RADIUS**2 * _STEP
+    volumes: np.ndarray
 
 
 def draw_strands(rng: np.random.Generator, size: int, *, n_bundles: int, radius: float) -> Strands:
@@ -63,14 +61,17 @@ def draw_strands(rng: np.random.Generator, size: int, *, n_bundles: int, radius:
             points.append(strand)
             tangents.append(_unit(np.gradient(strand, axis=0)))
             owners.append(np.full(len(strand), number))
-    return Strands(np.concatenate(points), np.concatenate(tangents), np.concatenate(owners), tuple(curves))
+    volumes = np.full(sum(map(len, points)), np.pi * RADIUS**2 * _STEP)
+    return Strands(np.concatenate(points), np.concatenate(tangents), np.concatenate(owners), tuple(curves), volumes)
 
 
-def strand_phantom(strands: Strands, size: int) -> tuple[simulation.Phantom, csr_matrix]:
+def strand_phantom(
+    strands: Strands, size: int, *, fluid: np.ndarray | None = None
+) -> tuple[simulation.Phantom, csr_matrix]:
     """Return the truth of each voxel, and how much each piece fills of it, (voxels, P).
 
-    Where strands fill more than a voxel, all are thinned alike. Outside the sphere there is fluid, and between strands a medium
-    without direction, which counts as grey matter.
+    Where strands fill more than a voxel, all are thinned alike. What they leave free is a medium without direction, which counts
+    as grey matter, or fluid: a share ``fluid`` (voxels,) of it, that of the voxel which lies outside the sphere if left out.
     """
     shape = (size, size, size)
     weight = _piece_weights(strands, size)
@@ -82,7 +83,7 @@ def strand_phantom(strands: Strands, size: int) -> tuple[simulation.Phantom, csr
     kept, order = np.pad(kept, pad), np.pad(order, pad)
     found = np.take_along_axis(directions, order[..., None], axis=1) * (kept > 0)[..., None]
     free = 1 - np.asarray(weight.sum(axis=1)).ravel()
-    csf = free * _outside(size)
+    csf = free * (outside(size) if fluid is None else fluid)
     phantom = simulation.Phantom(
         directions=found.reshape(*shape, MAX_FIBRES, 3),
         fractions=kept.reshape(*shape, MAX_FIBRES),
@@ -125,9 +126,27 @@ def strand_scene(
 ) -> Scene:
     """Draw a phantom and measure it with Rician noise; ``snr`` is that of strands without diffusion weighting."""
     strands = draw_strands(rng, size, n_bundles=n_bundles, radius=radius)
-    phantom, weight = strand_phantom(strands, size)
+    return observe_strands(rng, strands, *strand_phantom(strands, size), gradients=gradients, snr=snr)
+
+
+def observe_strands(
+    rng: np.random.Generator,
+    strands: Strands,
+    phantom: simulation.Phantom,
+    weight: csr_matrix,
+    *,
+    gradients: GradientTable,
+    snr: float,
+) -> Scene:
+    """Measure a phantom with Rician noise."""
     signal = simulation.add_noise(strand_signal(strands, phantom, weight, gradients), 1 / snr, rng)
     return Scene(1000 * signal, gradients, np.ones(phantom.gm.shape, dtype=bool), phantom)
+
+
+def outside(size: int) -> np.ndarray:
+    """Return the share of each voxel that lies outside the sphere of the phantom, (voxels,)."""
+    grid = np.indices((size, size, size)).reshape(3, -1).T - (size - 1) / 2
+    return 1 / (1 + np.exp((size / 2 - np.linalg.norm(grid, axis=1)) / 0.3))
 
 
 def _piece_weights(strands: Strands, size: int) -> csr_matrix:
@@ -135,7 +154,7 @@ def _piece_weights(strands: Strands, size: int) -> csr_matrix:
     place = np.rint(strands.points).astype(int)
     rows = np.flatnonzero(((place >= 0) & (place < size)).all(axis=1))
     voxel = np.ravel_multi_index(tuple(place[rows].T), (size, size, size))
-    weight = csr_matrix((np.full(len(rows), strands.piece), (voxel, rows)), (size**3, len(place)))
+    weight = csr_matrix((strands.volumes[rows], (voxel, rows)), (size**3, len(place)))
     total = np.asarray(weight.sum(axis=1)).ravel()
     thin = np.minimum(1.0, _MOST / np.maximum(total, 1e-9))
     return weight.multiply(thin[:, None]).tocsr()
@@ -182,12 +201,6 @@ def _strand(rng: np.random.Generator, curve: np.ndarray, offset: np.ndarray) -> 
     phase = 2 * np.pi * (np.arange(len(curve)) * _STEP / rng.uniform(4, 8) + rng.uniform())
     wave = 0.12 * np.sin(phase)[:, None]
     return curve + (offset[0] + wave) * normal + (offset[1] + wave) * binormal
-
-
-def _outside(size: int) -> np.ndarray:
-    """Return the share of each voxel that lies outside the sphere of the phantom, (voxels,)."""
-    grid = np.indices((size, size, size)).reshape(3, -1).T - (size - 1) / 2
-    return 1 / (1 + np.exp((size / 2 - np.linalg.norm(grid, axis=1)) / 0.3))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
