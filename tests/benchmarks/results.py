@@ -112,6 +112,12 @@ METRICS = {
     "saving": Metric("times less memory", "{:.1f}x", larger_is_better=True, is_cost=True),
     "time_share": Metric("share of the time", "{:.2f}", is_cost=True),
     "memory_share": Metric("share of the memory", is_cost=True),
+    "dice_none": Metric("not rotated", "{:.2f}", larger_is_better=True),
+    "dice_voxel": Metric("voxels rotated", "{:.2f}", larger_is_better=True),
+    "dice_grid": Metric("grid rotated", "{:.2f}", larger_is_better=True),
+    "dice_independent": Metric("both, independently", "{:.2f}", larger_is_better=True),
+    "dice_joint": Metric("both as one", "{:.2f}", larger_is_better=True),
+    "training_seconds": Metric("training (s)", "{:.0f} s", is_cost=True),
     "seconds": Metric("time (s)", "{:.0f} s", is_cost=True),
     "peak_gb": Metric("peak memory (GB)", "{:.1f} GB", is_cost=True),
 }

@@ -179,12 +179,6 @@ TABLES = {
             for name in ("amortised", "msmt_csd")
         },
     ),
-    "equivariance": Table(
-        "",
-        "equivariance",
-        ("part",),
-        {METRICS[metric].label: Column("shd_bids", (metric,)) for metric in ("voxel", "grid", "both")},
-    ),
     "engine": Table(
         "",
         "engine",

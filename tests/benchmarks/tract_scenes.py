@@ -23,7 +23,6 @@ WHITE, GREY, FLUID = 17.0, 18.6, 20.0
 """Radii in voxels at which white matter, grey matter and fluid end."""
 
 
-
 @dataclass(frozen=True)
 class Ball:
     """Of a scene: the side of its volume, and the radii at which white matter, grey matter and fluid end, voxels."""
