@@ -35,7 +35,6 @@ out vec4 colour;
 void main() {
   if (any(lessThan(place, vec3(0.0))) || any(greaterThan(place, vec3(1.0)))) discard;
   vec4 found = texture(map, place);
-  if (isHollow && max(found.r, max(found.g, found.b)) == 0.0) discard;
   vec3 shown;
   if (kind == 1) {
     vec3 size = found.rgb;
@@ -48,6 +47,7 @@ void main() {
     float level = clamp(brightness * (found.r * 255.0 - 1.0) / 254.0, 0.0, 1.0);
     shown = found.r == 0.0 ? vec3(0.0) : texture(palette, vec2((level * 255.0 + 0.5) / 256.0, 0.5)).rgb;
   }
+  if (isHollow && max(shown.r, max(shown.g, shown.b)) < 0.1) discard;   // dark parts would hide what is behind them
   colour = vec4(dim * shown, 1.0);
 }`,
 };

@@ -70,8 +70,8 @@ export class Viewer {
         ...(scene.glyphs ? [slider("Size of surfaces ", { min: 0.3, max: 3, step: 0.1, value: 1 }, set("glyphSize"))] : [])),
       group("In three dimensions", tick("Slices", true, show("planes")),
         ...(scene.streamlines ? [tick("Streamlines", true, show("turnedTracks"))] : [])),
-      group("View", choice("Left-right, front-back, up-down ", colours, (value) => set("isSafe")(Boolean(value))),
-        button("Reset", () => this.reset())));
+      group("Colours", choice("Left-right, front-back, up-down ", colours, (value) => set("isSafe")(Boolean(value)))),
+      button("Reset the view", () => this.reset()));
   }
 
   signalControls() {
@@ -146,7 +146,7 @@ export class Viewer {
     const { size } = this.scene;
     for (const [name, { area, plane }] of this.panes) {
       const view = this.state.views[name], [width, height] = [area.clientWidth, area.clientHeight];
-      const whole = plane ? [size[plane.right], size[plane.up]] : Array(2).fill(0.8 * Math.hypot(...size));
+      const whole = plane ? [size[plane.right], size[plane.up]] : Array(2).fill(0.7 * Math.hypot(...size));
       view.millimetre = 0.96 * view.zoom * Math.min(width / whole[0], height / whole[1]);
     }
   }
