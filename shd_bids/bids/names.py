@@ -90,6 +90,11 @@ def figure_path(output_dir: Path, run: DWIRun, desc: str, *, extension: str = ".
     return output_dir / f"sub-{run.subject}" / "figures" / f"{_join({**run.entities, 'desc': desc})}_dwi{extension}"
 
 
+def report_path(output_dir: Path, subject: str, session: str | None) -> Path:
+    """Return the page of a subject, or of one of its sessions."""
+    return output_dir / (f"sub-{subject}" + (f"_ses-{session}" if session else "") + ".html")
+
+
 def log_dir(output_dir: Path, subject: str, run_uuid: str) -> Path:
     """Return the folder that keeps the record of one execution for one subject."""
     return output_dir / f"sub-{subject}" / "log" / run_uuid

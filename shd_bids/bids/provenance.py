@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids import __version__
+from shd_bids.bids.names import report_path
 from shd_bids.bids.records import is_whole, last_finished, signature
 from shd_bids.bids.run import DWIRun
 from shd_bids.options import FodOptions, GradientOptions, PeakOptions, TrackingOptions, TractogramOptions
@@ -136,7 +137,7 @@ def outputs_record(output_dir: Path, paths: Iterable[Path]) -> dict[str, dict[st
 
 
 def find_done(output_dir: Path, run: DWIRun, digests: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the record of a series that an earlier call finished with the same digests of all stages, its files whole.
+    """Return the record of a series that an earlier call finished with the same digests of all stages, files and page whole.
 
     Only sizes are compared, so that asking is cheap. ``None`` where there is none.
     """
@@ -144,7 +145,8 @@ def find_done(output_dir: Path, run: DWIRun, digests: Mapping[str, str]) -> dict
     if series is None or not digests.items() <= series.get("digests", {}).items():
         return None
     sizes = {name: record["bytes"] for name, record in series["outputs"].items()}
-    return series if is_whole(output_dir, sizes) else None
+    has_page = report_path(output_dir, run.subject, run.session).is_file()
+    return series if has_page and is_whole(output_dir, sizes) else None
 
 
 def command_line(argv: Sequence[str]) -> str:

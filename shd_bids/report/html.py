@@ -12,6 +12,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from shd_bids import __version__
+from shd_bids.bids.names import report_path
 from shd_bids.files import write_text
 from shd_bids.report.expected import Judged, quality_rows
 from shd_bids.report.facts import STAGES, Problem, RunReport, dig, listed
@@ -198,14 +199,14 @@ def write_report(
     Path
         The page.
     """
-    name = f"sub-{subject}" + (f"_ses-{session}" if session else "")
+    path = report_path(Path(output_dir), subject, session)
     figures_dir = Path(output_dir) / f"sub-{subject}" / "figures"
     shown = _shown_runs(runs, figures_dir)
     text = render_page(
         "subject.html",
         styles=["page.css", "viewer.css", "rating.css"],
         scripts=["ratings.js", "rate.js", *(VIEWER if any(run.view for run in shown) else ())],
-        title=name,
+        title=path.stem,
         subtitle=status.started.replace("T", " ")[:16],
         navigation=_navigation(runs, shown),
         banners=_banners(runs, status),
@@ -215,7 +216,6 @@ def write_report(
         status=status,
         versions={"shd_bids": __version__} | dict(status.versions),
     )
-    path = Path(output_dir) / f"{name}.html"
     write_text(path, text)
     return path
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shd_bids.bids.names import figure_path, output_path, sidecar_path
+from shd_bids.bids.names import figure_path, output_path, report_path, sidecar_path
 from shd_bids.bids.run import DWIRun, Unusable
 from shd_bids.errors import InputError
 from shd_bids.files import read_json_object, read_text
@@ -122,8 +122,8 @@ def unusable_series(
 
 def _report(output_dir: Path, subject: str, session: str | None) -> str:
     """Return the page of a subject or session, relative to the root, empty where there is none."""
-    page = f"sub-{subject}" + (f"_ses-{session}" if session else "") + ".html"
-    return page if (output_dir / page).is_file() else ""
+    page = report_path(output_dir, subject, session)
+    return page.name if page.is_file() else ""
 
 
 def _states(output_dir: Path, subject: str) -> dict[str, dict[str, Any]]:

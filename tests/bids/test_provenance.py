@@ -90,6 +90,7 @@ class TestDone:
         out = settings.output_dir
         (out / "sub-01").mkdir(parents=True)
         (out / "sub-01" / "a.txt").write_text("abc")
+        (out / "sub-01.html").touch()
         record = {
             "status": "finished",
             "digests": {"fod": "d", "peaks": "p"},
@@ -115,6 +116,10 @@ class TestDone:
 
     def test_missing_file(self, out, run):
         (out / "sub-01" / "a.txt").unlink()
+        assert provenance.find_done(out, run, {"fod": "d"}) is None
+
+    def test_missing_page(self, out, run):
+        (out / "sub-01.html").unlink()
         assert provenance.find_done(out, run, {"fod": "d"}) is None
 
     def test_a_later_failure_does_not_hide_it_but_a_later_success_does(self, out, run):
