@@ -1,10 +1,10 @@
 """Streamlines from fODFs in world axes, a batch at a time.
 
 The compiled tracker (folder ``kernel``) interpolates the harmonics of the fODFs between voxels and evaluates them exactly, in a
-frame whose pole is the direction of the streamline. Probabilistic tracking draws arcs of a circle in proportion to the
-amplitudes along them (second-order integration: Tournier, Calamante and Connelly, ISMRM 2010); deterministic tracking follows
-the maximum of a lobe, found by Newton's method from the last direction (Tournier, Calamante and Connelly 2012), by the
-midpoint rule.
+frame whose pole is the direction of the streamline. Probabilistic tracking draws arcs of a circle in proportion to the product
+of the amplitudes at their quarters (second-order integration: Tournier, Calamante and Connelly, ISMRM 2010); deterministic
+tracking follows the maximum of a lobe, found by Newton's method from the last direction (Tournier, Calamante and Connelly
+2012), by the midpoint rule.
 """
 
 import math

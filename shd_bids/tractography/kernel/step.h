@@ -58,8 +58,9 @@ SHD_INLINE void along_arcs(const ShdField &field, const ShdRules &rules, const S
   }
 }
 
-// Draw an arc of a circle in proportion to the product of the amplitudes along it (second order: Tournier, Calamante and Connelly 2010). Arcs that
-// fall below the cutoff are left out. False where none is left.
+// Draw an arc of a circle in proportion to the product of the amplitudes at its quarters (second order: Tournier, Calamante and
+// Connelly 2010), those of the odd ones taken as that of the next. Arcs that fall below the cutoff are left out. False where none
+// is left.
 SHD_CLONES inline bool draw_arc(const ShdField &field, const ShdRules &rules, const ShdCone &cone, Random &random, Pose &pose) {
   std::vector<float> scratch(4 * size_t(cone.padded));
   const float *halfway = scratch.data(), *end = halfway + cone.padded;
@@ -68,7 +69,8 @@ SHD_CLONES inline bool draw_arc(const ShdField &field, const ShdRules &rules, co
   along_arcs(field, rules, cone, pose, turn, scratch.data());
   for (int k = 0; k < cone.n; ++k) {
     const bool is_open = std::min(halfway[k], end[k]) >= rules.cutoff;
-    weights[k] = is_open ? cone.area[k] * halfway[k] * end[k] : 0;
+    const float along = halfway[k] * end[k];
+    weights[k] = is_open ? cone.area[k] * along * along : 0;
   }
   const int chosen = drawn(weights, cone.n, random);
   if (chosen < 0) return false;
