@@ -1,55 +1,13 @@
 """A study of two sites with other protocols and gains: one subject is broken, one has two sessions, one was scanned twice."""
 
 import csv
-import json
 
-import nibabel as nib
-import numpy as np
 import pytest
 
-from tests.bids_trees import write_description
 from tests.integration.app import call, call_group
-from tests.phantoms import RAS, head
+from tests.two_sites import BRIGHT, BROKEN, NOISY, write_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("study")]  # one worker, so that the study runs once
-
-PROTOCOLS = {"A": {1000.0: 16, 2500.0: 24}, "B": {1000.0: 20, 2000.0: 20}}
-GAINS = {"A": 1.0, "B": 1.7}
-NAMES = {
-    "A": ["sub-A1", "sub-A2", "sub-A3", "sub-A4", "sub-A5", "sub-A6/ses-1", "sub-A6/ses-2"],
-    "B": ["sub-B1", "sub-B2", "sub-B3", "sub-B4", "sub-B5", "sub-B6_run-1", "sub-B6_run-2"],
-}
-BROKEN, NOISY, BRIGHT = "sub-B2", "sub-A2", "sub-B4"
-
-
-def write_study(raw):
-    """Write twelve subjects; each site has a head of its own, with its own noise in every scan."""
-    write_description(raw, Name="two sites")
-    rows = ["participant_id\tsite"]
-    for number, site in enumerate(PROTOCOLS):
-        rng = np.random.default_rng(number)
-        clean, table, _ = head(rng, size=10, snr=1e6, shells=PROTOCOLS[site])
-        for name in NAMES[site]:
-            subject = name[:6]
-            sigma = 500 / (6 if subject == NOISY else 40)
-            gain = GAINS[site] * (1.7 if subject == BRIGHT else np.exp(0.01 * rng.normal()))
-            signal = gain * np.abs(clean + sigma * rng.normal(size=clean.shape))
-            write_scan(raw, name, signal, table, site)
-            rows += [f"{subject}\t{site}"]
-    (raw / "participants.tsv").write_text("\n".join(dict.fromkeys(rows)) + "\n")
-
-
-def write_scan(raw, name, signal, table, site):
-    folder, _, rest = name.partition("/")
-    folder, run = folder.partition("_")[::2]
-    entities = "_".join(filter(None, (folder, rest, run, "dwi")))
-    stem = raw.joinpath(folder, *filter(None, [rest]), "dwi") / entities
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(signal.astype(np.float32), RAS), f"{stem}.nii.gz")
-    np.savetxt(f"{stem}.bval", table.bvals[None], fmt="%.1f")
-    directions = table.directions * [-1, 1, 1]  # as FSL, the image being right-handed
-    np.savetxt(f"{stem}.bvec", directions.T, fmt="%.8f")
-    stem.with_name(stem.name + ".json").write_text(json.dumps({"StationName": site}))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +15,6 @@ def study(tmp_path_factory):
     """Root of the study after the participant level and the group level, with what they returned and told."""
     root = tmp_path_factory.mktemp("study")
     write_study(root / "raw")
-    (root / "raw" / BROKEN / "dwi" / f"{BROKEN}_dwi.bvec").write_text("0 0\n0 0\n0 0\n")
     codes = (
         call(root / "raw", root / "out", level="response"),
         call_group(root / "raw", root / "out", "--group-by", "site"),
@@ -100,3 +57,13 @@ def test_protocols_have_sets_of_their_own(study):
         "protocol1, A": 7,
         "protocol2, B": 6,
     }
+
+
+def test_a_second_start_computes_nothing_and_tells_the_broken_subject_again(study, capfd):
+    root, _ = study
+    before = {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*.nii.gz")}
+    assert call(root / "raw", root / "out", level="response") == 1
+    told = capfd.readouterr().err
+    assert "13 of 13 series done, all by earlier calls" in told
+    assert len([line for line in told.splitlines() if f"{BROKEN}_dwi.bvec" in line]) == 1
+    assert {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*.nii.gz")} == before
