@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from nibabel.streamlines import ArraySequence
 
+from shd_bids.fod.config import PrecisionConfig
 from shd_bids.fod.fod import FOD
 from shd_bids.nn.device import choose_device
 from shd_bids.options import PeakOptions, TrackingOptions
-from shd_bids.peaks.fibres import find_fibres
+from shd_bids.peaks.fibres import find_fibres, with_prominence
 from shd_bids.peaks.search import Peaks
 from shd_bids.scan import Scan
 from shd_bids.tractography.field import FibreField
@@ -57,7 +58,7 @@ def find_peaks(
     fod : FOD
         In n voxels.
     options : PeakOptions
-        Without an absolute threshold it is taken from the voxels of fluid.
+        Without an absolute threshold it is taken from the voxels of fluid, without a prominence that of the protocol.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     progress : callable, optional
@@ -91,6 +92,8 @@ def find_peaks(
     """
     wm, _, csf = fod.fractions.T
     where = choose_device(device)
+    prominence = fod.facts.prominence if fod.facts else PrecisionConfig().weak_prominence
+    options = with_prominence(options, prominence)
     return find_fibres(fod.wm, options, wm_fraction=wm, csf_fraction=csf, device=where, progress=progress)[0]
 
 

@@ -251,8 +251,10 @@ class PeakOptions(Options):
         None, "least height; auto: from the peaks in cerebrospinal fluid", bounds=(0, 1e3)
     )
     peak_separation: float = option(15.0, "least angle between peaks", bounds=(1, 90), metavar="DEG")
-    peak_prominence: float = option(
-        0.15, "least depth of the saddle between peaks, as a share of the lower one", bounds=(0, 0.99)
+    peak_prominence: float | None = option(
+        None,
+        "least depth of the saddle between peaks, as a share of the lower one; auto: by the strongest weighting",
+        bounds=(0, 0.99),
     )
 
 

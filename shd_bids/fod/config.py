@@ -143,7 +143,7 @@ class RefinementConfig(Stored):
 
 @dataclass(frozen=True)
 class PrecisionConfig(Stored):
-    """How the errors of peak directions exceed what noise must cause, see :func:`shd_bids.fod.precision.direction_precision`.
+    """How well the fODFs of weights tell directions, see :mod:`shd_bids.fod.precision`.
 
     Attributes
     ----------
@@ -151,10 +151,17 @@ class PrecisionConfig(Stored):
         Error of the direction, over the least that the noise of one voxel allows.
     width_share : float
         Error that stays without noise, over the dispersion of the lobe.
+    prominence, weak_prominence : float
+        Least depth of the saddle between two fibres, as a share of the lower one, with strong weightings and without any.
+    strong_bvalue : float
+        From which on a weighting is strong, s/mm2.
     """
 
     noise_factor: float = 1.9
     width_share: float = 0.08
+    prominence: float = 0.25
+    weak_prominence: float = 0.12
+    strong_bvalue: float = 1500.0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from shd_bids.fod.fod import FOD, FitFacts
 from shd_bids.fod.inputs.inputs import make_inputs
 from shd_bids.fod.network import apply_network
+from shd_bids.fod.precision import saddle_prominence
 from shd_bids.fod.quality import domain_warnings, fit_warnings, measure_quality
 from shd_bids.fod.refinement.refine import refine_fod
 from shd_bids.fod.refinement.scale import match_b0
@@ -77,6 +78,7 @@ def fit_fod(
         noise_sigma=scan.sigma,
         snr=scan.snr,
         correction_updates=n_updates,
+        prominence=saddle_prominence(scan.gradients, weights.precision),
         warnings=tuple(warnings),
         peak_gpu_mb=round(torch.cuda.max_memory_allocated(where) / 2**20) if where.type == "cuda" else None,
     )

@@ -64,6 +64,8 @@ class FitFacts:
         Noise level in the unit of the signal; signal-to-noise ratio of white matter at b=0.
     correction_updates : int
         Updates of the refinement by the data; 0 without refinement.
+    prominence : float
+        Least depth of the saddle between two fibres, as a share of the lower one, with the protocol of the scan.
     warnings : tuple of str
         In which ways the scan lies outside the training of the weights or is not explained by the fit.
     peak_gpu_mb : int or None
@@ -78,6 +80,7 @@ class FitFacts:
     noise_sigma: float
     snr: float
     correction_updates: int
+    prominence: float
     warnings: tuple[str, ...]
     peak_gpu_mb: int | None
 

@@ -1,10 +1,11 @@
-"""How precisely the directions of the fibres of a scan are known, by the dispersion of their lobes."""
+"""How well the directions of the fibres of a scan are told: their errors, and the saddle that parts two of them."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from shd_bids.fod.config import PrecisionConfig
+from shd_bids.gradients.table import GradientTable
 from shd_bids.response.precision import direction_error
 from shd_bids.scan import Scan
 
@@ -32,3 +33,14 @@ def direction_precision(scan: Scan, config: PrecisionConfig) -> np.ndarray:
     """
     least = direction_error(scan.responses.wm, scan.gradients, scan.sigma, _DISPERSIONS)
     return np.stack([_DISPERSIONS, config.noise_factor * least, config.width_share * _DISPERSIONS])
+
+
+def saddle_prominence(gradients: GradientTable, config: PrecisionConfig) -> float:
+    """Return the least depth of the saddle between two fibres of a scan, as a share of the lower one.
+
+    Strong weightings show the fourth degree of the signal, which tells two bundles from one that fans: there, crossings have
+    deep saddles, and shallow ones are the roughness of a broad lobe. With weak ones alone the saddles of clear crossings are
+    shallow too.
+    """
+    strongest = max(shell.bvalue for shell in gradients.shells)
+    return config.prominence if strongest >= config.strong_bvalue else config.weak_prominence

@@ -66,6 +66,8 @@ def fit_image(
     out_dir : Path
         Gets the maps, and while the fit runs a checkpoint from which an interrupted one goes on.
     """
+    import numpy as np
+
     from shd_bids.images import load_volume
     from shd_bids.scan import read_scan
     from shd_bids.sphere.harmonics import n_coefficients
@@ -84,12 +86,14 @@ def fit_image(
     )
     n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
     wm = result.wm.astype("float32", copy=False)
-    files = _save_arrays(out_dir, {"fod": wm, "fodrest": wm[:, n_stored:], "precision": precision})
+    files = _save_arrays(out_dir, {"fod": wm, "fodrest": wm[:, n_stored:]})
+    np.savez(out_dir / "precision.npz", errors=precision, prominence=info["prominence"])
     _save_signal(out_dir / "signal.npz", result, scan)
     fitted = [response.tissue for response in scan.responses.tissues[1:]]
     maps = save_maps(_maps(result, n_stored, fitted=fitted), scan.mask, load_volume(mask_file), out_dir)
     facts = _facts(result, info, n_stored=n_stored, seed=runtime.seed)
-    return maps | files | {"signal_file": str(out_dir / "signal.npz"), "facts": facts}
+    beside = {f"{name}_file": str(out_dir / f"{name}.npz") for name in ("precision", "signal")}
+    return maps | files | beside | {"facts": facts}
 
 
 def _save_arrays(out_dir: Path, arrays: Mapping[str, "np.ndarray"]) -> dict[str, str]:

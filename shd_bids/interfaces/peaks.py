@@ -35,7 +35,7 @@ class PeakFiles:
     fod_file : Path
         ``fod.npy`` of `fit_image`, (n, C) in the order of the mask.
     precision_file : Path
-        Table of `shd_bids.fod.precision`.
+        ``precision.npz`` of `fit_image`: errors of directions, and the least depth of saddles.
     mask_file, vfwm_file, vfcsf_file : Path
         Mask and signal fractions.
     """
@@ -68,9 +68,12 @@ def find_image_peaks(
 
     from shd_bids.images import gather, load_mask, load_volume
     from shd_bids.nn.device import choose_device
-    from shd_bids.peaks.fibres import find_fibres
+    from shd_bids.peaks.fibres import find_fibres, with_prominence
 
     where = choose_device(runtime.device)
+    with np.load(files.precision_file) as stored:
+        errors, prominence = stored["errors"], float(stored["prominence"])
+    options = with_prominence(options, prominence)
     coefficients = np.load(files.fod_file)
     reference = load_volume(files.mask_file)
     mask = load_mask(files.mask_file, reference)
@@ -83,7 +86,7 @@ def find_image_peaks(
         device=where,
         progress=log_progress(label, until=_SEARCHING),
     )
-    maps = _maps(peaks, coefficients, np.load(files.precision_file))
+    maps = _maps(peaks, coefficients, errors)
     facts = {
         "sidecar": {"peaks": _thresholds(options, threshold)},
         "is_threshold_automatic": options.peak_absolute_threshold is None,
@@ -92,7 +95,7 @@ def find_image_peaks(
     return save_maps(maps, mask, reference, out_dir) | {"facts": facts}
 
 
-def _maps(peaks: "Peaks", coefficients: "np.ndarray", precision: "np.ndarray") -> dict[str, "np.ndarray"]:
+def _maps(peaks: "Peaks", coefficients: "np.ndarray", errors: "np.ndarray") -> dict[str, "np.ndarray"]:
     """Return what is stored as images, by name."""
     from shd_bids.peaks.lobes import direction_intervals, measure_lobes
     from shd_bids.peaks.measures import afd_total, dec
@@ -103,7 +106,7 @@ def _maps(peaks: "Peaks", coefficients: "np.ndarray", precision: "np.ndarray") -
         "peakamp": peaks.amplitudes,
         "peakafd": lobes.density,
         "peakdispersion": lobes.dispersion.reshape(len(coefficients), -1),
-        "peakinterval": direction_intervals(lobes, precision),
+        "peakinterval": direction_intervals(lobes, errors),
         "nufo": peaks.n_fibres,
         "afdtotal": afd_total(coefficients),
         "afdmax": peaks.afd_max,

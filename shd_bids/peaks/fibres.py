@@ -1,6 +1,7 @@
 """Fibre directions as the options of the user ask for them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,6 +9,11 @@ import torch
 from shd_bids.options import PeakOptions
 from shd_bids.peaks.search import Peaks, find_peaks
 from shd_bids.peaks.threshold import noise_threshold
+
+
+def with_prominence(options: PeakOptions, prominence: float) -> PeakOptions:
+    """Return options with this least depth of the saddle between peaks, where the user leaves it open."""
+    return options if options.peak_prominence is not None else replace(options, peak_prominence=prominence)
 
 
 def find_fibres(
@@ -26,7 +32,8 @@ def find_fibres(
     coefficients : (n, C) array
         Even real SH coefficients (MRtrix3 basis), world axes.
     options : PeakOptions
-        Without an absolute threshold it is taken from the voxels of fluid, see `noise_threshold`.
+        Without an absolute threshold it is taken from the voxels of fluid, see `noise_threshold`; without a prominence
+        (`with_prominence`) every maximum counts.
     wm_fraction, csf_fraction : (n,) arrays
         Signal fractions.
     device : str or torch.device
@@ -43,7 +50,7 @@ def find_fibres(
         relative_threshold=options.peak_relative_threshold,
         absolute_threshold=threshold,
         min_separation=options.peak_separation,
-        prominence=options.peak_prominence,
+        prominence=options.peak_prominence or 0.0,
         device=device,
         progress=progress,
     )

@@ -35,6 +35,7 @@ from results import Figure
 from tract_scenes import VOXEL, TractScene, make_scene
 from tracts import ROWS, fitted, ours, table, tckgen
 
+from shd_bids.fod.config import PrecisionConfig
 from shd_bids.fod.weights import load_weights
 from shd_bids.options import PeakOptions, TractogramOptions
 from shd_bids.peaks.lobes import measure_lobes
@@ -142,7 +143,7 @@ def _fixels(field: FibreField) -> Fixels:
         relative_threshold=chosen.peak_relative_threshold,
         absolute_threshold=field.usual_cutoff,
         min_separation=chosen.peak_separation,
-        prominence=chosen.peak_prominence,
+        prominence=PrecisionConfig().prominence,
         device=torch.device("cpu"),
     )
     lobes = measure_lobes(field.coefficients, peaks)

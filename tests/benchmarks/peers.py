@@ -28,7 +28,7 @@ from selection import select
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.weights import Weights
 from shd_bids.gradients.table import GradientTable
-from shd_bids.options import PeakOptions, Runtime
+from shd_bids.options import Runtime
 from shd_bids.peaks.threshold import noise_threshold
 from shd_bids.response.mrtrix import parse_response
 from shd_bids.response.response import Responses
@@ -121,7 +121,7 @@ def ours(
     wm, fractions = (np.concatenate([getattr(f, name) for f in fits])[order] for name in ("wm", "fractions"))
     cutoff = noise_threshold(wm, fractions[:, 2], wm_fraction=fractions[:, 0])
     wm = wm if where is None else wm[where[mask]]
-    return find_maxima(wm, cutoff, prominence=PeakOptions().peak_prominence)
+    return find_maxima(wm, cutoff, prominence=fits[0].facts.prominence)
 
 
 def split_slices(mask: np.ndarray) -> list[np.ndarray]:

@@ -38,8 +38,8 @@ def true_fod(prepared, tmp_path_factory, simulated):
     directions = np.where(weights[..., None] > 0, phantom.directions[mask], [0.0, 0.0, 1.0])
     delta = sh_basis(directions.reshape(-1, 3), 8).reshape(*weights.shape, -1)
     np.save(folder / "fod.npy", np.einsum("nk,nkc->nc", weights, delta).astype(np.float32))
-    np.save(folder / "precision.npy", np.array([[2.0, 40.0], [1.0, 4.0], [0.2, 4.0]]))
-    files = {f"{name}_file": str(folder / f"{name}.npy") for name in ("fod", "precision")}
+    np.savez(folder / "precision.npz", errors=np.array([[2.0, 40.0], [1.0, 4.0], [0.2, 4.0]]), prominence=0.15)
+    files = {"fod_file": str(folder / "fod.npy"), "precision_file": str(folder / "precision.npz")}
     files["mask_file"] = prepared.mask_file
     for name, volume in (("vfwm", phantom.wm), ("vfgm", phantom.gm), ("vfcsf", phantom.csf)):
         nib.save(nib.Nifti1Image((volume * mask).astype(np.float32), RAS), folder / f"{name}.nii.gz")

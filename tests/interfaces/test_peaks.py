@@ -36,5 +36,6 @@ def test_peaks_follow_the_fibres_and_the_mrtrix_layout(true_fod, tmp_path, simul
     np.testing.assert_allclose(load_volume(outputs.afdtotal_file).data[alone], phantom.wm[alone], rtol=0.05)
     facts = read_json(tmp_path / "peaks" / "facts.json")
     assert facts["sidecar"]["peaks"]["PeakMaximumNumber"] == 3
+    assert facts["sidecar"]["peaks"]["PeakMinimumProminence"] == 0.15  # that of the fit, as the options leave it open
     assert facts["is_threshold_automatic"]
     json.dumps(facts, allow_nan=False)

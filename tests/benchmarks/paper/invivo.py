@@ -26,7 +26,7 @@ from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.inputs.volumes import InputVolumes
 from shd_bids.fod.weights import load_weights
 from shd_bids.gradients.dti import fit_tensor
-from shd_bids.options import PeakOptions, Runtime
+from shd_bids.options import Runtime
 from shd_bids.peaks.threshold import noise_threshold
 from shd_bids.scan import Scan
 from tests.benchmarks.paper import figures, learned
@@ -145,7 +145,7 @@ def _ours(scan: Scan, region: np.ndarray) -> Found:
     part = scan.within(near)
     fod = fit_fod(part, load_weights(), runtime=Runtime(device="cpu"))
     cutoff = noise_threshold(fod.wm, fod.fractions[:, 2], wm_fraction=fod.fractions[:, 0])
-    return find_maxima(fod.wm[region[part.mask]], cutoff, prominence=PeakOptions().peak_prominence)
+    return find_maxima(fod.wm[region[part.mask]], cutoff, prominence=fod.facts.prominence)
 
 
 def draw(done: Sequence[Done], file: Path) -> None:
