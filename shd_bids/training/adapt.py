@@ -1,4 +1,7 @@
-"""Train a network on one scan, or on a cohort, by the loss of the paper: from trained weights, or any recipe from nothing."""
+"""Train a network on one scan, or on a cohort: from trained weights, or any recipe from nothing.
+
+The loss is that of Elaldi, Gerig and Dey 2024 (arXiv:2411.11819), "the paper" below.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The terms of the training loss, each a function of whole-volume tensors.
 
+`reconstruction`, `negativity`, `sparsity` and `smoothness` are those of Elaldi, Gerig and Dey 2024 (arXiv:2411.11819).
 fODF amplitudes are held on the hemisphere grid, so a mean over its vertices equals the mean over the sphere. ``mask`` is 1
 in the voxels that count. Shapes: amplitudes (B, X, Y, Z, V), signals (B, X, Y, Z, N), masks (B, X, Y, Z).
 """

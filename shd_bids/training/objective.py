@@ -1,4 +1,7 @@
-"""What a training minimises: every term of the loss, their weighting, and the crops that they are evaluated on."""
+"""What a training minimises: every term of the loss, their weighting, and the crops that they are evaluated on.
+
+Without a known truth it is the loss of Elaldi, Gerig and Dey 2024 (arXiv:2411.11819), "the paper" below.
+"""
 
 from __future__ import annotations
 
