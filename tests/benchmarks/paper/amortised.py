@@ -50,7 +50,7 @@ class Sizes:
 
 
 _SIZES = {
-    "small": Sizes(7, cohort=3, new=1, steps=100, channels=(8, 16, 32, 64)),
+    "small": Sizes(7, cohort=3, new=1, steps=80, channels=(8, 16, 32, 64)),
     "full": Sizes(40, cohort=20, new=5, steps=None, channels=(32, 64, 128, 256)),
 }
 

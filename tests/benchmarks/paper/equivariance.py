@@ -181,8 +181,8 @@ def draw(done: Sequence[Done], file: Path) -> None:
         here = [item for item in done if item.unit.row == row]
         by_kind = {METRICS[kind].label: grouped(here, kind).get(row, {}) for kind in KINDS}
         bars(ax, by_kind, label="relative error" if row == _LAYER else "")
-        ax.set(title=row, yscale="log")
-    axes[0].legend(fontsize=7)
+        ax.set(title=row, yscale="log", ylim=(1e-3, 3))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     save(figure, file)
 
 
