@@ -1,22 +1,21 @@
 """Published SHD-TV trained on the scan it serves, on another one, or on a cohort, and applied to scans it has not seen.
 
-The trainings are those of ``shd_bids_training`` from nothing, without any truth; responses are each scan's own. ``small`` has a
-quarter of the published features, cubes of 7 voxels and few steps; ``full`` the published network and steps, as a training on
-one scan of a brain takes them.
+The trainings are those of ``shd_bids_training`` from nothing, without any truth; responses are each scan's own.
+``small`` has the network of the other experiments and cubes of 7 voxels, ``full`` the published network and steps.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from found import find_maxima
+from matplotlib.figure import Figure
 from measured import scan_of
 from scenes import FIRST_SEED, Scene, observe
 from selection import select
@@ -28,9 +27,9 @@ from shd_bids.options import Runtime
 from shd_bids.scan import Scan
 from shd_bids.simulation.scoring import PeakScore, pooled, score_peaks
 from shd_bids.training.adapt import AdaptationOptions, adapt
-from shd_bids.training.config import load_network_recipe
 from tests.benchmarks.paper.base import Claim, Done, Experiment, Outcome, Settings, Unit
 from tests.benchmarks.paper.figures import WIDTH, bars, grouped, save
+from tests.benchmarks.paper.learned import FULL, SMALL, Effort, recipe_of
 
 _SHELLS, _N_B0, _SNR = {1000.0: 30, 2500.0: 60}, 6, 30
 _ANGLES, _RADIUS = (60.0, 90.0), 2.0  # of the layers, degrees; of the bundles, voxels
@@ -40,18 +39,17 @@ _OWN, _OTHER, _COHORT, _DEFAULT = "own scan", "another scan", "cohort", "shd_bid
 
 @dataclass(frozen=True)
 class Sizes:
-    """Edge of the cubes, scans of the cohort and new ones, steps on one scan (None: the published number), features."""
+    """Edge of the cubes, scans of the cohort and new ones, and how long each network is trained."""
 
     edge: int
     cohort: int
     new: int
-    steps: int | None
-    channels: tuple[int, ...]
+    effort: Effort
 
 
 _SIZES = {
-    "small": Sizes(7, cohort=3, new=1, steps=80, channels=(8, 16, 32, 64)),
-    "full": Sizes(40, cohort=20, new=5, steps=None, channels=(32, 64, 128, 256)),
+    "small": Sizes(7, cohort=3, new=1, effort=SMALL),
+    "full": Sizes(40, cohort=20, new=5, effort=FULL),
 }
 
 
@@ -72,7 +70,7 @@ def measure(method: str, sizes: Sizes, *, seed: int, device: str) -> Outcome:
     for scene in new:
         began = time.process_time()
         scan = _scan(scene)
-        weights_here = weights or train([scan], sizes.steps, sizes, seed=seed, device=device)
+        weights_here = weights or train([scan], sizes.effort, seed=seed, device=device)
         trained = time.process_time()
         scores.append(_score(scene, scan, weights_here, device))
         training += (trained - began) if weights is None else 0.0
@@ -89,10 +87,9 @@ def subject(seed: tuple[int, ...], edge: int) -> Scene:
     return observe(rng, phantom, _SHELLS, n_b0=_N_B0, snr=_SNR)
 
 
-def train(scans: Sequence[Scan], steps: int | None, sizes: Sizes, *, seed: int, device: str) -> Weights:
-    """Train the published network from nothing on scans in turn."""
-    recipe = load_network_recipe("published")
-    recipe = replace(recipe, network={**recipe.network, "channels": sizes.channels})
+def train(scans: Sequence[Scan], effort: Effort, *, seed: int, device: str) -> Weights:
+    """Train SHD-TV from nothing on scans in turn, as many steps for each."""
+    steps = effort.steps and len(scans) * effort.steps
     return adapt(
         scans,
         weights=None,
@@ -100,7 +97,7 @@ def train(scans: Sequence[Scan], steps: int | None, sizes: Sizes, *, seed: int, 
         options=AdaptationOptions(max_steps=steps, seed=seed),
         checkpoint=None,
         progress=lambda stage, share: None,
-        recipe=recipe,
+        recipe=recipe_of("shd_tv", effort, None),
     ).weights
 
 
@@ -110,7 +107,7 @@ def _weights(method: str, sizes: Sizes, *, seed: int, device: str) -> Weights:
         return load_weights()
     count = 1 if method == _OTHER else sizes.cohort
     scans = [_scan(subject((seed, 1, n), sizes.edge)) for n in range(count)]
-    return train(scans, sizes.steps and count * sizes.steps, sizes, seed=seed, device=device)
+    return train(scans, sizes.effort, seed=seed, device=device)
 
 
 def _scan(scene: Scene) -> Scan:
@@ -125,7 +122,8 @@ def _score(scene: Scene, scan: Scan, weights: Weights, device: str) -> PeakScore
 
 def draw(done: Sequence[Done], file: Path) -> None:
     """Draw accuracy beside the processor time that a new scan costs."""
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3), layout="constrained")
+    figure = Figure((WIDTH, 3), layout="constrained")
+    axes = figure.subplots(1, 3)
     labels = {"pr_area": "area under precision and recall", "angular_error": "angular error (°)"}
     for ax, (metric, label) in zip(axes, labels.items(), strict=False):
         bars(ax, grouped(done, metric), label=label)
@@ -133,9 +131,8 @@ def draw(done: Sequence[Done], file: Path) -> None:
     costs = {item.unit.method: item.values["training_seconds"] + item.values["seconds"] for item in done}
     axes[2].barh(list(costs), list(costs.values()), color="0.5")
     axes[2].set(xscale="log", xlabel="processor time for a new scan (s)")
-    axes[0].legend(fontsize=7, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     save(figure, file)
-    plt.close(figure)
 
 
 EXPERIMENT = Experiment(
