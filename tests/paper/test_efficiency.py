@@ -1,7 +1,9 @@
 """Every form of layer and network is measured on the input that it takes, and one that computes something else is refused."""
 
+import numpy as np
 import pytest
 
+from shd_bids.sphere import graph
 from tests.benchmarks.paper import efficiency
 from tests.benchmarks.paper.efficiency import Sizes, measure
 
@@ -25,3 +27,15 @@ def test_network_of_another_function_is_refused(monkeypatch):
     )
     with pytest.raises(SystemExit, match="outputs differ"):
         measure(efficiency._HALF, 0, SIZES, seed=0, device="cpu")
+
+
+def test_dense_forms_multiply_zeros_on_fine_grids():
+    """Why the paper's second and third step, which pay on a GPU, do not on a processor from 768 vertices on."""
+    work = {}
+    for nside in (1, 2, 4, 8):
+        matrix = graph.rescaled_laplacian(nside, hemisphere_only=True)
+        work[nside] = matrix.size / np.sum(np.abs(matrix) > 1e-12)
+    assert work[1] == 1
+    assert work[2] < 3
+    assert 9 < work[4] < 11
+    assert 40 < work[8] < 43

@@ -193,8 +193,9 @@ def draw(done: Sequence[Done], file: Path) -> None:
         names = [row.removeprefix("layer, ").removesuffix(" vertices") for row in values]
         ax.set_xticks([*range(len(names) - 1), len(names) - 0.5], [*names[:-1], "U-Net"])
         ax.set(yscale="log", xlabel="vertices", ylabel=f"{label}, % of RT-ESD")
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     save(figure, file)
 
 

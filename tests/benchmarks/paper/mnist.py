@@ -55,7 +55,7 @@ class Sizes:
 
 
 _SIZES = {
-    "small": Sizes(digits.Sizes(6, 3, 2, 4, nside=4), (8, 16), (48, 96), steps=300, batch=1, n_test=10),
+    "small": Sizes(digits.Sizes(6, 3, 2, 4, nside=4), (8, 16), (48, 96), steps=450, batch=1, n_test=10),
     "full": Sizes(digits.Sizes(16, 9, 4, 10, nside=8), (16, 32, 64), (128, 256, 512), steps=5000, batch=4, n_test=100),
 }
 
