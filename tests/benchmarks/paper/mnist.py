@@ -1,8 +1,8 @@
 """Segment digits on the sphere in a volume (Fig. 11 of the paper), with and without rotations in training and test.
 
 Training volumes are drawn anew in every step; test volumes hold images that no training shows. Loss as published for RT-ESD: half
-the Dice loss, half the cross-entropy, with half of the weight on the background. Dice is the mean over digits, of all voxels of
-the test volumes together.
+the Dice loss, half the cross-entropy, both with equal weight of all classes where half of the voxels are background. Dice is the
+mean over digits, of all voxels of the test volumes together.
 """
 
 from __future__ import annotations
