@@ -130,7 +130,7 @@ def draw(done: Sequence[Done], file: Path) -> None:
         ax.set_xticks([])
     costs = {item.unit.method: item.values["training_seconds"] + item.values["seconds"] for item in done}
     axes[2].barh(list(costs), list(costs.values()), color="0.5")
-    axes[2].set(xscale="log", xlabel="processor time for a new scan (s)")
+    axes[2].set(xscale="log", xlim=(0.1, None), xlabel="processor time for a new scan (s)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     save(figure, file)
 

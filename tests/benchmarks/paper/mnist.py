@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from results import METRICS
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -145,14 +144,14 @@ def dice(found: np.ndarray, true: np.ndarray, n_digits: int) -> float:
 
 
 def draw(done: Sequence[Done], file: Path) -> None:
-    """Draw Dice for each rotation of the test, one panel for each training, and a slice of digits above."""
+    """Draw Dice for each rotation of the test, one panel for each training."""
     figure = Figure((WIDTH, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for ax, row in zip(axes, _TRAININGS.values(), strict=True):
         here = [item for item in done if item.unit.row == row]
-        by_kind = {METRICS[f"dice_{k}"].label: grouped(here, f"dice_{k}").get(row, {}) for k in ROTATIONS}
+        by_kind = {kind: grouped(here, f"dice_{kind}").get(row, {}) for kind in ROTATIONS}
         bars(ax, by_kind, label="Dice" if row == _TRAININGS["none"] else "")
-        ax.set(title=row, ylim=(0, 1))
+        ax.set(title=row, ylim=(0, 1), xlabel="rotated in the test")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     save(figure, file)
 
