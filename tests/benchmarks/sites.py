@@ -1,6 +1,6 @@
 """A simulated study of two sites by the whole app, to the end: what is told, used again, flagged, and made equal.
 
-    python tests/benchmarks/sites.py --folder DIR [--only study density] [--size 10] [--save] [--compare]
+    python -m tests.benchmarks.sites --folder DIR [--only study density] [--size 10] [--save] [--compare]
 
 ``study``: the twelve subjects of ``tests/two_sites.py`` to the peaks, the same call again, a call with another peak
 threshold, and the group level. ``density``: two subjects of each site by the path in two passes (``--level response``,
@@ -26,9 +26,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from shd_bids.simulation.signal import bias_field
 from tests import two_sites
 from tests.benchmarks import results
-from tests.benchmarks.normalisation import bias_field
 from tests.benchmarks.results import Figure
 from tests.bids_trees import write_description
 
@@ -36,6 +36,7 @@ MODES = ("off", "global", "bias")
 SUBJECTS = ("A1", "A2", "B1", "B2")
 MAP = "sub-{0}/dwi/sub-{0}_space-orig_model-shdtv_param-{1}_dwimap.nii.gz"
 WHITE = 0.7  # share of the signal
+BIAS = 0.25  # of the logarithm
 THRESHOLD = ("--peak-relative-threshold", "0.2")
 
 
@@ -91,7 +92,7 @@ def _flagged(out: Path, options: argparse.Namespace) -> list[Figure]:
 
 def density(options: argparse.Namespace) -> list[Figure]:
     """Return the difference of fibre density between sites, for each study and way to process it."""
-    field = bias_field((options.size,) * 3)[..., None]
+    field = bias_field(np.random.default_rng(3), (options.size,) * 3, BIAS)[..., None]
     cases = {
         f"{protocols}, {harm}": (is_told_apart, factor)
         for protocols, is_told_apart in (("other protocols", True), ("one protocol", False))

@@ -1,6 +1,6 @@
 """How long a call takes that finds a whole study done: nothing but looking.
 
-    python tests/benchmarks/study.py --n 500 --folder DIR
+    python -m tests.benchmarks.study --n 500 --folder DIR
 
 One simulated series is processed, and its input and outputs are copied to the other participants. Time is that of the
 processor, least of three calls; that of the clock is printed beside it.
