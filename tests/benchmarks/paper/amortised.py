@@ -63,7 +63,7 @@ def units(settings: Settings) -> Iterator[Unit]:
 
 
 def measure(method: str, sizes: Sizes, *, seed: int, device: str) -> Outcome:
-    """Train as a method says, fit the new scans, and score their peaks; times are for one new scan, of the CPU where it computes."""
+    """Train as a method says, fit the new scans, and score their peaks; times, of the CPU or by the clock, are for one scan."""
     new = [subject((seed, 0, n), sizes.edge) for n in range(sizes.new)]
     scores, training, fitting = [], 0.0, 0.0
     clock = time.process_time if device == "cpu" else time.perf_counter
