@@ -129,7 +129,8 @@ def draw(done: Sequence[Done], file: Path) -> None:
     for ax, (metric, label) in zip(axes, labels.items(), strict=False):
         bars(ax, grouped(done, metric), label=label)
         ax.set_xticks([])
-    costs = {item.unit.method: item.values["training_seconds"] + item.values["seconds"] for item in done}
+    parts = [grouped(done, metric)[_ROW] for metric in ("training_seconds", "seconds")]
+    costs = {method: sum(part[method].mean for part in parts) for method in parts[0]}
     axes[2].barh(list(costs), list(costs.values()), color="0.5")
     axes[2].set(xscale="log", xlim=(0.1, None), xlabel="processor time for a new scan (s)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
