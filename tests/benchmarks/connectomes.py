@@ -119,22 +119,7 @@ def connectomes(scene: TractScene, field: FibreField, options: argparse.Namespac
     return {name: matrices[name] for name in options.methods}
 
 
-def _regions(scene: TractScene) -> Regions:
-    n = 2 * len(scene.inside)
-    names = tuple(map(str, range(n)))
-    return Regions(scene.ends.astype(np.int32), scene.affine, np.arange(1, n + 1), names)
-
-
-def _own(lines: ArraySequence, field: FibreField, regions: Regions, *, n_threads: int) -> Matrices:
-    fixels = _fixels(field)
-    weights = fit_weights([lengths_in(fixels, lines, n_threads=n_threads)], fixels.volumes, fixels.shares)
-    ends = np.array([[line[0], line[-1]] for line in lines])
-    lengths = np.ones(len(ends))
-    streamlines = Streamlines(ends, lengths, weights.mu * weights.weights, {})
-    return connect(streamlines, assign_ends(ends, regions, radius=_RADIUS, n_threads=n_threads), regions)
-
-
-def _fixels(field: FibreField) -> Fixels:
+def fixels_of(field: FibreField) -> Fixels:
     """Return the lobes as the app finds them."""
     chosen = PeakOptions()
     peaks = find_peaks(
@@ -152,6 +137,21 @@ def _fixels(field: FibreField) -> Fixels:
     directions = np.divide(vectors, amplitude, out=np.zeros_like(vectors), where=amplitude > 0)
     white = field.fractions[:, 0].astype(np.float32)
     return Fixels(directions.astype(np.float32), lobes.density.astype(np.float32), white, field.mask, field.affine)
+
+
+def _regions(scene: TractScene) -> Regions:
+    n = 2 * len(scene.inside)
+    names = tuple(map(str, range(n)))
+    return Regions(scene.ends.astype(np.int32), scene.affine, np.arange(1, n + 1), names)
+
+
+def _own(lines: ArraySequence, field: FibreField, regions: Regions, *, n_threads: int) -> Matrices:
+    fixels = fixels_of(field)
+    weights = fit_weights([lengths_in(fixels, lines, n_threads=n_threads)], fixels.volumes, fixels.shares)
+    ends = np.array([[line[0], line[-1]] for line in lines])
+    lengths = np.ones(len(ends))
+    streamlines = Streamlines(ends, lengths, weights.mu * weights.weights, {})
+    return connect(streamlines, assign_ends(ends, regions, radius=_RADIUS, n_threads=n_threads), regions)
 
 
 def _sift2(lines: ArraySequence, field: FibreField, regions: Regions) -> np.ndarray:
