@@ -60,6 +60,7 @@ BUNDLES = (
     Bundle(
         "corpus callosum",
         (((36, 36), (30, 63), (28, 41)), ((22, 31), _EVERYWHERE, (26, 70)), ((41, 50), _EVERYWHERE, (26, 70))),
+        (((20, 52), _EVERYWHERE, (0, 14)), ((30, 42), (46, 58), (0, 27))),  # brain stem, anterior commissure
         has_sides=False,
     ),
     Bundle(
@@ -133,8 +134,8 @@ def draw(path: Path, scan: Series, bundles: list[ArraySequence]) -> Path:
 
 
 def _mirrored(box: Box) -> Box:
-    (low, high), *others = box
-    return ((2 * _MIDDLE - high, 2 * _MIDDLE - low), *others)
+    (low, high), back, down = box
+    return (2 * _MIDDLE - high, 2 * _MIDDLE - low), back, down
 
 
 def _read(path: Path) -> ArraySequence:

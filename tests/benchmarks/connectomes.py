@@ -1,6 +1,6 @@
 """Compare connectomes of simulated bundles with the true ones; prints one table for each protocol and noise level.
 
-    python tests/benchmarks/connectomes.py [--methods ...] [--rows ...] [--select 20000] [--seeds 1] [--weights FILE]
+    python tests/benchmarks/connectomes.py [--methods ...] [--rows ...] [--select 20000] [--volumes 0] [--weights FILE]
                                            [--cache DIR] [--save] [--compare]
 
 Scenes are those of `tract_scenes.py`: a ball of bundles, each between two regions. The true strength of a connection is the
@@ -33,7 +33,7 @@ import torch
 from nibabel.streamlines import ArraySequence
 from results import Figure
 from tract_scenes import VOXEL, TractScene, make_scene
-from tracts import ROWS, fitted, ours, table, tckgen
+from tracts import ROWS, fitted, ours, table, tckgen, volumes_of
 
 from shd_bids.fod.config import PrecisionConfig
 from shd_bids.fod.weights import load_weights
@@ -62,7 +62,7 @@ def main() -> int:
     figures: list[Figure] = []
     for protocol, snr in (ROWS[number] for number in options.rows):
         found: dict[str, list[dict[str, float]]] = {name: [] for name in options.methods}
-        for seed in range(options.seeds):
+        for seed in options.volumes:
             scene = make_scene(protocol, snr, seed=seed)
             field = fitted(scene, weights, cache=options.cache, name=f"{protocol}_{snr}_{seed}")
             truth = true_connectome(scene)
@@ -71,7 +71,7 @@ def main() -> int:
         means = {name: {key: float(np.mean([v[key] for v in all_])) for key in SHOWN} for name, all_ in found.items()}
         title = f"{protocol}, SNR {snr}, {options.select} streamlines"
         print(*table(title, means, first="connectome", shown=SHOWN), sep="\n", flush=True)
-        row = f"{protocol}, {snr}, {options.seeds} x {options.select}"
+        row = f"{protocol}, {snr}, {volumes_of(options)} x {options.select}"
         figures += [
             Figure(row, name, key, value, options.threads, weights.sha256[:12])
             for name, values in means.items()
@@ -182,8 +182,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=names, choices=names)
     parser.add_argument("--rows", nargs="+", type=int, default=list(range(len(ROWS))), choices=range(len(ROWS)))
     parser.add_argument("--select", type=int, default=20_000, help="streamlines of each tractogram")
-    parser.add_argument("--seeds", type=int, default=1, help="volumes of each row")
+    parser.add_argument("--volumes", nargs="+", type=int, default=[0], help="seeds of the balls of each row")
     parser.add_argument("--cache", type=Path)
+    parser.set_defaults(geometry=None)
     return results.parse(parser)
 
 

@@ -68,7 +68,7 @@ def main() -> int:
                 found[name].append(score(streamlines, scene) | {"lines_per_second": len(streamlines) / seconds})
         means = {name: {key: float(np.mean([v[key] for v in all_])) for key in SHOWN} for name, all_ in found.items()}
         print(*table(f"{protocol}, SNR {snr}, {options.select} streamlines", means), sep="\n", flush=True)
-        row = f"{protocol}, {snr}, {_volumes_of(options)} x {options.select}"
+        row = f"{protocol}, {snr}, {volumes_of(options)} x {options.select}"
         figures += [
             Figure(row, name, key, value, 1, weights.sha256[:12])
             for name, values in means.items()
@@ -87,7 +87,8 @@ def scenes(options: argparse.Namespace, protocol: str, snr: float) -> dict[str, 
     }
 
 
-def _volumes_of(options: argparse.Namespace) -> str:
+def volumes_of(options: argparse.Namespace) -> str:
+    """Return the part of a row's name that tells its volumes."""
     if options.geometry is None:
         return f"{len(options.volumes)} ball (volume {' and '.join(map(str, options.volumes))})"
     return " and ".join(Path(file).stem for file in options.files)
