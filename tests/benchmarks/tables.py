@@ -150,6 +150,38 @@ TABLES = {
             "MRtrix3 SD_STREAM": Column("SD_STREAM", _TRACTS),
         },
     ),
+    "connectomes": Table(
+        "",
+        "connectomes",
+        ("protocol", "SNR", "volumes x streamlines"),
+        {
+            label: Column(name, ("correlation", "true_correlation", "false_share"))
+            for label, name in (
+                ("shd_bids, weighted", "weighted"),
+                ("shd_bids, counted", "counted"),
+                ("`tcksift2`, same streamlines", "SIFT2"),
+                ("`tcksift2`, iFOD2", "iFOD2 SIFT2"),
+            )
+        },
+    ),
+    "whole_tracts": Table(
+        "",
+        "whole_tracts",
+        ("scan", "part", "streamlines"),
+        {
+            "`prob`: streamlines a second, memory": Column("prob", ("lines_per_second", "peak_gb")),
+            "iFOD2": Column("iFOD2", ("lines_per_second",)),
+            "weights": Column("weights", ("seconds", "peak_gb")),
+            "ten connectomes": Column("connectomes", ("seconds", "peak_gb")),
+        },
+    ),
+    "anatomy": Table(
+        "",
+        "whole_tracts",
+        ("scan", "part", "streamlines"),
+        {METRICS[metric].label: Column("prob", (metric,)) for metric in ("through_fluid", "ends_in_white", "symmetry")}
+        | {"through fluid without anatomy (%)": Column("prob, no anatomy", ("through_fluid",))},
+    ),
     "tissue": Table(
         "",
         "tissue",
