@@ -24,6 +24,7 @@ CENTRE = np.array([5.0, -3.0, 10.0])  # mm, of the arc
 NORMAL = np.array([0.3, 0.5, 0.8]) / np.linalg.norm([0.3, 0.5, 0.8])  # of its plane: no symmetry with any axis
 ARC_RADIUS, TUBE_RADIUS = 25.0, 5.0
 L_MAX = 12
+_LOBE_VARIANCE = 0.031  # of the Gaussian that curves as `lobes` at its peak, rad^2
 
 _OBLIQUE = Rotation.from_rotvec(np.radians(20) * np.array([1, 2, 0.5]) / np.linalg.norm([1, 2, 0.5])).as_matrix()
 AXES = {
@@ -216,6 +217,22 @@ def test_arcs_are_drawn_in_proportion_to_what_lies_along_them():
     counts = np.bincount(along, minlength=3)
     assert counts[2] == 0
     assert counts[0] / counts[1] == pytest.approx(2, rel=0.2)
+
+
+def test_arcs_spread_as_the_product_of_amplitudes_at_their_quarters():
+    """In an even field of a nearly Gaussian lobe of variance s^2, chords have a variance of s^2 / 6 across it.
+
+    With f halfway and f at the end squared, a tangent has the mean -1/5 of the last and the variance 2/5 s^2, and a chord is the
+    mean of two tangents.
+    """
+    mask = np.ones((24, 24, 24), dtype=bool)
+    fractions = np.zeros((mask.sum(), 3))
+    fractions[:, 0] = (np.abs(np.argwhere(mask) - 11.5) < 4).all(axis=1)
+    coefficients = np.repeat(lobes(np.array([[1.0, 0, 0]])), mask.sum(), axis=0)
+    streamlines, *_ = run(FibreField(coefficients, fractions, mask, np.diag([2.0, 2, 2, 1])), tracking_algorithm="prob")
+    chords = np.concatenate([np.diff(line, axis=0) for line in streamlines])
+    across = chords[:, 1:] / np.linalg.norm(chords, axis=1, keepdims=True)
+    assert across.var() == pytest.approx(_LOBE_VARIANCE / 6, rel=0.2)
 
 
 def test_the_largest_turn_is_that_of_the_algorithm_or_as_given():
