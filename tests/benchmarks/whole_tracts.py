@@ -100,16 +100,19 @@ def main() -> int:
         keep.mkdir(parents=True, exist_ok=True)
         field = read_field(options.results)
         brain = Brain(options.results, options.scan, keep, field, options.threads, options.select, options.tckgen)
-        figures = []
-        for part in options.parts:
-            values = _MEASURES[part](brain)
-            row = f"{options.scan.name}, {part}, {_FEW if part == 'anatomy' else options.select}"
-            print(row, values, sep="\n", flush=True)
-            figures += [
-                Figure(row, method, metric, value, options.threads, results.shipped_weights())
-                for method, found in values.items()
-                for metric, value in found.items()
-            ]
+        return max([_recorded(part, brain, options) for part in options.parts])
+
+
+def _recorded(part: str, brain: Brain, options: argparse.Namespace) -> int:
+    """Measure a part, print and record it, and return the exit code."""
+    values = _MEASURES[part](brain)
+    row = f"{options.scan.name}, {part}, {_FEW if part == 'anatomy' else options.select}"
+    print(row, values, sep="\n", flush=True)
+    figures = [
+        Figure(row, method, metric, value, options.threads, results.shipped_weights())
+        for method, found in values.items()
+        for metric, value in found.items()
+    ]
     return results.finish("whole_tracts", figures, options)
 
 
@@ -210,9 +213,9 @@ def _measured(work: Callable[[], None]) -> dict[str, float]:
 def _tracked(folder: Path, out: Path, select: int, act: str, threads: int) -> None:
     field = read_field(folder)
     np.save(out / "fod.npy", field.coefficients)
-    maps = (next(folder.glob(f"*param-vf{name}_dwimap.nii.gz")) for name in ("wm", "gm", "csf"))
+    white, grey, fluid = (next(folder.glob(f"*param-vf{name}_dwimap.nii.gz")) for name in ("wm", "gm", "csf"))
     track_image(
-        files=TrackingFiles(out / "fod.npy", next(folder.glob("*desc-brain_mask.nii.gz")), *maps),
+        files=TrackingFiles(out / "fod.npy", next(folder.glob("*desc-brain_mask.nii.gz")), white, grey, fluid),
         anatomy=None,
         options=TrackingOptions(select=select, seeds=_SEEDS, act=act, min_length=20.0),
         runtime=Runtime(device="cpu"),
