@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import shutil
 import sys
 import tempfile
@@ -206,8 +205,14 @@ def _alone(work: Callable[[], None]) -> dict[str, float]:
 def _measured(work: Callable[[], None]) -> dict[str, float]:
     began = time.process_time()
     work()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": time.process_time() - began, "peak_gb": peak}
+    return {"seconds": time.process_time() - began, "peak_gb": _peak_gb()}
+
+
+def _peak_gb() -> float:
+    """Return the peak memory of this process; that of `resource` would hold its parent's too."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM"))
+    return int(peak) / 2**20
 
 
 def _tracked(folder: Path, out: Path, select: int, act: str, threads: int) -> None:
