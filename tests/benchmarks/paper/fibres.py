@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import peers
 import scenes
-from found import Found
+from found import Found, find_maxima
 from matplotlib.figure import Figure
 from measured import scan_of
 from scenes import Scene
@@ -26,6 +26,8 @@ from shd_bids.fod.inputs.volumes import InputVolumes
 from shd_bids.fod.weights import load_weights
 from shd_bids.scan import Scan
 from shd_bids.simulation.scoring import THRESHOLDS, score_peaks
+from shd_bids.sphere.harmonics import sh_inverse
+from shd_bids.sphere.healpix import hemisphere
 from tests.benchmarks.paper import figures, learned
 from tests.benchmarks.paper.base import Claim, Done, Experiment, Outcome, Settings, Unit
 from tests.benchmarks.paper.strands import strand_scene
@@ -36,10 +38,12 @@ HIGH, LOW = "high", "low"
 METRICS = ("pr_area", "f1", "angular_error", "fnr", "fdr")
 NETWORKS = ("esd", "shd", "shd_tv", "rt_esd", "cnn", "cnn_supervised", "ponita")
 CLASSICAL = ("msmt_csd", "csd", "dipy_csd", "rumba", "rumba_tv", "force")
-DEFAULT = "amortised"
+DEFAULT, TRUTH = "amortised", "truth"
+"""The app's default; and the true fODF, a lobe of 8 degrees for each fibre, cut at degree 18, which bounds what can be found."""
 
 _FEW = InputVolumes(1000.0, 29)
 _SNR = 30.0
+_TRUE_NSIDE, _TRUE_DEGREE = 8, 18
 _SHELLS, _N_B0 = scenes.PROTOCOLS["4 shells x 90"]
 _DRAWN = (DEFAULT, "msmt_csd", "rumba_tv", "esd", "shd", "shd_tv")  # in the figure
 
@@ -94,7 +98,7 @@ def units(settings: Settings) -> Iterator[Unit]:
     """Yield every method on both rows, seed by seed."""
     for seed in range(settings.seeds):
         for row in (HIGH, LOW):
-            for method in (DEFAULT, *NETWORKS, *CLASSICAL):
+            for method in (TRUTH, DEFAULT, *NETWORKS, *CLASSICAL):
                 run = partial(measure, method, row, seed, settings)
                 yield Unit(row, method, seed, run, uses_weights=peers.uses_weights(method))
 
@@ -125,6 +129,9 @@ def run_network(method: str, row: str, drawn: Volumes, seed: int, settings: Sett
 
 def run_peer(method: str, row: str, drawn: Volumes) -> Found:
     """Return the peaks of a method that is not trained here."""
+    if method == TRUTH:
+        density = learned.true_density(drawn.test.phantom, _TRUE_NSIDE)[drawn.test.mask]
+        return find_maxima(density @ sh_inverse(hemisphere(_TRUE_NSIDE), _TRUE_DEGREE).T)
     scene = reduced(drawn.test) if row == LOW else drawn.test
     return peers.methods([method], load_weights(), to_border=True)[method](scene)
 
@@ -132,9 +139,9 @@ def run_peer(method: str, row: str, drawn: Volumes) -> Found:
 def draw(done: Sequence[Done], file: Path) -> None:
     """Draw precision over recall for each row, and the peaks of a slice of the first seed beside the truth."""
     columns = len(_DRAWN) + 1
-    figure = Figure(figsize=(figures.WIDTH, 7.5))
-    grid = figure.add_gridspec(3, columns, height_ratios=(1.6, 1, 1), hspace=0.3, wspace=0.04)
-    paint = figures.colours((DEFAULT, *CLASSICAL, *NETWORKS))
+    figure = Figure(figsize=(figures.WIDTH, 7.0))
+    grid = figure.add_gridspec(3, columns, height_ratios=(2.2, 1, 1), hspace=0.3, wspace=0.04)
+    paint = figures.colours((TRUTH, DEFAULT, *CLASSICAL, *NETWORKS))
     for number, row in enumerate((HIGH, LOW)):
         ax = figure.add_subplot(grid[0, 4 * number : 4 * number + 3])
         _curves(ax, [d for d in done if d.unit.row == row], paint)
@@ -142,15 +149,9 @@ def draw(done: Sequence[Done], file: Path) -> None:
         _truth_panel(figure.add_subplot(grid[number + 1, 0]), row)
         at = {d.unit.method: d for d in done if d.unit.row == row and d.unit.seed == 0}
         for column, method in enumerate(m for m in _DRAWN if m in at):
-            _panel(figure.add_subplot(grid[number + 1, column + 1]), at[method].arrays, method if not number else "")
-    figure.axes[0].legend(*_legend(figure.axes[0]), fontsize=6, ncols=2, loc="lower left")
+            _panel(figure.add_subplot(grid[number + 1, column + 1]), at[method].arrays, method)
+    figures.legend(figure, columns=7)
     figures.save(figure, file)
-
-
-def _legend(ax) -> tuple[list, list]:
-    handles, labels = ax.get_legend_handles_labels()
-    first = {label: handle for handle, label in zip(handles, labels, strict=True)}
-    return list(first.values()), list(first)
 
 
 def _curves(ax, done: Sequence[Done], paint: dict) -> None:
@@ -168,7 +169,7 @@ def _truth_panel(ax, row: str) -> None:
         ax, scene.truth[shown], np.sqrt(scene.fractions[shown]) * (scene.fractions[shown] >= 0.1), _places(len(shown))
     )
     ax.set_ylabel(row)
-    ax.set_title("truth" if row == HIGH else "", fontsize=8)
+    ax.set_title("truth", fontsize=8)
 
 
 def _panel(ax, arrays: dict, title: str) -> None:

@@ -64,6 +64,14 @@ def sticks(ax: Axes, directions: np.ndarray, lengths: np.ndarray, where: np.ndar
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
 
 
+def legend(figure: Figure, *, columns: int) -> None:
+    """Put one legend of all that the axes of a figure label above them."""
+    found = {}
+    for ax in figure.axes:
+        found |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found, fontsize=7, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 0.92))
+
+
 def save(figure: Figure, file: Path) -> None:
     """Write a figure as its suffix says."""
     figure.savefig(file, dpi=110, bbox_inches="tight")

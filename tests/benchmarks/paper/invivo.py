@@ -134,7 +134,7 @@ def _network(method: str, source: Source, region: np.ndarray, seed: int, setting
     trained = scan.within(box(scan.mask, seed, settings, is_training=True))
     chosen = source.chosen if few else None
     weights = learned.train(method, trained, None, effort=effort, few=chosen, seed=seed, device=settings.device)
-    return learned.maxima(weights, scan.within(region), settings.device)
+    return learned.maxima(weights, scan.within(region), settings.device, cutoff=np.nan)  # where fibres are, all count
 
 
 def _ours(scan: Scan, region: np.ndarray) -> Found:

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 from found import Found, find_maxima
+from peers import MRTRIX_CUTOFF
 from torch import nn
 
 from shd_bids.boxes import row_numbers
@@ -36,8 +37,9 @@ RECIPES = {"shd_tv": "published", "shd": "shd", "rt_esd": "rt_esd", "esd": "esd"
 PEERS: dict[str, type[nn.Module]] = {"cnn": SphericalCNN, "cnn_supervised": SphericalCNN, "ponita": Ponita}
 """Other networks of the comparison."""
 
+_PACE = {"esd": 4, "cnn": 4, "cnn_supervised": 4, "ponita": 2}  # steps in the time of one of SHD
 _LOBE = 25.0  # concentration of a true fibre's lobe: a standard deviation of 8 degrees, the spacing of the grid
-_FORWARD_WEIGHTS = LossWeights()
+_SUPERVISED = LossWeights()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Effort:
     l_max : int
         Degree of the fODF.
     steps : int or None
-        None takes those of the published recipes.
+        Of SHD, others take about as much time; None takes those of the published recipes for all.
     batch : int
         Patches of a step.
     """
@@ -63,6 +65,10 @@ class Effort:
     l_max: int
     steps: int | None
     batch: int
+
+    def steps_of(self, name: str) -> int | None:
+        """Return the steps of a network; one that sees less at a time takes more."""
+        return None if self.steps is None else self.steps * _PACE.get(name, 1)
 
 
 SMALL = Effort(4, (12, 24, 48), 8, 200, 8)
@@ -100,7 +106,7 @@ def train(
     """Train a network on a scan; only ``cnn_supervised`` needs the truth."""
     recipe, where = recipe_of(name, effort, few), torch.device(device)
     if name in RECIPES:
-        options = AdaptationOptions(max_steps=effort.steps, seed=seed)
+        options = AdaptationOptions(max_steps=effort.steps_of(name), seed=seed)
         kept = adapt(
             [scan], weights=None, device=where, options=options, checkpoint=None, progress=_silent, recipe=recipe
         )
@@ -108,11 +114,11 @@ def train(
     torch.manual_seed(seed)
     start = _untrained_peer(name, recipe, scan)
     net = start.network().to(where)
-    steps = effort.steps or recipe.training.n_steps([len(scan.voxels)])
+    steps = effort.steps_of(name) or recipe.training.n_steps([len(scan.voxels)])
     schedule = Schedule(steps=steps, rate=partial(recipe.training.rate, n_steps=steps), keeps_best=False)
     if name == "cnn_supervised":
         cases = partial(supervised_cases, scan, phantom, start, batch=effort.batch, seed=seed)
-        run(net, cases, Objective(_FORWARD_WEIGHTS, isotropic=recipe.isotropic), schedule)
+        run(net, cases, Objective(_SUPERVISED, isotropic=recipe.isotropic), schedule)
     else:
         crops = ScanCrops(scan, start, recipe.training, seed=(seed, 0), device=where)
         run(net, partial(cases_of, [crops]), Objective(recipe.loss, isotropic=recipe.isotropic), schedule)
@@ -155,9 +161,9 @@ def fit(weights: Weights, scan: Scan, device: str) -> FOD:
     return fit_fod(scan, weights, runtime=Runtime(device=device), refine=False)
 
 
-def maxima(weights: Weights, scan: Scan, device: str) -> Found:
-    """Return the peaks of the answer of a network."""
-    return find_maxima(fit(weights, scan, device).wm)
+def maxima(weights: Weights, scan: Scan, device: str, *, cutoff: float = MRTRIX_CUTOFF) -> Found:
+    """Return the peaks of the answer of a network, whose scale is that of MRtrix3."""
+    return find_maxima(fit(weights, scan, device).wm, cutoff)
 
 
 def _untrained_peer(name: str, recipe: NetworkRecipe, scan: Scan) -> PeerWeights:

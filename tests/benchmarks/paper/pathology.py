@@ -16,6 +16,7 @@ import scenes
 from found import Found, own_peaks
 from matplotlib.figure import Figure
 from measured import scan_of
+from results import METRICS as LABELS
 from scenes import Scene
 from selection import select
 
@@ -73,8 +74,8 @@ def measure(method: str, region: str, seed: int, settings: Settings) -> Outcome:
 def score(directions: np.ndarray, amplitudes: np.ndarray, truth: np.ndarray, where: np.ndarray) -> dict[str, float]:
     """Return the share of fibres lost, the fibres invented a voxel, and the coherence, in the voxels of a region.
 
-    Coherence is the mean cosine between the largest peaks of neighbours whose largest true fibres are one bundle's. What a region
-    has none of is left out.
+    Coherence is the mean cosine between the largest peaks of neighbours that both have one, where their largest true fibres
+    are one bundle's. What a region has none of is left out.
     """
     counts = score_peaks(directions[where], amplitudes[where], truth[where], thresholds=_NONE)
     n_true = counts.true_positives[0] + counts.false_negatives[0]
@@ -87,14 +88,14 @@ def score(directions: np.ndarray, amplitudes: np.ndarray, truth: np.ndarray, whe
 
 
 def coherent_pairs(largest: np.ndarray, true: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Return the cosines between the largest peaks (X, Y, Z, 3) of neighbours whose true ones run alike."""
-    found = []
+    """Return the cosines between the largest peaks (X, Y, Z, 3), where there are any, of neighbours of one true bundle."""
+    found, has_peak = [], largest.any(axis=-1)
     for axis in range(3):
         one, other = ([slice(None)] * 3 for _ in range(2))
         one[axis], other[axis] = slice(None, -1), slice(1, None)
         first, second = tuple(one), tuple(other)
         alike = np.abs((true[first] * true[second]).sum(-1)) > _SAME_BUNDLE
-        kept = alike & where[first] & where[second]
+        kept = alike & where[first] & where[second] & has_peak[first] & has_peak[second]
         found.append(np.abs((largest[first] * largest[second]).sum(-1))[kept])
     return np.concatenate(found)
 
@@ -118,11 +119,9 @@ def draw(done: Sequence[Done], file: Path) -> None:
     grid = figure.add_gridspec(3, 12, height_ratios=(1.1, 1, 1), hspace=0.2, wspace=1.4)
     for number, metric in enumerate(METRICS):
         ax = figure.add_subplot(grid[0, 4 * number : 4 * number + 4])
-        figures.bars(ax, figures.grouped(done, metric), label=metric)
+        figures.bars(ax, figures.grouped(done, metric), label=LABELS[metric].label)
         ax.tick_params(labelsize=7)
-    figure.legend(
-        *figure.axes[1].get_legend_handles_labels(), fontsize=7, ncols=7, loc="upper center", bbox_to_anchor=(0.5, 0.95)
-    )
+    figures.legend(figure, columns=7)
     _truth_panel(figure.add_subplot(grid[1, :3]))
     for number, (method, arrays) in enumerate(list(at.items())[:7], 1):
         row, column = divmod(number, 4)

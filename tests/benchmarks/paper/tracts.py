@@ -20,6 +20,7 @@ from found import Found
 from matplotlib.figure import Figure
 from measured import scan_of
 from nibabel.streamlines import ArraySequence
+from results import METRICS as LABELS
 from scenes import FIRST_SEED
 from selection import select
 from tract_scenes import BALL, Ball, TractScene, make_scene
@@ -67,7 +68,7 @@ def units(settings: Settings) -> Iterator[Unit]:
 def measure(method: str, seed: int, settings: Settings) -> Outcome:
     """Score the peaks of a method and the streamlines through its fODFs."""
     scene = ball(seed, is_small=settings.is_small)
-    n, shortest = (2000, 20.0) if settings.is_small else (100_000, 60.0)
+    n, shortest = (500, 20.0) if settings.is_small else (100_000, 60.0)
     field = fitted(scene) if method == OWN else None
     found = None if field else _found(method, scene, seed, settings)
     lines = own_tracks(field, n, shortest) if field else tracks(found.coefficients, scene, n, shortest)
@@ -138,13 +139,13 @@ def draw(done: Sequence[Done], file: Path) -> None:
     at = {d.unit.method: d for d in done if d.unit.seed == 0}
     columns = 6
     figure = Figure(figsize=(figures.WIDTH, 8.5))
-    grid = figure.add_gridspec(3, 12, height_ratios=(1.3, 1, 1), hspace=0.25, wspace=1.2)
+    grid = figure.add_gridspec(3, 12, height_ratios=(1.3, 1, 1), hspace=0.25, wspace=3.0)
     for number, metric in enumerate(measures):
         ax = figure.add_subplot(grid[0, 3 * number : 3 * number + 3])
-        figures.bars(ax, figures.grouped(done, metric), label=metric)
+        figures.bars(ax, figures.grouped(done, metric), label=LABELS[metric].label)
         ax.set_xticks([])
-    handles = figure.axes[2].get_legend_handles_labels()
-    figure.legend(*handles, fontsize=7, ncols=6, loc="upper center", bbox_to_anchor=(0.5, 0.97))
+        ax.tick_params(labelsize=7)
+    figures.legend(figure, columns=6)
     for number, (method, item) in enumerate(at.items()):
         row, column = divmod(number, columns)
         if row < 2:
