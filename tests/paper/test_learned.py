@@ -92,7 +92,7 @@ def test_reduced_scene_keeps_the_few(drawn):
 
 def test_true_fodf_finds_the_most(drawn):
     """What no method can better finds nearly all single fibres."""
-    found = fibres.run_peer(fibres.TRUTH, fibres.HIGH, drawn)
+    found = fibres.run_peer("truth", fibres.HIGH, drawn)
     single = (drawn.test.truth.any(-1).sum(-1)) == 1
     score = score_peaks(found.directions[single], found.amplitudes[single], drawn.test.truth[single])
     assert score.recall[0] > 0.99

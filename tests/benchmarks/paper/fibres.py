@@ -38,12 +38,13 @@ HIGH, LOW = "high", "low"
 METRICS = ("pr_area", "f1", "angular_error", "fnr", "fdr")
 NETWORKS = ("esd", "shd", "shd_tv", "rt_esd", "cnn", "cnn_supervised", "ponita")
 CLASSICAL = ("msmt_csd", "csd", "dipy_csd", "rumba", "rumba_tv", "force")
-DEFAULT, TRUTH = "amortised", "truth"
-"""The app's default; and the true fODF, a lobe of 8 degrees for each fibre, cut at degree 18, which bounds what can be found."""
+DEFAULT = "amortised"
+TRUTHS = {"truth": 18, "truth, degree 8": 8}
+"""The true fODF, a lobe of 8 degrees for each fibre, cut at a degree, which bounds what can be found with it."""
 
 _FEW = InputVolumes(1000.0, 29)
 _SNR = 30.0
-_TRUE_NSIDE, _TRUE_DEGREE = 8, 18
+_TRUE_NSIDE = 8
 _SHELLS, _N_B0 = scenes.PROTOCOLS["4 shells x 90"]
 _DRAWN = (DEFAULT, "msmt_csd", "rumba_tv", "esd", "shd", "shd_tv")  # in the figure
 
@@ -98,7 +99,7 @@ def units(settings: Settings) -> Iterator[Unit]:
     """Yield every method on both rows, seed by seed."""
     for seed in range(settings.seeds):
         for row in (HIGH, LOW):
-            for method in (TRUTH, DEFAULT, *NETWORKS, *CLASSICAL):
+            for method in (*TRUTHS, DEFAULT, *NETWORKS, *CLASSICAL):
                 run = partial(measure, method, row, seed, settings)
                 yield Unit(row, method, seed, run, uses_weights=peers.uses_weights(method))
 
@@ -129,9 +130,9 @@ def run_network(method: str, row: str, drawn: Volumes, seed: int, settings: Sett
 
 def run_peer(method: str, row: str, drawn: Volumes) -> Found:
     """Return the peaks of a method that is not trained here."""
-    if method == TRUTH:
+    if method in TRUTHS:
         density = learned.true_density(drawn.test.phantom, _TRUE_NSIDE)[drawn.test.mask]
-        return find_maxima(density @ sh_inverse(hemisphere(_TRUE_NSIDE), _TRUE_DEGREE).T)
+        return find_maxima(density @ sh_inverse(hemisphere(_TRUE_NSIDE), TRUTHS[method]).T)
     scene = reduced(drawn.test) if row == LOW else drawn.test
     return peers.methods([method], load_weights(), to_border=True)[method](scene)
 
@@ -141,7 +142,7 @@ def draw(done: Sequence[Done], file: Path) -> None:
     columns = len(_DRAWN) + 1
     figure = Figure(figsize=(figures.WIDTH, 7.0))
     grid = figure.add_gridspec(3, columns, height_ratios=(2.2, 1, 1), hspace=0.3, wspace=0.04)
-    paint = figures.colours((TRUTH, DEFAULT, *CLASSICAL, *NETWORKS))
+    paint = figures.colours((*TRUTHS, DEFAULT, *CLASSICAL, *NETWORKS))
     for number, row in enumerate((HIGH, LOW)):
         ax = figure.add_subplot(grid[0, 4 * number : 4 * number + 3])
         _curves(ax, [d for d in done if d.unit.row == row], paint)
