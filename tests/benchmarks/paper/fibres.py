@@ -140,8 +140,8 @@ def run_peer(method: str, row: str, drawn: Volumes) -> Found:
 def draw(done: Sequence[Done], file: Path) -> None:
     """Draw precision over recall for each row, and the peaks of a slice of the first seed beside the truth."""
     columns = len(_DRAWN) + 1
-    figure = Figure(figsize=(figures.WIDTH, 7.0))
-    grid = figure.add_gridspec(3, columns, height_ratios=(2.2, 1, 1), hspace=0.3, wspace=0.04)
+    figure = Figure(figsize=(figures.WIDTH, 7.6))
+    grid = figure.add_gridspec(3, columns, height_ratios=(2.2, 1, 1), hspace=0.45, wspace=0.04)
     paint = figures.colours((*TRUTHS, DEFAULT, *CLASSICAL, *NETWORKS))
     for number, row in enumerate((HIGH, LOW)):
         ax = figure.add_subplot(grid[0, 4 * number : 4 * number + 3])
