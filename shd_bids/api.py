@@ -10,7 +10,7 @@ from shd_bids.fod.config import PrecisionConfig
 from shd_bids.fod.fod import FOD
 from shd_bids.nn.device import choose_device
 from shd_bids.options import PeakOptions, TrackingOptions
-from shd_bids.peaks.fibres import find_fibres, with_prominence
+from shd_bids.peaks.fibres import find_fibres
 from shd_bids.peaks.search import Peaks
 from shd_bids.scan import Scan
 from shd_bids.tractography.field import FibreField
@@ -93,8 +93,10 @@ def find_peaks(
     wm, _, csf = fod.fractions.T
     where = choose_device(device)
     prominence = fod.facts.prominence if fod.facts else PrecisionConfig().weak_prominence
-    options = with_prominence(options, prominence)
-    return find_fibres(fod.wm, options, wm_fraction=wm, csf_fraction=csf, device=where, progress=progress)[0]
+    peaks, _ = find_fibres(
+        fod.wm, options, wm_fraction=wm, csf_fraction=csf, prominence=prominence, device=where, progress=progress
+    )
+    return peaks
 
 
 def track(

@@ -19,6 +19,7 @@ from shd_bids.options import PeakOptions, Runtime
 if TYPE_CHECKING:
     import numpy as np
 
+    from shd_bids.peaks.rule import Rule
     from shd_bids.peaks.search import Peaks
 
 __all__ = ["FindPeaks"]
@@ -68,27 +69,27 @@ def find_image_peaks(
 
     from shd_bids.images import gather, load_mask, load_volume
     from shd_bids.nn.device import choose_device
-    from shd_bids.peaks.fibres import find_fibres, with_prominence
+    from shd_bids.peaks.fibres import find_fibres
 
     where = choose_device(runtime.device)
     with np.load(files.precision_file) as stored:
         errors, prominence = stored["errors"], float(stored["prominence"])
-    options = with_prominence(options, prominence)
     coefficients = np.load(files.fod_file)
     reference = load_volume(files.mask_file)
     mask = load_mask(files.mask_file, reference)
     wm, csf = (gather(load_volume(path).data, mask) for path in (files.vfwm_file, files.vfcsf_file))
-    peaks, threshold = find_fibres(
+    peaks, rule = find_fibres(
         coefficients,
         options,
         wm_fraction=wm,
         csf_fraction=csf,
+        prominence=prominence,
         device=where,
         progress=log_progress(label, until=_SEARCHING),
     )
     maps = _maps(peaks, coefficients, errors)
     facts = {
-        "sidecar": {"peaks": _thresholds(options, threshold)},
+        "sidecar": {"peaks": _thresholds(rule)},
         "is_threshold_automatic": options.peak_absolute_threshold is None,
         "qc": _qc(maps["nufo"], maps["afdtotal"], wm=wm > 0.7, csf=csf > 0.9),
     }
@@ -115,14 +116,14 @@ def _maps(peaks: "Peaks", coefficients: "np.ndarray", errors: "np.ndarray") -> d
     }
 
 
-def _thresholds(options: PeakOptions, absolute: float) -> dict[str, Any]:
+def _thresholds(rule: "Rule") -> dict[str, Any]:
     """Return the sidecar keys on the peaks that were kept."""
     return {
-        "PeakRelativeThreshold": options.peak_relative_threshold,
-        "PeakAbsoluteThreshold": float(absolute),
-        "PeakMinimumSeparation": options.peak_separation,
-        "PeakMinimumProminence": options.peak_prominence,
-        "PeakMaximumNumber": options.peak_max,
+        "PeakRelativeThreshold": rule.relative_threshold,
+        "PeakAbsoluteThreshold": float(rule.absolute_threshold),
+        "PeakMinimumSeparation": rule.min_separation,
+        "PeakMinimumProminence": rule.prominence,
+        "PeakMaximumNumber": rule.max_peaks,
     }
 
 

@@ -1,19 +1,15 @@
 """Fibre directions as the options of the user ask for them."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict
 
 import numpy as np
 import torch
 
 from shd_bids.options import PeakOptions
+from shd_bids.peaks.rule import Rule
 from shd_bids.peaks.search import Peaks, find_peaks
 from shd_bids.peaks.threshold import noise_threshold
-
-
-def with_prominence(options: PeakOptions, prominence: float) -> PeakOptions:
-    """Return options with this least depth of the saddle between peaks, where the user leaves it open."""
-    return options if options.peak_prominence is not None else replace(options, peak_prominence=prominence)
 
 
 def find_fibres(
@@ -22,20 +18,22 @@ def find_fibres(
     *,
     wm_fraction: np.ndarray,
     csf_fraction: np.ndarray,
+    prominence: float,
     device: str | torch.device = "cpu",
     progress: Callable[[str, float], None] | None = None,
-) -> tuple[Peaks, float]:
-    """Return the peaks that count as fibres, and the absolute threshold on their heights.
+) -> tuple[Peaks, Rule]:
+    """Return the peaks that count as fibres, and the rule by which they do.
 
     Parameters
     ----------
     coefficients : (n, C) array
         Even real SH coefficients (MRtrix3 basis), world axes.
     options : PeakOptions
-        Without an absolute threshold it is taken from the voxels of fluid, see `noise_threshold`; without a prominence
-        (`with_prominence`) every maximum counts.
+        Without an absolute threshold it is taken from the voxels of fluid, see `noise_threshold`.
     wm_fraction, csf_fraction : (n,) arrays
         Signal fractions.
+    prominence : float
+        Least relative depth of the saddle between two peaks, where the options leave it open.
     device : str or torch.device
         Where to compute.
     progress : callable, optional
@@ -44,14 +42,11 @@ def find_fibres(
     threshold = options.peak_absolute_threshold
     if threshold is None:
         threshold = noise_threshold(coefficients, csf_fraction, wm_fraction=wm_fraction, device=device)
-    peaks = find_peaks(
-        coefficients,
+    rule = Rule(
         max_peaks=options.peak_max,
         relative_threshold=options.peak_relative_threshold,
         absolute_threshold=threshold,
         min_separation=options.peak_separation,
-        prominence=options.peak_prominence or 0.0,
-        device=device,
-        progress=progress,
+        prominence=prominence if options.peak_prominence is None else options.peak_prominence,
     )
-    return peaks, threshold
+    return find_peaks(coefficients, **asdict(rule), device=device, progress=progress), rule

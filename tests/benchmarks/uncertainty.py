@@ -29,7 +29,7 @@ from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.precision import direction_precision
 from shd_bids.fod.weights import Weights, load_weights
 from shd_bids.options import PeakOptions, Runtime
-from shd_bids.peaks.fibres import find_fibres, with_prominence
+from shd_bids.peaks.fibres import find_fibres
 from shd_bids.peaks.lobes import direction_intervals, measure_lobes
 
 _WIDTHS = {c.name: sorted(c.spreads[0], reverse=True) for c in CONFIGURATIONS if len(c.spreads) == 1}
@@ -70,8 +70,9 @@ class _Shown:
         scan = scan_of(volume, responses)
         fod = fit_fod(scan, weights, runtime=Runtime(device="cpu"))
         white, fluid = fod.fractions[:, 0], fod.fractions[:, 2]
-        options = with_prominence(PeakOptions(), fod.facts.prominence)
-        self._peaks, _ = find_fibres(fod.wm, options, wm_fraction=white, csf_fraction=fluid)
+        self._peaks, _ = find_fibres(
+            fod.wm, PeakOptions(), wm_fraction=white, csf_fraction=fluid, prominence=fod.facts.prominence
+        )
         self._lobes = measure_lobes(fod.wm, self._peaks)
         self._intervals = direction_intervals(self._lobes, direction_precision(scan, weights.precision))
 
