@@ -139,6 +139,16 @@ TABLES = {
             for name in ("published", "shd", "rt_esd", "esd", "conditioned", "amortised", "msmt_csd")
         },
     ),
+    "objectives": Table(
+        "",
+        "objectives",
+        ("volumes", "protocol", "SNR", "size, training"),
+        {
+            f"{label}{', refined' if tail else ''}": Column(name + tail, ("pr_area", "angular_error"))
+            for name, label in (("supervised", "the truth"), ("paper", "the losses of the paper"))
+            for tail in ("", ", refined")
+        },
+    ),
     "tracts": Table(
         "",
         "tracts",
