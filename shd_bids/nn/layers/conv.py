@@ -44,12 +44,18 @@ class SpatioSphericalConv(nn.Module):
     out_channels : int
     spatial : bool
         Use the 3 x 3 x 3 kernel (zero padding); else each voxel is filtered on its own sphere.
+
+    Attributes
+    ----------
+    level : int or None
+        Instruction set by which the compiled kernel evaluates the layer without gradients; None is the best for float32.
     """
 
     def __init__(self, basis: SphereBasis, in_channels: tuple[int, ...], *, out_channels: int, spatial: bool):
         super().__init__()
         self.basis = basis
         self.in_channels = in_channels
+        self.level: int | None = None
         channels, order = sum(in_channels), basis.order
         self.weightSph = nn.Parameter(torch.empty(out_channels, channels, order))
         nn.init.normal_(self.weightSph, std=(2 / (channels * order)) ** 0.5)  # published initialisation
@@ -83,7 +89,9 @@ class SpatioSphericalConv(nn.Module):
         With ``pool`` the last input is given as what it was unpooled from.
         """
         parents = None if pool is None else pool.parent_index
-        return cpu.SlabwiseConv(self.in_channels, self._filters(), self.bias, plan, relu=relu, parents=parents)
+        return cpu.SlabwiseConv(
+            self.in_channels, self._filters(), self.bias, plan, relu=relu, parents=parents, level=self.level
+        )
 
     def _infer(self, maps: Sequence[Tensor | Unpooled], *, relu: bool, in_place: bool) -> Tensor:
         """Evaluate by the compiled kernel, which need not form a map that is copied to the voxels of cells."""
@@ -91,7 +99,8 @@ class SpatioSphericalConv(nn.Module):
         if isinstance(last, Unpooled) and last.pool.stride == 2 and self.weightSpa is not None:
             parents, maps = last.pool.parent_index, [*maps[:-1], last.source]
         values = [(x.formed() if isinstance(x, Unpooled) else x).contiguous() for x in maps]
-        return cpu.forward(values, self._filters(), self.bias, relu=relu, parents=parents, in_place=in_place)
+        how = {"relu": relu, "parents": parents, "in_place": in_place, "level": self.level}
+        return cpu.forward(values, self._filters(), self.bias, **how)
 
     def _filters(self) -> Filters:
         return Filters(self.weightSph, self.weightSpa, self.basis.grid)

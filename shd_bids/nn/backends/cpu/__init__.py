@@ -8,7 +8,7 @@ run in plain PyTorch, computing the same at a fraction of the speed.
 import torch
 from torch import Tensor
 
-from shd_bids.nn.backends.cpu.build import library
+from shd_bids.nn.backends.cpu.build import bf16_level, library
 from shd_bids.nn.backends.cpu.convolution import backward, backward_of, forward, forward_of, operator, weights
 from shd_bids.nn.backends.cpu.rows import box_sum, gradient_sums, moments, rectify, rectify_gradient
 from shd_bids.nn.backends.cpu.slabs import SlabPlan, SlabwiseConv
@@ -18,6 +18,7 @@ __all__ = [
     "SlabwiseConv",
     "backward",
     "backward_of",
+    "bf16_level",
     "box_sum",
     "forward",
     "forward_of",

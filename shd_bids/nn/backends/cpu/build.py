@@ -30,3 +30,9 @@ SPECTRAL = compiled.Kernel(
 def library() -> ctypes.CDLL | None:
     """Return the kernel's library, which is looked for once."""
     return compiled.library(SPECTRAL)
+
+
+def bf16_level() -> int | None:
+    """Return the instruction set that multiplies in bfloat16; None where the processor or the library has none."""
+    level = -1 if library() is None else library().shd_bf16_level()
+    return None if level < 0 else level

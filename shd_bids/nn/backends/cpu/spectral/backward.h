@@ -1,5 +1,31 @@
 // Gradients of one layer: the same with the output gradient going in and transposed weights.
 
+// Turn the gradient of one mode's matrix, [in][shell, out], into that of the two weights and add it to the thread's sums.
+SHD_TARGET void contract(const Job &job, const float *terms, const float *gradient, int input_row, int rows, float *sums_sph,
+                         float *sums_spa) {
+  const int order = job.basis->order, out = job.layer->out_channels, shells = job.halo ? kShells : 1;
+  const int64_t padded = round_up(out, kWidth), step = job.channels * padded;
+  for (int i = 0; i < rows; ++i)
+    for (int o = 0; o < out; o += kWidth) {
+      const int64_t at = int64_t(input_row + i) * padded + o;
+      const float *g = gradient + int64_t(i) * shells * out + o;
+      Vec total = Vec{};
+      if (job.halo) {
+        Vec filter = Vec{};
+        for (int k = 0; k < order; ++k) filter += terms[k] * SHD_LOAD(job.sph + k * step + at);
+        for (int d = 0; d < kShells; ++d) {
+          const Vec part = SHD_LOAD(g + d * out);
+          total += part * SHD_LOAD(job.spa + d * step + at);
+          SHD_STORE(sums_spa + d * step + at, SHD_LOAD(sums_spa + d * step + at) + filter * part);
+        }
+      } else {
+        total = SHD_LOAD(g);
+      }
+      for (int k = 0; k < order; ++k)
+        SHD_STORE(sums_sph + k * step + at, SHD_LOAD(sums_sph + k * step + at) + terms[k] * total);
+    }
+}
+
 SHD_TARGET void backward(const Job &job, int thread) {
   const ShdBasis &basis = *job.basis;
   const ShdLayer &layer = *job.layer;
@@ -10,8 +36,8 @@ SHD_TARGET void backward(const Job &job, int thread) {
   float *free = job.scratch + thread * job.scratch_size;
   float *const tiles = take(free, tile_size(job)), *const neighbours = take(free, neighbours_size(job, out));
   float *const gradient = take(free, gradient_size(job)), *const weights = take(free, weights_size(job, out, job.channels));
-  float *sums[kShells - 1];
-  for (float *&sum : sums) sum = take(free, sum_size(job, out));
+  Sums sums{{}, out};
+  for (int d = 1; d < kShells; ++d) sums.shell[d] = take(free, sum_size(job, out));
   Segment parts[kShells];
   float *sums_sph = job.gradient_sph + int64_t(thread) * order * job.channels * padded;
   float *sums_spa = job.gradient_spa + int64_t(thread) * kShells * job.channels * padded;

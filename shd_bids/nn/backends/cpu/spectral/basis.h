@@ -15,21 +15,6 @@ SHD_TARGET void butterflies(int rows, const int32_t *start, const int32_t *index
     }
 }
 
-// Each block of rows of y = its matrix times the same rows of x; rows of one copy lie `copies` apart.
-SHD_TARGET void blocks(const ShdBasis &basis, const float *panels, const float *x, float *y, int64_t y_stride, int columns) {
-  int first = 0;
-  for (int block = 0; block < basis.blocks; ++block) {
-    const int n = basis.size[block], copies = basis.copies[block];
-    for (int row = 0; row < n; row += kRows, panels += int64_t(kRows) * n)
-      for (int copy = 0; copy < copies; ++copy)
-        for (int q = 0; q < columns; q += kPanel)
-          side_rows<kRows>(std::min(kRows, n - row), panels, kRows, x + int64_t(first + copy) * kTile + q,
-                                 int64_t(copies) * kTile, n, y + int64_t(first + row * copies + copy) * y_stride + q,
-                                 copies * y_stride, std::min(kPanel, columns - q), false);
-    first += n * copies;
-  }
-}
-
 // Rows of x, or where `parent` names others those.
 SHD_TARGET void gather(int rows, const float *first, const int64_t *parent, int64_t stride, int columns, float *tile) {
   for (int row = 0; row < rows; ++row, tile += kTile) {

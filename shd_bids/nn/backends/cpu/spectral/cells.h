@@ -2,7 +2,7 @@
 
 // Products of the input on cells with the four combined weights of one mode, for planes [begin, end) of cells.
 SHD_TARGET void multiply_cells(const Job &job, const float *expansion, int64_t begin, int64_t end, const float *weights,
-                               float *products) {
+                               float *products, float *factors) {
   const Cells &cells = job.cells;
   const int out = job.layer->out_channels;
   const int64_t plane = cells.y * cells.z;
@@ -12,8 +12,8 @@ SHD_TARGET void multiply_cells(const Job &job, const float *expansion, int64_t b
     for (int64_t start = skip(read, 0, plane, 0), stop; start < plane; start = skip(read, stop, plane, 0)) {
       stop = skip(read, start, plane, 1);
       for (int n = 0; n < kShells; ++n)
-        multiply(start, stop, &values, 1, cells.channels, weights + n * cell_matrix(job), out,
-                 products + (p % cells.ring * kShells + n) * plane * out);
+        product(start, stop, &values, 1, cells.channels, weights + n * cell_matrix(job), out,
+                products + (p % cells.ring * kShells + n) * plane * out, factors);
     }
   }
 }

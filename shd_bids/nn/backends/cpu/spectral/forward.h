@@ -12,11 +12,9 @@ SHD_TARGET void forward(const Job &job, int thread) {
   float *const tiles = take(free, tile_size(job)), *const neighbours = take(free, neighbours_size(job, widest(job)));
   float *const weights = take(free, weights_size(job, job.fine_channels, out));
   float *const cell_weights = take(free, kShells * cell_matrix(job)), *const cell_lines = take(free, cell_lines_size(job));
-  std::vector<Segment> rows(kShells * job.fine);
+  float *const factors = take(free, factors_size(job));
+  Rows rows(job, free);
   std::vector<Block> blocks; // those of a group that hold a voxel whose result matters
-  std::vector<float *> sums;
-  for (int j = 0; j < job.fine; ++j)
-    for (int d = 1; d < kShells; ++d) sums.push_back(take(free, sum_size(job, layer.in_channels[j])));
   std::atomic<int64_t> *counter = job.counters;
   for (int64_t begin = job.first, done = std::max<int64_t>(begin - job.halo, 0); begin < job.last;
        begin += job.group, counter += 3) {
@@ -52,38 +50,34 @@ SHD_TARGET void forward(const Job &job, int thread) {
       for (int j = 0, first = 0; j < job.fine; first += layer.in_channels[j++])
         mode_weights(job, terms, job.sph, job.spa, job.channels, round_up(out, kWidth), first, layer.in_channels[j], 0, out,
                      weights, int64_t(shells_used) * first, depth);
-      if (cells_begin < cells_end)
+      prepare(weights, depth, out);
+      if (cells_begin < cells_end) {
         mode_weights(job, terms, job.sph, job.spa_cells, job.channels, round_up(out, kWidth), job.fine_channels, cells.channels,
                      0, out, cell_weights, 0, cells.channels, cell_matrix(job));
+        for (int n = 0; n < kShells; ++n) prepare(cell_weights + n * cell_matrix(job), cells.channels, out);
+      }
       for (int copy = 0; copy < copies; ++copy) {
         float *const products = cells.products + (row + copy) * cells_voxels * kShells * out;
         multiply_cells(job, cells.expansion + (row + copy) * cells_voxels * cells.channels, cells_begin, cells_end,
-                       cell_weights, products);
+                       cell_weights, products, factors);
         for (const Block &block : blocks) {
           const float *ring = job.expansion;
           for (int j = 0; j < job.fine; ++j) {
             const int64_t stride = ring_voxels * layer.in_channels[j];
             if (job.halo)
-              shells(job, ring + (row + copy) * stride, layer.in_channels[j], block, &sums[(kShells - 1) * j], neighbours);
+              shells(job, ring + (row + copy) * stride, layer.in_channels[j], block, rows.sums(j), neighbours);
             ring += basis.vertices * stride;
           }
           for (int64_t from = block.begin, to; from < block.end; from = to) {
             to = std::min(block.end, (from / job.ring + 1) * job.ring); // the ring wraps there
-            int count = 0;
-            ring = job.expansion;
-            for (int j = 0; j < job.fine; ++j) {
-              const int64_t stride = ring_voxels * layer.in_channels[j];
-              count += segments(job, ring + (row + copy) * stride, layer.in_channels[j], block, from, &sums[(kShells - 1) * j],
-                                &rows[count]);
-              ring += basis.vertices * stride;
-            }
+            rows.go_to(block, from, row + copy);
             const int64_t first = (from - job.first) * job.plane_voxels + block.low * layer.shape.z;
             const int64_t voxels = (to - from) * (block.high - block.low) * layer.shape.z;
             const uint8_t *const wanted = layer.wanted ? layer.wanted + first + job.first * job.plane_voxels : nullptr;
             float *const result = job.output + ((row + copy) * planes * job.plane_voxels + first) * out;
             for (int64_t start = skip(wanted, 0, voxels, 0), stop; start < voxels; start = skip(wanted, stop, voxels, 0)) {
               stop = skip(wanted, start, voxels, 1);
-              multiply(start, stop, rows.data(), count, depth, weights, out, result);
+              rows.multiply_by(weights, depth, start, stop, out, result);
             }
           }
           if (cells.channels)
@@ -96,4 +90,5 @@ SHD_TARGET void forward(const Job &job, int thread) {
     synthesise_planes(job, job.output, out, planes, begin - job.first, end - job.first, job.bias, job.relu, 0, ticket,
                       counter[2], tiles);
   }
+  end_products();
 }

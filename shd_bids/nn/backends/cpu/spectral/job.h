@@ -13,7 +13,7 @@
 
 namespace shd {
 
-constexpr int kShells = 4;
+constexpr int kShells = 4, kMostRows = 16;
 
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -105,6 +105,18 @@ inline int widest(const Job &job) { return *std::max_element(job.layer->in_chann
 inline int64_t weights_size(const Job &job, int rows, int columns) {
   return int64_t(rows) * (job.halo ? kShells : 1) * round_up(columns, kSlack);
 }
+
+// Pairs of bfloat16 from one row of the product to the next: cache lines, of long rows an odd number.
+inline int64_t row_pairs(const Job &job) {
+  const int64_t lines = round_up((job.halo ? kShells : 1) * job.fine_channels, 32) / 32;
+  return 16 * (lines < 8 ? lines : lines | 1);
+}
+// Numbers of the rows of a block in bfloat16 and of those that a tile may read beyond; without shell sums, of one tile.
+inline int64_t rows_size(const Job &job) {
+  return ((job.halo ? job.span * job.lines * job.layer->shape.z : 0) + kMostRows) * row_pairs(job) + kSlack;
+}
+// The same of the input on cells.
+inline int64_t factors_size(const Job &job) { return kMostRows * round_up(job.cells.channels, 2) / 2 + kSlack; }
 
 // Weights of a mode for the input on cells: four matrices, each in panels of its own.
 inline int64_t cell_matrix(const Job &job) { return job.cells.channels * round_up(job.layer->out_channels, kSlack); }

@@ -14,6 +14,7 @@
 // instruction set (kernels.h); the best one the processor has is chosen at run time.
 
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <thread>
@@ -59,14 +60,34 @@ private:
 
 thread_local Workspace workspace;
 
-// Rows of each block matrix in panels, [panel][column][row of the panel], zero-padded: one cache line feeds a tile.
-std::vector<float> pack_panels(const ShdBasis &basis, const float *matrix, int rows) {
+// A number rounded to bfloat16, to nearest and to even.
+uint32_t rounded(float number) {
+  uint32_t bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+float pair_of(float first, float second) {
+  const uint32_t bits = rounded(first) | rounded(second) << 16;
+  float pair;
+  std::memcpy(&pair, &bits, sizeof pair);
+  return pair;
+}
+
+// Rows of each block matrix in panels, zero-padded, see Factors: one cache line feeds a tile of vectors.
+std::vector<float> pack_panels(const ShdBasis &basis, const float *matrix, const Level &level) {
   std::vector<float> packed;
+  const int together = level.factors == kSingle ? 1 : 2; // columns
   for (int block = 0; block < basis.blocks; ++block) {
-    const int n = basis.size[block];
-    for (int first = 0; first < n; first += rows)
-      for (int column = 0; column < n; ++column)
-        for (int row = first; row < first + rows; ++row) packed.push_back(row < n ? matrix[row * n + column] : 0.0f);
+    const int n = basis.size[block], count = (n + together - 1) / together;
+    const auto at = [=](int row, int column) { return row < n && column < n ? matrix[row * n + column] : 0.0f; };
+    for (int first = 0; first < n; first += level.rows)
+      for (int i = 0; i < level.rows * count; ++i) {
+        const bool along = level.factors == kPairsAlong;
+        const int row = first + (along ? i / count : i % level.rows);
+        const int column = together * (along ? i % count : i / level.rows);
+        packed.push_back(together == 1 ? at(row, column) : pair_of(at(row, column), at(row, column + 1)));
+      }
     matrix += n * n;
   }
   return packed;
@@ -173,9 +194,9 @@ std::vector<float> combined_shells(const float *spa, int64_t pairs) {
 void run_groups(Job &job, void (*work)(const Job &, int)) {
   const ShdBasis &basis = *job.basis;
   const ShdLayer &layer = *job.layer;
-  const int rows = level_of(layer.level).rows;
-  const auto analyse = pack_panels(basis, basis.analyse_matrix, rows);
-  const auto synthesise = pack_panels(basis, basis.synthesise_matrix, rows);
+  const Level &level = level_of(layer.level);
+  const auto analyse = pack_panels(basis, basis.analyse_matrix, level);
+  const auto synthesise = pack_panels(basis, basis.synthesise_matrix, level);
   const int64_t phases = 3 * ((job.last - job.first + job.group - 1) / job.group);
   const std::unique_ptr<std::atomic<int64_t>[]> counters(new std::atomic<int64_t>[phases]());
   Barrier barrier(layer.threads);
@@ -198,9 +219,11 @@ void evaluate(Job &job, const float *bias, int relu, float *output) {
   const auto combined = combined_shells(layer->weight_spa, on_cells ? int64_t(out) * job.channels : 0);
   const auto spa_cells = pack_weights(on_cells ? combined.data() : nullptr, out, job.channels, kShells, true, level.width);
   job.scratch_size = tile_size(job) + neighbours_size(job, widest(job)) + weights_size(job, job.fine_channels, out) +
-                     kShells * cell_matrix(job) + cell_lines_size(job);
-  for (int j = 0; j < job.fine; ++j) job.scratch_size += (kShells - 1) * (sum_size(job, layer->in_channels[j]) + 16);
-  job.scratch_size = round_up(job.scratch_size + 6 * 16, 16);
+                     kShells * cell_matrix(job) + cell_lines_size(job) + factors_size(job);
+  for (int j = 0; j < job.fine && level.factors == kSingle; ++j)
+    job.scratch_size += (kShells - 1) * (sum_size(job, layer->in_channels[j]) + 16);
+  if (level.factors != kSingle) job.scratch_size += rows_size(job) + 16;
+  job.scratch_size = round_up(job.scratch_size + 7 * 16, 16);
   const int64_t held = layer->held ? 0 : round_up(held_size(job), 16);
   float *free = workspace.reserve(held + layer->threads * job.scratch_size);
   divide(job, layer->held ? layer->held : free);
@@ -238,7 +261,7 @@ void shd_analyse(const ShdBasis *basis, const ShdLayer *layer, int input, const 
   const Level &level = level_of(layer->level);
   Job job{};
   describe_slabs(job, *basis, *layer, begin, end);
-  const auto analyse = pack_panels(*basis, basis->analyse_matrix, level.rows);
+  const auto analyse = pack_panels(*basis, basis->analyse_matrix, level);
   job.scratch_size = tile_size(job);
   job.scratch = workspace.reserve(layer->threads * job.scratch_size);
   divide(job, layer->held);

@@ -64,4 +64,5 @@ SHD_TARGET void analyse(const Job &job, int thread) {
     const float *const x = slab.data + (p - slab.first) * slab_plane + ((slab.low + y) * slab.line + slab.left) * F + column;
     to_modes(job, x, on_cells ? layer.parent : nullptr, slab_stride, target, out_stride, int(width), tiles, inside, at, F);
   }
+  end_products();
 }

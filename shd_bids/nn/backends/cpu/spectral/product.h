@@ -1,21 +1,5 @@
 // Matrix products in register tiles.
 
-// c[M][NV * kWidth] (+)= sum, from registers.
-template <int M, int NV> SHD_TARGET inline void put(const Vec (&sum)[M][NV], float *c, int64_t c_stride, int valid, bool add) {
-  SHD_UNROLL
-  for (int m = 0; m < M; ++m, c += c_stride) {
-    if (valid >= NV * kWidth) {
-      SHD_UNROLL
-      for (int v = 0; v < NV; ++v) SHD_STORE(c + v * kWidth, add ? SHD_LOAD(c + v * kWidth) + sum[m][v] : sum[m][v]);
-    } else {
-      float spilled[NV * kWidth];
-      SHD_UNROLL
-      for (int v = 0; v < NV; ++v) SHD_STORE(spilled + v * kWidth, sum[m][v]);
-      for (int n = 0; n < valid; ++n) c[n] = add ? c[n] + spilled[n] : spilled[n];
-    }
-  }
-}
-
 // c = a b in registers, where the rows of `a` lie side by side: a[k][m].
 template <int M, int NV>
 SHD_TARGET void side_tile(const float *a, int64_t stride, const float *b, int64_t b_stride, int64_t depth, float *c,

@@ -39,14 +39,14 @@ struct Many {
 // Shell sums of one line, of the channels from f on. With T = Ax + Ay they are S1 = T + Az, S2 = AxAy + AzT and
 // S3 = AzAxAy, so going along z takes what lies across from registers.
 template <class Channels>
-SHD_TARGET void shells_along(const Lines &x, int64_t line, int F, int f, float *s1, float *s2, float *s3) {
+SHD_TARGET void shells_along(const Lines &x, int64_t line, int F, int f, const Sums &sums, int64_t at) {
   typedef typename Channels::Value Value;
 #define SHD_AT(p) (*reinterpret_cast<const Value *>(p))
-#define SHD_PUT(p) (*reinterpret_cast<Value *>(p))
+  at = at * sums.step + f;
   Value here = SHD_AT(x.here + f), before{}, t_before{}, both_before{};
   Value t = SHD_AT(x.across + f) + (SHD_AT(x.above + f) + SHD_AT(x.below + f));
   Value both = SHD_AT(x.across_above + f) + SHD_AT(x.across_below + f);
-  for (int64_t i = f; i < line; i += F) {
+  for (int64_t i = f; i < line; i += F, at += sums.step) {
     Value after{}, t_after{}, both_after{};
     if (i + F < line) {
       const int64_t next = i + F;
@@ -54,9 +54,10 @@ SHD_TARGET void shells_along(const Lines &x, int64_t line, int F, int f, float *
       t_after = SHD_AT(x.across + next) + (SHD_AT(x.above + next) + SHD_AT(x.below + next));
       both_after = SHD_AT(x.across_above + next) + SHD_AT(x.across_below + next);
     }
-    SHD_PUT(s1 + i) = t + (before + after);
-    SHD_PUT(s2 + i) = both + (t_before + t_after);
-    SHD_PUT(s3 + i) = both_before + both_after;
+    if constexpr (kKeepsCentre) keep(here, sums.shell[0] + at);
+    keep(Value(t + (before + after)), sums.shell[1] + at);
+    keep(Value(both + (t_before + t_after)), sums.shell[2] + at);
+    keep(Value(both_before + both_after), sums.shell[3] + at);
     before = here;
     t_before = t;
     both_before = both;
@@ -66,11 +67,11 @@ SHD_TARGET void shells_along(const Lines &x, int64_t line, int F, int f, float *
   }
 }
 #undef SHD_AT
-#undef SHD_PUT
 
-// Shell sums 1 to 3 of a block of one mode, each into an array [voxel][F]; shell 0 is the ring itself. With A the sum of two
-// neighbours along an axis: S1 = Ax + Ay + Az, S2 = Ax(Ay + Az) + AyAz, S3 = AxAyAz. Line after line, with three of Ax in cache.
-SHD_TARGET void shells(const Job &job, const float *x, int F, const Block &block, float *const *sums, float *scratch) {
+// Shell sums 1 to 3 of a block of one mode; shell 0 is the ring itself, which is kept beside them where the product wants it.
+// With A the sum of two neighbours along an axis: S1 = Ax + Ay + Az, S2 = Ax(Ay + Az) + AyAz, S3 = AxAyAz. Line after line, with
+// three of Ax in cache.
+SHD_TARGET void shells(const Job &job, const float *x, int F, const Block &block, const Sums &sums, float *scratch) {
   const int64_t Y = job.layer->shape.y, Z = job.layer->shape.z, X = job.x, plane = job.plane_voxels * F, line = Z * F;
   // With a voxel more on each side, whose own sums lack a neighbour and do not count.
   const int64_t from = std::max<int64_t>(block.first - 1, 0), count = (std::min(block.last + 1, Z) - from) * F;
@@ -79,7 +80,7 @@ SHD_TARGET void shells(const Job &job, const float *x, int F, const Block &block
   float *const zeros = take(scratch, plane_stride(line));
   add(count, nullptr, nullptr, zeros);
   x += from * F;
-  int64_t done = from * F;
+  int64_t done = from; // voxels of the block
   for (int64_t p = block.begin; p < block.end; ++p) {
     const float *centre = x + (p % job.ring) * plane;
     const float *left = p % X > 0 ? x + ((p - 1) % job.ring) * plane : nullptr;
@@ -95,19 +96,9 @@ SHD_TARGET void shells(const Job &job, const float *x, int F, const Block &block
       const Lines lines{centre + y * line, above, below, across[(y + 1) % 3], across[y % 3], across[(y + 2) % 3]};
       int f = 0;
       for (; f + kWidth <= F; f += kWidth)
-        shells_along<Many>(lines, count, F, f, sums[0] + done, sums[1] + done, sums[2] + done);
-      for (; f < F; ++f) shells_along<One>(lines, count, F, f, sums[0] + done, sums[1] + done, sums[2] + done);
-      done += line;
+        shells_along<Many>(lines, count, F, f, sums, done);
+      for (; f < F; ++f) shells_along<One>(lines, count, F, f, sums, done);
+      done += Z;
     }
   }
-}
-
-// The segments of one input (or gradient) of F channels for the planes of a block from `from` on.
-SHD_TARGET int segments(const Job &job, const float *ring, int F, const Block &block, int64_t from, float *const *sums,
-                        Segment *out) {
-  const int64_t line = job.layer->shape.z * F;
-  out[0] = {ring + (from % job.ring) * job.plane_voxels * F + block.low * line, F};
-  if (!job.halo) return 1;
-  for (int d = 1; d < kShells; ++d) out[d] = {sums[d - 1] + (from - block.begin) * (block.high - block.low) * line, F};
-  return kShells;
 }
