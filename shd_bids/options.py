@@ -148,7 +148,11 @@ class ExecutionOptions(Options):
         metavar="SIZE",
     )
     device: str = option("auto", "where networks run", metavar="{auto,cpu,cuda,cuda:N}")
-    precision: str = option("float32", "arithmetic of the network on the device", choices=("float32", "tf32", "bf16"))
+    precision: str = option(
+        "auto",
+        "arithmetic of the network: auto is bf16 on a processor that multiplies it, else float32; tf32 is for GPUs",
+        choices=("auto", "float32", "tf32", "bf16"),
+    )
     cohort_processes: int = option(
         1,
         "processes that share the training of group --fit cohort, each with a GPU of its own where there are",
@@ -341,8 +345,8 @@ class Runtime:
     ----------
     device : str
         ``auto`` takes CUDA where it is; ``cpu``, ``cuda`` or ``cuda:N`` insist.
-    precision : {"float32", "tf32", "bf16"}
-        Of the network.
+    precision : {"auto", "float32", "tf32", "bf16"}
+        Of the network, see :func:`shd_bids.nn.device.choose_precision`.
     memory_gb : float
         Host or device memory the network may use.
     seed : int
@@ -350,6 +354,6 @@ class Runtime:
     """
 
     device: str = "auto"
-    precision: str = "float32"
+    precision: str = "auto"
     memory_gb: float = 8.0
     seed: int = 0

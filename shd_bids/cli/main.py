@@ -82,6 +82,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     from shd_bids.cli.plan import format_plan, make_plan
     from shd_bids.cli.preflight import (
         find_devices,
+        require_arithmetic,
         require_names,
         require_tracker,
         require_weights,
@@ -94,6 +95,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     require_writable(settings, create=False)
     devices = find_devices(settings.device)
     device = ", ".join(devices)
+    require_arithmetic(settings, devices)
     require_weights(settings)
     require_tracker(settings)
     found, unusable = collect_study(settings)

@@ -65,6 +65,20 @@ def find_devices(device: str) -> tuple[str, ...]:
     )
 
 
+def require_arithmetic(settings: Settings, devices: Sequence[str]) -> None:
+    """Refuse bfloat16 where the network will run on a processor without it.
+
+    Raises
+    ------
+    DeviceError
+        With what is missing and what to do.
+    """
+    if settings.precision == "bf16" and devices == ("cpu",):
+        from shd_bids.nn.device import choose_compute  # with torch, which other calls need not load here
+
+        choose_compute("cpu", settings.precision)
+
+
 def require_weights(settings: Settings) -> None:
     """Refuse weights that are damaged or unsound, where the call will use any.
 

@@ -16,7 +16,7 @@ from shd_bids.fod.quality import domain_warnings, fit_warnings, measure_quality
 from shd_bids.fod.refinement.refine import refine_fod
 from shd_bids.fod.refinement.scale import match_b0
 from shd_bids.fod.weights import Weights, load_weights
-from shd_bids.nn.device import choose_device, describe_device
+from shd_bids.nn.device import describe_device
 from shd_bids.options import Runtime
 from shd_bids.scan import Scan
 
@@ -49,7 +49,7 @@ def fit_fod(
     Raises
     ------
     DeviceError
-        When CUDA is asked for and absent.
+        When CUDA, or an arithmetic, is asked for and absent.
     WeightsError
         When the weights are of another protocol.
     """
@@ -59,7 +59,9 @@ def fit_fod(
     inputs = make_inputs(shown, weights.inputs, nside=weights.config.nside)
     last = _NETWORK_SHARE + _REFINEMENT_SHARE
     network_share = _NETWORK_SHARE if refine else last
-    fod = apply_network(weights, inputs, shown, runtime=runtime, progress=_part_of(progress, 0.0, network_share))
+    fod, compute = apply_network(
+        weights, inputs, shown, runtime=runtime, progress=_part_of(progress, 0.0, network_share)
+    )
     if refine:
         fod, n_updates = refine_fod(fod, scan, weights.refinement, progress=_part_of(progress, network_share, last))
     else:
@@ -68,12 +70,13 @@ def fit_fod(
     quality = measure_quality(fod, scan, error=explained, most_misfit=weights.domain.most_misfit)
     warnings = domain_warnings(scan.gradients, weights.domain, snr=scan.snr) if weights.is_general else []
     warnings += fit_warnings(quality)
-    where = choose_device(runtime.device)
+    where = compute.device
     facts = FitFacts(
         method=weights.method,
         weights=weights.name,
         weights_sha256=weights.sha256,
         device=describe_device(where),
+        precision=compute.precision,
         l_max=fod.l_max,
         noise_sigma=scan.sigma,
         snr=scan.snr,

@@ -58,6 +58,8 @@ class FitFacts:
     weights, weights_sha256 : str, str or None
         Name and SHA-256 of the weights file that the network came from; ``none`` and None without one.
     device : str
+    precision : str
+        Arithmetic of the network: ``float32``, ``tf32`` or ``bf16``.
     l_max : int
         Degree of the fODF.
     noise_sigma, snr : float
@@ -76,6 +78,7 @@ class FitFacts:
     weights: str
     weights_sha256: str | None
     device: str
+    precision: str
     l_max: int
     noise_sigma: float
     snr: float

@@ -15,7 +15,7 @@ from shd_bids.fod.fod import FOD
 from shd_bids.fod.inputs.blocks import SlabCache, to_block
 from shd_bids.fod.inputs.inputs import Inputs
 from shd_bids.fod.weights import Weights
-from shd_bids.nn.device import choose_device, set_precision, usable_bytes
+from shd_bids.nn.device import Compute, choose_compute, set_precision, usable_bytes
 from shd_bids.nn.patches import apply_to_patches
 from shd_bids.nn.streaming.tiles import apply_in_tiles
 from shd_bids.options import Runtime
@@ -57,7 +57,7 @@ def apply_network(
     *,
     runtime: Runtime,
     progress: Callable[[float], None] | None = None,
-) -> FOD:
+) -> tuple[FOD, Compute]:
     """Run a network over a scan: in tiles that fit the memory, or, in patch form, on a patch around each voxel.
 
     Parameters
@@ -71,21 +71,32 @@ def apply_network(
     progress : callable, optional
         Called with the share done.
 
+    Returns
+    -------
+    fod : FOD
+    compute : Compute
+        Where it ran, and in which arithmetic.
+
     Raises
     ------
+    DeviceError
+        When a device or an arithmetic is asked for that is not there.
     torch.OutOfMemoryError, ValueError
         When the memory is not enough and another device is not allowed.
     """
-    where, dtype, fall_back = choose_device(runtime.device), set_precision(runtime.precision), runtime.device == "auto"
+    compute, fall_back = choose_compute(runtime.device, runtime.precision), runtime.device == "auto"
     net, (fod, write) = weights.network().folded(), _collector(scan, weights)
-    bound = memory = usable_bytes(where, runtime.memory_gb)
+    bound = memory = usable_bytes(compute.device, runtime.memory_gb)
     while True:
         try:
-            read = _reader(inputs, scan, where, dtype)
-            network = net.to(where, dtype)
+            dtype = set_precision(compute)
+            read = _reader(inputs, scan, compute.device, dtype)
+            network = net.to(compute.device, dtype)
+            if compute == Compute(torch.device("cpu"), "bf16"):
+                network.multiply_in_bf16()
             apply = apply_to_patches if network.config.form == "patch" else apply_in_tiles
             apply(network, scan.mask, read=read, write=write, memory_bytes=memory, progress=progress)
-            return fod
+            return fod, compute
         except torch.OutOfMemoryError:
             if memory // 2 < _LEAST_TILE_BYTES and not fall_back:
                 raise
@@ -98,8 +109,8 @@ def apply_network(
         torch.cuda.empty_cache()
         if memory < _LEAST_TILE_BYTES:
             logger.warning("the device has too little memory even for small tiles: going on with the CPU")
-            where, dtype = torch.device("cpu"), torch.float32
-            bound = memory = usable_bytes(where, runtime.memory_gb)
+            compute = choose_compute("cpu", "auto" if runtime.precision == "auto" else "float32")
+            bound = memory = usable_bytes(compute.device, runtime.memory_gb)
         else:
             logger.warning("out of memory on the device: going on with tiles of %d MB", memory // 2**20)
 

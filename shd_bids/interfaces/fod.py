@@ -272,6 +272,7 @@ def _model_facts(info: dict[str, Any], *, seed: int) -> dict[str, Any]:
         "WeightsSHA256": info["weights_sha256"] or "n/a",
         "FittedDegree": info["l_max"],
         "Device": info["device"],
+        "Precision": info["precision"],
         "RandomSeed": seed,
     }
     if normalisation := info.get("normalisation"):
@@ -297,6 +298,7 @@ def _qc(result: "FOD") -> dict[str, Any]:
         ),
         "snr": qc_column(facts.snr, "Signal-to-noise ratio of white matter at b = 0", "1"),
         "device": qc_column(facts.device, "Where the network ran"),
+        "precision": qc_column(facts.precision, "Arithmetic of the network"),
     }
     for bvalue, value in quality.shell_residuals.items():
         columns[f"fit_residual_std_b{bvalue:.0f}"] = qc_column(

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from shd_bids.errors import DeviceError
+from shd_bids.nn.backends.cpu import bf16_level
 
 _SHARE_OF_FREE = 0.8  # of a GPU's memory; the rest is for its libraries and for what others start there
+
+
+class Compute(NamedTuple):
+    """Where a network runs, and in which arithmetic: ``float32``, ``tf32`` or ``bf16``."""
+
+    device: torch.device
+    precision: str
+
+
+def choose_compute(device: str, precision: str) -> Compute:
+    """Return what the words for device and precision stand for here.
+
+    Raises
+    ------
+    DeviceError
+        See :func:`choose_device` and :func:`choose_precision`.
+    """
+    chosen = choose_device(device)
+    return Compute(chosen, choose_precision(precision, chosen))
 
 
 def choose_device(name: str) -> torch.device:
@@ -34,11 +56,36 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda})"
 
 
-def set_precision(precision: str) -> torch.dtype:
-    """Return the type of numbers for ``float32``, ``tf32`` or ``bf16``, and let CUDA round products for the second alone."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return the arithmetic that ``auto``, ``float32``, ``tf32`` or ``bf16`` stands for on a device.
+
+    ``auto`` is bfloat16 on a processor that multiplies it, else float32. Only CUDA knows tf32: the CPU computes in float32.
+
+    Raises
+    ------
+    DeviceError
+        When bfloat16 is asked for on a processor without it.
+    """
+    if device.type != "cpu":
+        return "float32" if precision == "auto" else precision
+    if precision in ("auto", "bf16") and bf16_level() is not None:
+        return "bf16"
+    if precision == "bf16":
+        raise DeviceError(
+            "precision bf16 was asked for; found a processor without AVX512-BF16 or no compiled kernel; "
+            "use --precision auto or float32"
+        )
+    return "float32"
+
+
+def set_precision(compute: Compute) -> torch.dtype:
+    """Return the type of the numbers between layers, and let CUDA round products for ``tf32`` alone.
+
+    The CPU holds float32 and rounds to bfloat16 where it multiplies, see :meth:`shd_bids.nn.unet.UNet.multiply_in_bf16`.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = compute.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = compute.precision == "tf32"
+    return torch.bfloat16 if compute.precision == "bf16" and compute.device.type != "cpu" else torch.float32
 
 
 def usable_bytes(device: torch.device, memory_gb: float) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shd_bids.nn.backends.cpu import SlabPlan, SlabwiseConv
+from shd_bids.nn.backends.cpu import SlabPlan, SlabwiseConv, bf16_level
 from shd_bids.nn.layers.cheb import SphereBasis
 from shd_bids.nn.layers.checkpoint import Activation, Recipe, restore, save
 from shd_bids.nn.layers.conv import Input, SpatioSphericalConv
@@ -259,6 +259,19 @@ class UNet(nn.Module):
                 state[f"{name}.conv.bias"] = unit.conv.bias.detach() * scale + shift
         copy.load_state_dict(state)
         return copy.eval().requires_grad_(False)
+
+    def multiply_in_bf16(self) -> "UNet":
+        """Let the compiled kernel multiply in bfloat16 where no gradients are wanted, and return this network.
+
+        The processor must have the instructions, see :func:`shd_bids.nn.backends.cpu.bf16_level`. What is added up, and all
+        that passes from layer to layer, stays in float32. So does the finest encoder, whose rounding reaches all the others:
+        with it the fODFs change two to three times as much (tests/benchmarks/precision.py).
+        """
+        exact = set(self.encoder[:1].modules())
+        for unit in self.modules():
+            if isinstance(unit, ConvNormReLU) and unit not in exact:
+                unit.conv.level = bf16_level()
+        return self
 
     def _block(self, level: int, inputs: tuple[int, ...], out_channels: int) -> nn.ModuleList:
         config = self.config

@@ -18,7 +18,7 @@ from shd_bids.errors import TrainingError
 from shd_bids.fod.config import InputConfig
 from shd_bids.fod.weights import Weights
 from shd_bids.nn import distributed
-from shd_bids.nn.device import set_precision
+from shd_bids.nn.device import Compute, choose_precision, set_precision
 from shd_bids.nn.unet import UNet
 from shd_bids.scan import Scan
 from shd_bids.training.config import NetworkRecipe, ScanTraining, load_network_recipe
@@ -47,8 +47,8 @@ class AdaptationOptions:
         None takes fewer from given weights than from nothing, and more for several scans; the learning rate falls as it would
         in all of them.
     seed : int
-    precision : {"float32", "tf32", "bf16"}
-        Of the network; parameters, their updates and the loss are always in float32.
+    precision : {"auto", "float32", "tf32", "bf16"}
+        Of the network on a GPU; parameters, their updates and the loss are always in float32, and on the CPU all is.
     """
 
     lambda_tv: float | None = None
@@ -102,7 +102,8 @@ def adapt(
         When training from nothing does not stay finite, or processes cannot share the crops of a step.
     """
     torch.manual_seed(options.seed)
-    set_precision(options.precision)
+    options = replace(options, precision=_arithmetic(options.precision, device))
+    set_precision(Compute(device, options.precision))
     start, training, loss = _start(weights, recipe, scans[0])
     training = _shared(training)
     if options.lambda_tv is not None:
@@ -125,6 +126,11 @@ def adapt(
     facts = _facts(state, start, loss, options.tv_penalty, is_new=weights is None)
     found = {name: value.cpu() for name, value in state.best_net.items()}
     return Adapted(replace(start, state=found), facts["kept"], facts)
+
+
+def _arithmetic(precision: str, device: torch.device) -> str:
+    """Return the arithmetic of the network in training: on the CPU, whose kernel rounds in the forward pass alone, float32."""
+    return "float32" if device.type == "cpu" else choose_precision(precision, device)
 
 
 def _start(

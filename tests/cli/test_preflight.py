@@ -41,6 +41,17 @@ class TestDevice:
         assert preflight.find_devices("cpu") == ("cpu",)
 
 
+def test_bfloat16_stops_before_hours_of_work_where_the_processor_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("shd_bids.nn.device.bf16_level", lambda: None)
+    asked, auto = (
+        Settings(bids_dir=tmp_path, output_dir=tmp_path / "out", precision=word) for word in ("bf16", "auto")
+    )
+    with pytest.raises(DeviceError, match="AVX512-BF16"):
+        preflight.require_arithmetic(asked, ("cpu",))
+    preflight.require_arithmetic(asked, ("cuda:0 (H200)",))
+    preflight.require_arithmetic(auto, ("cpu",))
+
+
 def test_a_call_without_a_tracker_stops_before_hours_of_work(tmp_path, monkeypatch):
     monkeypatch.setattr("shd_bids.tractography.native.library", lambda kernel: None)
     full, peaks = (Settings(bids_dir=tmp_path, output_dir=tmp_path / "out", level=level) for level in ("full", "peaks"))

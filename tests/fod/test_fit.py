@@ -11,6 +11,7 @@ from shd_bids.fod import network
 from shd_bids.fod.config import TrainedDomain
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.quality import domain_warnings
+from shd_bids.nn.backends.cpu import bf16_level
 from shd_bids.options import Runtime
 from shd_bids.response.forward import forward_model
 from shd_bids.response.response import Responses
@@ -99,6 +100,14 @@ def test_who_insists_on_a_device_is_told_that_its_memory_is_not_enough(scene, we
     Device(monkeypatch, fails=fails)
     with pytest.raises(type(fails[-1])):
         fit_fod(scene, weights, runtime=Runtime(device="cpu", memory_gb=8.0))
+
+
+def test_facts_tell_the_arithmetic_that_auto_stood_for(scene, weights, unrefined, monkeypatch):
+    assert unrefined.facts.precision == ("float32" if bf16_level() is None else "bf16")
+    monkeypatch.setattr("shd_bids.nn.device.bf16_level", lambda: None)
+    elsewhere = fit_fod(scene, weights, runtime=CPU, refine=False)
+    assert elsewhere.facts.precision == "float32"
+    np.testing.assert_allclose(elsewhere.wm, unrefined.wm, atol=0.02 * np.abs(elsewhere.wm).max())
 
 
 @pytest.mark.gpu

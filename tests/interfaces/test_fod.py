@@ -123,6 +123,7 @@ def test_fit_writes_all_maps_in_one_order(dwi_file, prepared, responses, weights
     facts = read_json(tmp_path / "fod" / "facts.json")
     assert facts["sidecar"]["fod_lmax"] == 2
     assert facts["sidecar"]["model"]["FittedDegree"] == 4
+    assert facts["sidecar"]["model"]["Precision"] == facts["qc"]["precision"]["value"] != "auto"
     assert facts["sidecar"]["model"]["Method"] == "conditioned"
     assert facts["sidecar"]["model"]["Refinement"] is True
     assert len(facts["sidecar"]["model"]["WeightsSHA256"]) == 64

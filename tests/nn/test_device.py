@@ -1,10 +1,11 @@
-"""Where a network may run."""
+"""Where a network may run, and in which arithmetic."""
 
 import pytest
 import torch
 
 from shd_bids.errors import DeviceError
-from shd_bids.nn.device import choose_device, usable_bytes
+from shd_bids.nn import device as device_module
+from shd_bids.nn.device import Compute, choose_compute, choose_device, choose_precision, set_precision, usable_bytes
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
@@ -25,3 +26,27 @@ def test_the_memory_of_a_gpu_does_not_depend_on_that_of_the_host(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     assert usable_bytes(cpu, 2.0) == 2 * 2**30
     assert usable_bytes(gpu, 2.0) == usable_bytes(gpu, 500.0) == 32 * 2**30
+
+
+def test_auto_takes_what_the_processor_multiplies(monkeypatch):
+    for level, found in ((3, "bf16"), (None, "float32")):
+        monkeypatch.setattr(device_module, "bf16_level", lambda level=level: level)
+        assert choose_compute("cpu", "auto") == Compute(torch.device("cpu"), found)
+        assert choose_compute("cpu", "float32").precision == choose_compute("cpu", "tf32").precision == "float32"
+    assert choose_precision("auto", torch.device("cuda", 0)) == "float32"
+    assert choose_precision("bf16", torch.device("cuda", 0)) == "bf16"
+
+
+def test_who_insists_on_bfloat16_is_told_what_the_processor_lacks(monkeypatch):
+    monkeypatch.setattr(device_module, "bf16_level", lambda: None)
+    with pytest.raises(DeviceError, match=r"without AVX512-BF16 .* use --precision auto or float32"):
+        choose_compute("cpu", "bf16")
+
+
+def test_numbers_between_layers_are_of_bfloat16_on_cuda_alone():
+    where = {name: torch.device(name) for name in ("cpu", "cuda")}
+    assert set_precision(Compute(where["cpu"], "bf16")) == torch.float32
+    assert set_precision(Compute(where["cuda"], "bf16")) == torch.bfloat16
+    assert set_precision(Compute(where["cuda"], "tf32")) == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    set_precision(Compute(where["cpu"], "float32"))
+    assert not torch.backends.cuda.matmul.allow_tf32

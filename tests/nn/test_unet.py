@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from shd_bids.nn.backends.cpu import bf16_level
 from shd_bids.nn.layers import norm
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere import healpix, symmetry
@@ -169,3 +170,13 @@ def test_wrong_input_is_refused(generator):
         build(**SMALL)(torch.zeros(1, 3, 2, 2, 2, 24, dtype=torch.float64))
     with pytest.raises(ValueError, match="form='volume'"):
         build(**SMALL, form="patch")(field(generator, 4, 4, 4))
+
+
+@pytest.mark.skipif(bf16_level() is None, reason="no instructions for bfloat16 here")
+def test_products_of_bfloat16_change_the_network_by_their_rounding(generator):
+    net, x = build(**SMALL).float().folded(), field(generator, 4, 4, 2).float()
+    with torch.no_grad():
+        exact = net(x)
+        error = (net.multiply_in_bf16()(x) - exact).norm() / exact.norm()
+    assert [unit.conv.level for unit in net.encoder[0]] == [None, None]
+    assert 1e-4 < error < 0.06  # as above, less the finest encoder

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shd_bids.response.response import Responses
-from shd_bids.training.adapt import AdaptationOptions, _thinned, adapt
+from shd_bids.training.adapt import AdaptationOptions, _arithmetic, _thinned, adapt
 from shd_bids.training.config import ScanTraining, load_network_recipe
 from tests.tiny import tiny_scan, tiny_weights
 
@@ -119,3 +119,8 @@ def test_long_records_are_thinned():
     history[777]["held_out"] = 0.5
     kept = _thinned(history)
     assert len(kept) < 2010 and kept[0] == history[0] and history[777] in kept and kept[-1] == history[-1]
+
+
+def test_an_adaptation_on_the_cpu_is_in_float32():
+    assert _arithmetic("bf16", torch.device("cpu")) == _arithmetic("auto", torch.device("cpu")) == "float32"
+    assert _arithmetic("bf16", torch.device("cuda", 0)) == "bf16"
