@@ -28,13 +28,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # to share the ora
 
 from shd_bids.fod.weights import load_weights
 from shd_bids.nn.backends import cpu, memory
+from shd_bids.nn.layers.cheb import SphereBasis
+from shd_bids.nn.layers.conv import SpatioSphericalConv
 from shd_bids.nn.streaming.tiles import apply_in_tiles
 from shd_bids.nn.unet import UNet, UNetConfig
 from shd_bids.sphere import healpix
 from tests.nn import oracle
 
-GROUPS = ("layer", "network", "hemisphere", "memory", "volume", "brain")
+GROUPS = ("layer", "network", "bf16", "hemisphere", "memory", "volume", "brain")
+AMX = 4  # the level of the kernel
 REPLAYED = 10  # evaluations in one CUDA graph
+SIZES = (
+    (8, (16,), 16),
+    (8, (16, 16), 16),
+    (8, (32,), 32),
+    (4, (16,), 96),
+    (4, (96,), 96),
+    (4, (96, 96), 96),
+    (2, (128,), 128),
+)
+"""n_side, channels of the inputs and of the result of layers that are timed in bfloat16."""
+
 SHAPES = ((16, 3), (1, 8))  # (batch, edge): sixteen 3^3 patches and one 8^3 volume
 
 
@@ -119,6 +133,9 @@ def cpu_table(*, turns: int, quick: bool, only: list[str]):
             yield from layer_rows(turns, channels, batch, edge)
         if "network" in only:
             yield from network_rows(turns)
+    if "bf16" in only and cpu.bf16_level() is not None:
+        torch.set_num_threads(1)
+        yield from bf16_rows(turns)
     if "hemisphere" in only:
         yield from hemisphere_rows(turns)
     if "memory" in only:
@@ -177,6 +194,32 @@ def network_rows(turns: int):
 
     slow, fast = take_turns(2, lambda: step(lambda: oracle.unet(x, net)), lambda: step(lambda: net(x)))
     yield Row("training step, 16 x 3^3", slow / fast, 12, detail=f"{ms(slow)} / {ms(fast)}")
+
+
+def bf16_rows(turns: int):
+    """Time layers of the shipped and the published network, and the shipped network, in bfloat16 against float32."""
+    required = 3 if cpu.bf16_level() == AMX else 1
+    for nside, ins, out in SIZES:
+        slow, fast = rounded_layer(nside, ins, out, turns)
+        name = f"layer forward in bf16 against float32, n_side {nside}, {'+'.join(map(str, ins))}->{out}, 12^3"
+        yield Row(name, slow / fast, required, detail=f"{ms(slow)} / {ms(fast)}")
+    single, half = (load_weights().network().eval().folded() for _ in range(2))
+    half.multiply_in_bf16()
+    x = torch.randn(1, single.config.in_channels, 12, 12, 12, 384)
+    with torch.no_grad():
+        slow, fast = take_turns(turns, lambda: single(x), lambda: half(x))
+    row = Row("shipped network in bf16 against float32, 12^3", slow / fast, 1, detail=f"{ms(slow)} / {ms(fast)}")
+    yield replace(row, weights_sha=results.shipped_weights())
+
+
+def rounded_layer(nside: int, ins: tuple[int, ...], out: int, turns: int) -> list[float]:
+    """Return the least seconds of one layer in float32 and in bfloat16."""
+    basis = SphereBasis(nside, hemisphere=True, order=5)
+    single, half = (SpatioSphericalConv(basis, ins, out_channels=out, spatial=nside > 2) for _ in range(2))
+    half.level = cpu.bf16_level()
+    inputs = [torch.randn(basis.n_vertices, 1, 12, 12, 12, channels) for channels in ins]
+    with torch.no_grad():
+        return take_turns(turns, lambda: single(*inputs, relu=True), lambda: half(*inputs, relu=True))
 
 
 def volume_row(turns: int) -> Row:

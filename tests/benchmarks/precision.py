@@ -1,0 +1,157 @@
+"""Measure what products in bfloat16 change in fODFs and peaks, against float32, and whether ``--precision auto`` may take them.
+
+    python tests/benchmarks/precision.py [FOLDER ...] [--rows needles curved tissue] [--size 16] [--slices 8] [--apart NAME]
+                                         [--weights FILE] [--threads 1] [--save] [--compare]
+
+Both fits are of the same scan by the package's own defaults, from the input of the network to the peaks that count. The
+volumes are those of ``accuracy.py`` (*needles*, *curved*) and ``tissue.py`` (*tissue*), and each FOLDER a real scan as in
+``invivo.py``. Asked of bfloat16 in every row: a median change of the largest peak of 0.05 degrees at most, an area under
+precision and recall equal to 0.001, and a number of peaks equal to 0.2 %; else the exit code is 1. Beside them stands the
+share of voxels in which the number of peaks changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import dispersed
+import heldout
+import numpy as np
+import results
+import scenes
+from found import find_maxima
+from measured import Measured, scan_of
+from peers import split_slices
+from results import METRICS, Figure
+from selection import select
+
+from shd_bids.fod.fit import fit_fod
+from shd_bids.fod.fod import FOD
+from shd_bids.fod.weights import Weights, load_weights
+from shd_bids.options import PeakOptions, Runtime
+from shd_bids.peaks.fibres import find_fibres
+from shd_bids.scan import Scan
+from shd_bids.simulation.scoring import score_peaks
+
+PROTOCOL, SNR, SIDE = "ABCD", 30, 5
+MOST = {"peak_change": 0.05, "pr_area_change": 0.001, "count_change": 0.2}
+"""Metric -> largest change that is allowed: degrees, area, percent of the peaks."""
+
+
+def main() -> int:
+    """Compare both fits of every scan, and print and record the changes."""
+    options = _options()
+    warnings.simplefilter("ignore")
+    weights = load_weights(options.weights)
+    figures = []
+    for row, scan, truth in _scans(options):
+        values = compare(scan, weights, truth)
+        print(
+            f"{row:<24}",
+            *(f"{METRICS[n].label} {METRICS[n].form.format(v)}" for n, v in values.items()),
+            sep="  ",
+            flush=True,
+        )
+        figures += [Figure(row, "bf16", name, v, options.threads, weights.sha256[:12]) for name, v in values.items()]
+    short = [
+        f"{f.row}: {METRICS[f.metric].label} {f.value:.4g}" for f in figures if f.value > MOST.get(f.metric, np.inf)
+    ]
+    print("bfloat16 is as good as float32" if not short else "bfloat16 changes too much: " + "; ".join(short))
+    return max(results.finish("precision", figures, options), int(bool(short)))
+
+
+def compare(scan: Scan, weights: Weights, truth: np.ndarray | None) -> dict[str, float]:
+    """Return the changes from float32 to bfloat16 by metric; ``truth``, (n, G, 3), holds the known axes, or NaN."""
+    fods, seconds = [], []
+    for precision in ("float32", "bf16"):
+        began = time.process_time()
+        fods.append(fit_fod(scan, weights, runtime=Runtime(device="cpu", precision=precision)))
+        seconds.append(time.process_time() - began)
+    exact, rounded = (peaks_of(fod) for fod in fods)
+    both = (exact[:, 0].any(axis=1)) & (rounded[:, 0].any(axis=1))
+    change = small_angles(exact[both][:, 0], rounded[both][:, 0])
+    n_exact, n_rounded = (found.any(axis=2).sum(axis=1) for found in (exact, rounded))
+    values = {
+        "peak_change": float(np.median(change)),
+        "count_change": 100 * abs(int(n_rounded.sum()) - int(n_exact.sum())) / int(n_exact.sum()),
+        "voxels_changed": 100 * float((n_exact != n_rounded).mean()),
+        "fod_difference": 100 * float(np.linalg.norm(fods[1].wm - fods[0].wm) / np.linalg.norm(fods[0].wm)),
+        "time_share": seconds[1] / seconds[0],
+    }
+    if truth is not None:
+        one, other = (area(fod, truth) for fod in fods)
+        values["pr_area_change"] = abs(other - one)
+    return values
+
+
+def small_angles(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the angles between axes (n, 3), degrees, by their chord: the cosine of a small angle is one to rounding."""
+    one, other = one.astype(float), other.astype(float)
+    chord = np.minimum(np.linalg.norm(one - other, axis=1), np.linalg.norm(one + other, axis=1))
+    return np.degrees(2 * np.arcsin(chord / 2))
+
+
+def peaks_of(fod: FOD) -> np.ndarray:
+    """Return the directions that count as fibres, (n, K, 3), by the defaults of the app."""
+    wm, _, csf = fod.fractions.T
+    found, _ = find_fibres(fod.wm, PeakOptions(), wm_fraction=wm, csf_fraction=csf, prominence=fod.facts.prominence)
+    return found.directions
+
+
+def area(fod: FOD, truth: np.ndarray) -> float:
+    """Return the area under precision and recall, in voxels whose axes are known."""
+    known = ~np.isnan(truth).any(axis=(1, 2))
+    found = find_maxima(fod.wm[known])
+    return score_peaks(found.directions, found.amplitudes, truth[known]).pr_area
+
+
+def _scans(options: argparse.Namespace) -> Iterator[tuple[str, Scan, np.ndarray | None]]:
+    """Yield the name of each row, its scan, and the true axes where they are known."""
+    for row in options.rows:
+        volume, truth = _tissue() if row == "tissue" else _needles(row, options.size)
+        yield row, scan_of(volume, select(volume, to_border=True)[0]), truth
+    for folder in options.folders:
+        series = heldout.read_scan(folder, n_slices=options.slices)
+        scan = scan_of(series, select(series, to_border=False)[0])
+        if series.name in options.apart:
+            scan = scan.within(split_slices(series.mask)[0])
+        yield f"{series.name}, {options.slices} slices", scan, None
+
+
+def _needles(row: str, size: int) -> tuple[Measured, np.ndarray]:
+    kind = "crossing" if row == "needles" else row
+    volume = next(scenes.scenes(kind, PROTOCOL, SNR, n_seeds=1, size=size, model="sticks", folder=None))
+    return volume, volume.truth
+
+
+def _tissue() -> tuple[Measured, np.ndarray]:
+    """Return a volume of dispersed bundles, and the axes in the voxels that are scored; NaN elsewhere."""
+    volume = dispersed.make_volume(PROTOCOL, SNR, seed=0, side=SIDE)
+    truth = np.full((volume.mask.size, 2, 3), np.nan)
+    for region in volume.regions:
+        truth[region.voxels] = 0
+        truth[region.voxels, : region.axes.shape[1]] = region.axes
+    return volume, truth
+
+
+def _options() -> argparse.Namespace:
+    parser = results.command(__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--rows", nargs="*", default=["needles", "curved", "tissue"], choices=["needles", "curved", "tissue"]
+    )
+    parser.add_argument("--size", type=int, default=16, help="of the simulated cubes, voxels")
+    parser.add_argument("--slices", type=int, default=8, help="of a real scan")
+    parser.add_argument(
+        "--apart", nargs="+", default=[], metavar="NAME", help="folders whose slices are not neighbours"
+    )
+    return results.parse(parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
