@@ -105,7 +105,7 @@ def find_peaks(
 
     Two maxima are those of one broad lobe unless the function between them falls by ``prominence``, as a share of the
     lower one: noise and the limit of the degree roughen a lobe that is flat on top. They count as one peak, and the
-    direction of a broad lobe is its mean within its own width (`mean_directions`). A peak is kept when its height exceeds
+    direction of a broad lobe is its mean around its maximum (`mean_directions`). A peak is kept when its height exceeds
     ``relative_threshold`` times the largest of its voxel and ``absolute_threshold``, and when no larger kept peak lies
     within ``min_separation``. Heights are above the isotropic part of the function, as on a pedestal of grey matter that one
     shell cannot tell from fibres every ripple is a maximum.

@@ -13,7 +13,8 @@ NARROWEST = 2.0
 BROAD = 9.0
 """Standard deviation, degrees, from which a lobe is flat enough on top for its maximum to follow the noise."""
 
-_SHIFTS = 3  # steps towards the mean; each halves the distance
+_SHIFTS = 3  # steps towards the mean
+_REACH = 1.5  # of the width of a lobe, over which its mean is taken: less follows its ripples, more what lies beside it
 
 
 def lobe_widths(derivatives: SHDerivatives, columns: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -46,9 +47,11 @@ def lobe_widths(derivatives: SHDerivatives, columns: torch.Tensor, points: torch
 def mean_directions(
     samples: torch.Tensor, axes: torch.Tensor, points: torch.Tensor, widths: torch.Tensor
 ) -> torch.Tensor:
-    r"""Move points from the maximum of lobes to the mean direction of what lies within one width.
+    r"""Move points from the maximum of lobes to the mean direction of what lies within a reach of their widths.
 
-    .. math:: u \leftarrow \sum_v w_v f_v v \Big/ \Big\|\dots\Big\|, \qquad w_v = e^{-(1 - (u \cdot v)^2)/2\sigma^2}
+    .. math::
+
+        u \leftarrow \sum_v w_v f_v v \Big/ \Big\|\dots\Big\|, \qquad w_v = e^{-(1 - (u \cdot v)^2)/2(r\sigma)^2}, \qquad r = 1.5
 
     The maximum of a lobe that is flat on top follows the noise; its mean does not.
 
@@ -66,7 +69,7 @@ def mean_directions(
     ----------
     Comaniciu and Meer (2002), IEEE Trans. PAMI 24, equation 17 (mean shift).
     """
-    lobe, precision = samples.clamp_min(0), 1 / (2 * torch.deg2rad(widths) ** 2)
+    lobe, precision = samples.clamp_min(0), 1 / (2 * torch.deg2rad(_REACH * widths) ** 2)
     for _ in range(_SHIFTS):
         cosine = axes @ points.T  # (V, m)
         weight = torch.exp((cosine**2 - 1) * precision).mul_(lobe).mul_(cosine.sign())
