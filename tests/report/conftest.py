@@ -22,6 +22,7 @@ def facts():
         "fod": {
             "info": {
                 "device": "cpu",
+                "precision": "bf16",
                 "fit": "amortised",
                 "weights": "w",
                 "weights_sha256": "0123456789abcdef" * 4,

@@ -66,6 +66,7 @@ def test_all_figures_and_main_facts_are_there(output_dir, facts):
         "2.5 × 2.5 × 2.5 mm",
         "1,432 ml",
         "WM and CSF",
+        "amortised, on cpu in bf16, weights w",
         "0123456789ab",
         "median R² 0.934",
         "12,345, median length 61 mm",
@@ -182,7 +183,7 @@ def test_everything_from_outside_is_escaped(tmp_path, facts):
     evil = '<script>alert("1")</script>'
     facts["gradients"]["notes"] = [evil]
     facts["gradients"]["orientation_check"]["message"] = evil
-    facts["fod"]["info"] |= {"device": evil, "fit": evil, "weights": evil, "weights_sha256": evil}
+    facts["fod"]["info"] |= {"device": evil, "precision": evil, "fit": evil, "weights": evil, "weights_sha256": evil}
     facts["response"]["fitted_tissues"] = [evil]
     facts["tractography"]["sidecar"]["tractography"]["StreamlinePropagation"]["Algorithm"]["Name"] = evil
     run = RunReport(f'x"{evil}', facts, {"fit": evil}, Problem(evil, evil), [evil])
