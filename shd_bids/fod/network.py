@@ -92,8 +92,8 @@ def apply_network(
             dtype = set_precision(compute)
             read = _reader(inputs, scan, compute.device, dtype)
             network = net.to(compute.device, dtype)
-            if compute == Compute(torch.device("cpu"), "bf16"):
-                network.multiply_in_bf16()
+            if compute.device.type == "cpu" and compute.precision != "float32":
+                network.multiply_in_bf16(finest=compute.precision == "bf16")
             apply = apply_to_patches if network.config.form == "patch" else apply_in_tiles
             apply(network, scan.mask, read=read, write=write, memory_bytes=memory, progress=progress)
             return fod, compute

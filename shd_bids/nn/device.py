@@ -13,7 +13,7 @@ _SHARE_OF_FREE = 0.8  # of a GPU's memory; the rest is for its libraries and for
 
 
 class Compute(NamedTuple):
-    """Where a network runs, and in which arithmetic: ``float32``, ``tf32`` or ``bf16``."""
+    """Where a network runs, and in which arithmetic: ``float32``, ``tf32``, ``bf16`` or ``mixed``."""
 
     device: torch.device
     precision: str
@@ -59,7 +59,8 @@ def describe_device(device: torch.device) -> str:
 def choose_precision(precision: str, device: torch.device) -> str:
     """Return the arithmetic that ``auto``, ``float32``, ``tf32`` or ``bf16`` stands for on a device.
 
-    ``auto`` is bfloat16 on a processor that multiplies it, else float32. Only CUDA knows tf32: the CPU computes in float32.
+    ``auto`` is ``mixed`` on a processor that multiplies bfloat16, in which the coarser levels of the network do so and the
+    finest stays in float32; elsewhere it is float32. Only CUDA knows tf32: the CPU computes in float32.
 
     Raises
     ------
@@ -69,7 +70,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type != "cpu":
         return "float32" if precision == "auto" else precision
     if precision in ("auto", "bf16") and bf16_level() is not None:
-        return "bf16"
+        return "mixed" if precision == "auto" else "bf16"
     if precision == "bf16":
         raise DeviceError(
             "precision bf16 was asked for; found a processor without AVX512-BF16 or no compiled kernel; "

@@ -103,7 +103,7 @@ def test_who_insists_on_a_device_is_told_that_its_memory_is_not_enough(scene, we
 
 
 def test_facts_tell_the_arithmetic_that_auto_stood_for(scene, weights, unrefined, monkeypatch):
-    assert unrefined.facts.precision == ("float32" if bf16_level() is None else "bf16")
+    assert unrefined.facts.precision == ("float32" if bf16_level() is None else "mixed")
     monkeypatch.setattr("shd_bids.nn.device.bf16_level", lambda: None)
     elsewhere = fit_fod(scene, weights, runtime=CPU, refine=False)
     assert elsewhere.facts.precision == "float32"

@@ -29,7 +29,7 @@ def test_the_memory_of_a_gpu_does_not_depend_on_that_of_the_host(monkeypatch):
 
 
 def test_auto_takes_what_the_processor_multiplies(monkeypatch):
-    for level, found in ((3, "bf16"), (None, "float32")):
+    for level, found in ((3, "mixed"), (None, "float32")):
         monkeypatch.setattr(device_module, "bf16_level", lambda level=level: level)
         assert choose_compute("cpu", "auto") == Compute(torch.device("cpu"), found)
         assert choose_compute("cpu", "float32").precision == choose_compute("cpu", "tf32").precision == "float32"
