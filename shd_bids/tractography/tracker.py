@@ -139,8 +139,8 @@ class Batch:
         return replace(self, points=points, lengths=self.lengths[:n], seeds=self.seeds[:n], ends=self.ends[:n])
 
     def without_points(self) -> Batch:
-        """Return what is known besides the points."""
-        return replace(self, points=self.points[:0])
+        """Return what is known besides the points, whose memory it does not hold."""
+        return replace(self, points=np.empty((0, 3), dtype=np.float32))
 
 
 class Tracker:
