@@ -22,6 +22,7 @@ from shd_bids.scan import Scan
 
 _BY_DEFAULT = Runtime()
 _NETWORK_SHARE, _REFINEMENT_SHARE = 0.68, 0.29  # of the time; the rest measures the quality
+_FITTED = _NETWORK_SHARE + _REFINEMENT_SHARE
 
 
 def fit_fod(
@@ -57,26 +58,24 @@ def fit_fod(
     refine = weights.is_refined if refine is None else refine
     shown = scan if weights.input_volumes is None else scan.select(weights.input_volumes.choose(scan.gradients))
     inputs = make_inputs(shown, weights.inputs, nside=weights.config.nside)
-    last = _NETWORK_SHARE + _REFINEMENT_SHARE
-    network_share = _NETWORK_SHARE if refine else last
-    fod, compute = apply_network(
+    network_share = _NETWORK_SHARE if refine else _FITTED
+    fod, (where, precision) = apply_network(
         weights, inputs, shown, runtime=runtime, progress=_part_of(progress, 0.0, network_share)
     )
     if refine:
-        fod, n_updates = refine_fod(fod, scan, weights.refinement, progress=_part_of(progress, network_share, last))
+        fod, n_updates = refine_fod(fod, scan, weights.refinement, progress=_part_of(progress, network_share, _FITTED))
     else:
         fod, n_updates = match_b0(fod, scan), 0
     explained = float(np.hypot(scan.sigma, weights.refinement.model_error * scan.scale))
     quality = measure_quality(fod, scan, error=explained, most_misfit=weights.domain.most_misfit)
     warnings = domain_warnings(scan.gradients, weights.domain, snr=scan.snr) if weights.is_general else []
     warnings += fit_warnings(quality)
-    where = compute.device
     facts = FitFacts(
         method=weights.method,
         weights=weights.name,
         weights_sha256=weights.sha256,
         device=describe_device(where),
-        precision=compute.precision,
+        precision=precision,
         l_max=fod.l_max,
         noise_sigma=scan.sigma,
         snr=scan.snr,

@@ -18,6 +18,7 @@ from shd_bids.fod.weights import Weights
 from shd_bids.nn.device import Compute, choose_compute, set_precision, usable_bytes
 from shd_bids.nn.patches import apply_to_patches
 from shd_bids.nn.streaming.tiles import apply_in_tiles
+from shd_bids.nn.unet import UNet
 from shd_bids.options import Runtime
 from shd_bids.scan import Scan
 from shd_bids.sphere.harmonics import SQRT_4PI, sh_inverse
@@ -89,11 +90,8 @@ def apply_network(
     bound = memory = usable_bytes(compute.device, runtime.memory_gb)
     while True:
         try:
-            dtype = set_precision(compute)
+            network, dtype = _prepared(net, compute)
             read = _reader(inputs, scan, compute.device, dtype)
-            network = net.to(compute.device, dtype)
-            if compute.device.type == "cpu" and compute.precision != "float32":
-                network.multiply_in_bf16(finest=compute.precision == "bf16")
             apply = apply_to_patches if network.config.form == "patch" else apply_in_tiles
             apply(network, scan.mask, read=read, write=write, memory_bytes=memory, progress=progress)
             return fod, compute
@@ -113,6 +111,15 @@ def apply_network(
             bound = memory = usable_bytes(compute.device, runtime.memory_gb)
         else:
             logger.warning("out of memory on the device: going on with tiles of %d MB", memory // 2**20)
+
+
+def _prepared(net: UNet, compute: Compute) -> tuple[UNet, torch.dtype]:
+    """Return a network where it runs and in its arithmetic, and the type of the numbers between its layers."""
+    dtype = set_precision(compute)
+    network = net.to(compute.device, dtype)
+    if compute.device.type == "cpu" and compute.precision != "float32":
+        network.multiply_in_bf16(finest=compute.precision == "bf16")
+    return network, dtype
 
 
 def _reader(inputs: Inputs, scan: Scan, device: torch.device, dtype: torch.dtype) -> Callable[[Box], Tensor]:

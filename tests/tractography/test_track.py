@@ -1,7 +1,6 @@
 """Tracking: bundles of known world geometry on every kind of grid, the rules of anatomy, and what must not matter."""
 
 import subprocess
-import weakref
 from dataclasses import replace
 
 import nibabel as nib
@@ -256,20 +255,6 @@ def test_select_and_lengths():
     assert 0 < facts.n_accepted < every.n_accepted
     assert lengths(limited).min() > 60 * 0.97  # chords of arcs
     assert lengths(limited).max() < 70 + 1e-3
-
-
-def test_points_of_a_batch_are_freed_when_it_is_kept():
-    """Memory does not grow with the number of streamlines: of all batches, none but the last holds its points."""
-    owners: list[weakref.ref] = []
-
-    def keep(batch: Batch) -> None:
-        owner = batch.points if batch.points.base is None else batch.points.base
-        assert not any(points() is not None for points in owners)
-        owners.append(weakref.ref(owner))
-
-    options = TrackingOptions(seeds=20, select=1900, tracking_cutoff=0.1, min_length=20.0)
-    track(straight_field(), options, keep)
-    assert len(owners) > 3
 
 
 def test_the_least_length_follows_the_brain():
