@@ -19,6 +19,7 @@ from shd_bids.peaks.search import GRID_NSIDE, Peaks, isotropic_part
 from shd_bids.peaks.widths import WIDEST
 from shd_bids.sphere.harmonics import l_max_of, sh_basis, sh_inverse
 from shd_bids.sphere.healpix import hemisphere
+from shd_bids.threads import run_on_threads
 
 CONTAINED = float(np.sqrt(2 * np.log(10)))
 """Radius, in standard deviations along each axis, of the disc that holds 90 % of a Gaussian in a plane."""
@@ -75,12 +76,15 @@ def measure_lobes(coefficients: np.ndarray, peaks: Peaks) -> Lobes:
     density = np.zeros(peaks.amplitudes.shape, dtype=np.float32)
     shapes, there = _shapes(l_max_of(coefficients.shape[1])), peaks.amplitudes > 0
     some = np.flatnonzero(there.any(axis=1))
-    for part in chunks(len(some), _VOXELS_PER_CHUNK):
+
+    def measure(part: slice) -> None:
         rows = some[part]
         found = shapes(_shown_widths(coefficients[rows], peaks, rows))
         voxel, slot = np.nonzero(there[rows])
         dispersion[rows[voxel], slot] = found[:, :2]
         density[rows[voxel], slot] = peaks.amplitudes[rows[voxel], slot] * found[:, 2]
+
+    run_on_threads(measure, chunks(len(some), _VOXELS_PER_CHUNK))
     return Lobes(dispersion, density)
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from shd_bids.gradients.table import GradientTable
+from shd_bids.threads import run_on_threads
 
 Candidate = TypeVar("Candidate")
 
@@ -56,7 +57,7 @@ def cross_validated(
     tolerance : float
         See :func:`first_close`.
     """
-    parts = [errors_of(fold) for fold in folds(gradients)]
+    parts = run_on_threads(errors_of, folds(gradients))
     if not any(errors.size for part in parts for errors in part.values()):
         return None
     means = {name: float(np.concatenate([part[name].ravel() for part in parts]).mean()) for name in parts[0]}

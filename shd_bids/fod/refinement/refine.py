@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import numpy as np
 
 from shd_bids.boxes import chunks
 from shd_bids.fod.config import RefinementConfig
-from shd_bids.fod.fod import FOD, VOXELS_PER_CHUNK
+from shd_bids.fod.fod import FOD
 from shd_bids.fod.refinement.amplitudes import fit_amplitudes
 from shd_bids.fod.refinement.dictionary import LobeDictionary
 from shd_bids.fod.refinement.orientation import Alignment, held_out_prior
 from shd_bids.fod.refinement.updates import DataUpdates, held_out_updates
 from shd_bids.scan import Scan
+from shd_bids.threads import run_on_threads
 
 _SAMPLE = 2000  # voxels that decide how far results follow the data
+_VOXELS_PER_CHUNK = 4096  # x (768 lobe weights + 300 volumes) x 4 bytes = 18 MB, for each thread
 
 
 def refine_fod(
@@ -47,19 +50,23 @@ def refine_fod(
     sampled, signal = fod[sample], dictionary.signal_of(scan, sample)
     freedom = held_out_prior(sampled, signal, scan, dictionary)
 
-    def prior(answer: FOD, signal: np.ndarray, volumes: np.ndarray) -> FOD:
-        align = Alignment(scan, dictionary, l_max=fod.l_max, prior=freedom, volumes=volumes)
-        return fit_amplitudes(align(answer, signal), signal, dictionary)
+    def alignment(volumes: np.ndarray) -> Alignment:
+        return Alignment(scan, dictionary, l_max=fod.l_max, prior=freedom, volumes=volumes)
 
     def prior_of_sample(part: slice, volumes: np.ndarray) -> FOD:
-        return prior(sampled[part], signal[part], volumes)
+        turned = alignment(volumes)(sampled[part], signal[part])
+        return fit_amplitudes(turned, signal[part], dictionary)
 
     n_updates = held_out_updates(prior_of_sample, signal, scan.gradients, dictionary)
     follow_data = DataUpdates(dictionary, n_updates)
-    everything = np.arange(scan.gradients.n_volumes)
-    for part in chunks(len(fod), VOXELS_PER_CHUNK):
+    align = alignment(np.arange(scan.gradients.n_volumes))
+    parts, done = chunks(len(fod), _VOXELS_PER_CHUNK), count(1)  # the steps of a count are atomic, in whatever thread
+
+    def refine(part: slice) -> None:
         measured = dictionary.signal_of(scan, part)
-        fod[part] = follow_data(prior(fod[part], measured, everything), measured)
+        fod[part] = follow_data(fit_amplitudes(align(fod[part], measured), measured, dictionary), measured)
         if progress:
-            progress(min(part.stop / len(fod), 1.0))
+            progress(next(done) / len(parts))
+
+    run_on_threads(refine, parts)
     return fod, n_updates
