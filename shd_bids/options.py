@@ -150,8 +150,7 @@ class ExecutionOptions(Options):
     device: str = option("auto", "where networks run", metavar="{auto,cpu,cuda,cuda:N}")
     precision: str = option(
         "auto",
-        "arithmetic of the network: auto is bf16 at its coarser levels on a processor that multiplies it, else float32; "
-        "tf32 is for GPUs",
+        "arithmetic of the network: auto is float32; bf16 is faster where the processor multiplies it; tf32 is for GPUs",
         choices=("auto", "float32", "tf32", "bf16"),
     )
     cohort_processes: int = option(

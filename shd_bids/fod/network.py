@@ -107,7 +107,7 @@ def apply_network(
         torch.cuda.empty_cache()
         if memory < _LEAST_TILE_BYTES:
             logger.warning("the device has too little memory even for small tiles: going on with the CPU")
-            compute = choose_compute("cpu", "auto" if runtime.precision == "auto" else "float32")
+            compute = choose_compute("cpu", "float32")
             bound = memory = usable_bytes(compute.device, runtime.memory_gb)
         else:
             logger.warning("out of memory on the device: going on with tiles of %d MB", memory // 2**20)
@@ -117,8 +117,8 @@ def _prepared(net: UNet, compute: Compute) -> tuple[UNet, torch.dtype]:
     """Return a network where it runs and in its arithmetic, and the type of the numbers between its layers."""
     dtype = set_precision(compute)
     network = net.to(compute.device, dtype)
-    if compute.device.type == "cpu" and compute.precision != "float32":
-        network.multiply_in_bf16(finest=compute.precision == "bf16")
+    if compute.device.type == "cpu" and compute.precision == "bf16":
+        network.multiply_in_bf16()
     return network, dtype
 
 

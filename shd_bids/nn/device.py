@@ -13,7 +13,7 @@ _SHARE_OF_FREE = 0.8  # of a GPU's memory; the rest is for its libraries and for
 
 
 class Compute(NamedTuple):
-    """Where a network runs, and in which arithmetic: ``float32``, ``tf32``, ``bf16`` or ``mixed``."""
+    """Where a network runs, and in which arithmetic: ``float32``, ``tf32`` or ``bf16``."""
 
     device: torch.device
     precision: str
@@ -59,24 +59,24 @@ def describe_device(device: torch.device) -> str:
 def choose_precision(precision: str, device: torch.device) -> str:
     """Return the arithmetic that ``auto``, ``float32``, ``tf32`` or ``bf16`` stands for on a device.
 
-    ``auto`` is ``mixed`` on a processor that multiplies bfloat16, in which the coarser levels of the network do so and the
-    finest stays in float32; elsewhere it is float32. Only CUDA knows tf32: the CPU computes in float32.
+    ``auto`` is float32, as bfloat16 changes the number of peaks (measured: tests/benchmarks/precision.py). Only CUDA knows
+    tf32: the CPU computes in float32.
 
     Raises
     ------
     DeviceError
         When bfloat16 is asked for on a processor without it.
     """
+    if precision == "auto":
+        return "float32"
     if device.type != "cpu":
-        return "float32" if precision == "auto" else precision
-    if precision in ("auto", "bf16") and bf16_level() is not None:
-        return "mixed" if precision == "auto" else "bf16"
-    if precision == "bf16":
+        return precision
+    if precision == "bf16" and bf16_level() is None:
         raise DeviceError(
             "precision bf16 was asked for; found a processor without AVX512-BF16 or no compiled kernel; "
             "use --precision auto or float32"
         )
-    return "float32"
+    return "bf16" if precision == "bf16" else "float32"
 
 
 def set_precision(compute: Compute) -> torch.dtype:

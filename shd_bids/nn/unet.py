@@ -260,21 +260,14 @@ class UNet(nn.Module):
         copy.load_state_dict(state)
         return copy.eval().requires_grad_(False)
 
-    def multiply_in_bf16(self, *, finest: bool) -> "UNet":
+    def multiply_in_bf16(self) -> "UNet":
         """Let the compiled kernel multiply in bfloat16 where no gradients are wanted, and return this network.
 
         The processor must have the instructions, see :func:`shd_bids.nn.backends.cpu.bf16_level`. What is added up, and all
         that passes from layer to layer, stays in float32.
-
-        Parameters
-        ----------
-        finest : bool
-            Also at the finest level, whose rounding goes into the fODFs as it is (measured: tests/benchmarks/precision.py).
         """
-        blocks = [] if finest else [*self.encoder[:1], *self.decoder[-1:]] or [self.bottom]
-        exact = {unit for block in blocks for unit in block}
         for unit in self.modules():
-            if isinstance(unit, ConvNormReLU) and unit not in exact:
+            if isinstance(unit, ConvNormReLU):
                 unit.conv.level = bf16_level()
         return self
 

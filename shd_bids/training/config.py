@@ -22,6 +22,7 @@ from shd_bids.nn.unet import UNetConfig
 from shd_bids.response import TISSUES
 from shd_bids.training.objective import LossWeights
 
+_SPATIAL_LEVELS = 2  # at most, of a network that is trained on simulated crops
 _MILESTONES = (0.6, 0.8, 0.9)  # epochs 30, 40 and 45 of the 50 published
 _NO_TRUTH = {"hellinger": 0.0, "fibre_density": 0.0, "fractions": 0.0}
 
@@ -33,6 +34,8 @@ class TrainingConfig:
     Attributes
     ----------
     nside, channels, l_max : network resolution, features of each level, and degree of its fODF
+    convs_per_block : int
+        Convolutions in each encoder, bottom and decoder block.
     size : int
         Side of a training crop, voxels.
     batch : int
@@ -58,6 +61,7 @@ class TrainingConfig:
 
     nside: int = 8
     channels: tuple[int, ...] = (16, 32, 32, 32)
+    convs_per_block: int = 2
     l_max: int = 18
     size: int = 12
     batch: int = 2
@@ -112,7 +116,12 @@ class TrainingConfig:
     def network(self) -> UNetConfig:
         """Return the configuration of the network."""
         return UNetConfig(
-            in_channels=len(self.inputs.channels), out_channels=len(TISSUES), nside=self.nside, channels=self.channels
+            in_channels=len(self.inputs.channels),
+            out_channels=len(TISSUES),
+            nside=self.nside,
+            channels=self.channels,
+            convs_per_block=self.convs_per_block,
+            spatial_levels=min(_SPATIAL_LEVELS, len(self.channels)),
         )
 
 

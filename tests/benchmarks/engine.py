@@ -204,7 +204,7 @@ def bf16_rows(turns: int):
         name = f"layer forward in bf16 against float32, n_side {nside}, {'+'.join(map(str, ins))}->{out}, 12^3"
         yield Row(name, slow / fast, required, detail=f"{ms(slow)} / {ms(fast)}")
     single, half = (load_weights().network().eval().folded() for _ in range(2))
-    half.multiply_in_bf16(finest=True)
+    half.multiply_in_bf16()
     x = torch.randn(1, single.config.in_channels, 12, 12, 12, 384)
     with torch.no_grad():
         slow, fast = take_turns(turns, lambda: single(x), lambda: half(x))

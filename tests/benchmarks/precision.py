@@ -1,12 +1,11 @@
-"""Measure what products in bfloat16 change in fODFs and peaks, and whether ``--precision auto`` is as good as float32.
+"""Measure what products in bfloat16 change in fODFs and peaks, and whether they are as good as float32.
 
     python tests/benchmarks/precision.py [FOLDER ...] [--rows needles curved tissue] [--size 16] [--slices 8] [--turns 1]
-                                         [--precisions auto bf16] [--apart NAME] [--weights FILE] [--threads 1]
-                                         [--save] [--compare]
+                                         [--apart NAME] [--weights FILE] [--threads 1] [--save] [--compare]
 
 All fits are of the same scan by the package's own defaults, from the input of the network to the peaks that count. The
 volumes are those of ``accuracy.py`` (*needles*, *curved*) and ``tissue.py`` (*tissue*), and each FOLDER a real scan as in
-``invivo.py``. Asked of ``auto`` in every row: a median change of the largest peak of 0.05 degrees at most, an area under
+``invivo.py``. As good as float32 is, in every row, a median change of the largest peak of 0.05 degrees at most, an area under
 precision and recall equal to 0.001, and a number of peaks equal to 0.2 %; else the exit code is 1. Beside them stands the
 share of voxels in which the number of peaks changes.
 """
@@ -51,36 +50,30 @@ def main() -> int:
     weights = load_weights(options.weights)
     figures = []
     for row, scan, truth in _scans(options):
-        for precision, values in compare(scan, weights, truth, options).items():
-            told = (f"{METRICS[name].label} {METRICS[name].form.format(v)}" for name, v in values.items())
-            print(f"{row:<20}", f"{precision:<5}", *told, sep="  ", flush=True)
-            sha = weights.sha256[:12]
-            figures += [Figure(row, precision, name, v, options.threads, sha) for name, v in values.items()]
-    judged = [figure for figure in figures if figure.method == "auto" and figure.metric in MOST]
+        values = compare(scan, weights, truth, turns=options.turns)
+        told = (f"{METRICS[name].label} {METRICS[name].form.format(v)}" for name, v in values.items())
+        print(f"{row:<20}", *told, sep="  ", flush=True)
+        figures += [Figure(row, "bf16", n, v, options.threads, weights.sha256[:12]) for n, v in values.items()]
+    judged = [figure for figure in figures if figure.metric in MOST]
     short = [f"{f.row}: {METRICS[f.metric].label} {f.value:.4g}" for f in judged if f.value > MOST[f.metric]]
-    print("auto is as good as float32" if not short else "auto changes too much: " + "; ".join(short))
+    print("bfloat16 is as good as float32" if not short else "bfloat16 changes too much: " + "; ".join(short))
     return max(results.finish("precision", figures, options), int(bool(short)))
 
 
-def compare(
-    scan: Scan, weights: Weights, truth: np.ndarray | None, options: argparse.Namespace
-) -> dict[str, dict[str, float]]:
-    """Return the changes from float32 by precision and metric; ``truth``, (n, G, 3), holds the known axes, or NaN."""
-    names = ("float32", *options.precisions)
+def compare(scan: Scan, weights: Weights, truth: np.ndarray | None, *, turns: int) -> dict[str, float]:
+    """Return the changes from float32 by metric; ``truth``, (n, G, 3), holds the known axes, or NaN."""
+    names = ("float32", "bf16")
     fods: dict[str, FOD] = {}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for name in names * options.turns:
+    for name in names * turns:
         began = time.process_time()
         fods[name] = fit_fod(scan, weights, runtime=Runtime(device="cpu", precision=name))
         seconds[name].append(time.process_time() - began)
-    exact = fods["float32"]
+    exact, rounded = (fods[name] for name in names)
     return {
-        name: {
-            **changes(exact, fods[name]),
-            **({} if truth is None else {"pr_area_change": abs(area(fods[name], truth) - area(exact, truth))}),
-            "time_share": min(seconds[name]) / min(seconds["float32"]),
-        }
-        for name in options.precisions
+        **changes(exact, rounded),
+        **({} if truth is None else {"pr_area_change": abs(area(rounded, truth) - area(exact, truth))}),
+        "time_share": min(seconds["bf16"]) / min(seconds["float32"]),
     }
 
 
@@ -154,7 +147,6 @@ def _options() -> argparse.Namespace:
         "--rows", nargs="*", default=["needles", "curved", "tissue"], choices=["needles", "curved", "tissue"]
     )
     parser.add_argument("--size", type=int, default=16, help="of the simulated cubes, voxels")
-    parser.add_argument("--precisions", nargs="+", default=["auto", "bf16"], choices=["auto", "bf16"])
     parser.add_argument("--turns", type=int, default=1, help="fits of which the least time counts")
     parser.add_argument("--slices", type=int, default=8, help="of a real scan")
     parser.add_argument(

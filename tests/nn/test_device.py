@@ -28,13 +28,18 @@ def test_the_memory_of_a_gpu_does_not_depend_on_that_of_the_host(monkeypatch):
     assert usable_bytes(gpu, 2.0) == usable_bytes(gpu, 500.0) == 32 * 2**30
 
 
-def test_auto_takes_what_the_processor_multiplies(monkeypatch):
-    for level, found in ((3, "mixed"), (None, "float32")):
-        monkeypatch.setattr(device_module, "bf16_level", lambda level=level: level)
-        assert choose_compute("cpu", "auto") == Compute(torch.device("cpu"), found)
-        assert choose_compute("cpu", "float32").precision == choose_compute("cpu", "tf32").precision == "float32"
+@pytest.mark.parametrize("level", [3, None])
+def test_bfloat16_is_computed_in_where_it_is_asked_for_alone(monkeypatch, level):
+    monkeypatch.setattr(device_module, "bf16_level", lambda: level)
+    for precision in ("auto", "float32", "tf32"):
+        assert choose_compute("cpu", precision) == Compute(torch.device("cpu"), "float32")
     assert choose_precision("auto", torch.device("cuda", 0)) == "float32"
     assert choose_precision("bf16", torch.device("cuda", 0)) == "bf16"
+
+
+def test_a_processor_that_multiplies_bfloat16_does_so_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(device_module, "bf16_level", lambda: 3)
+    assert choose_compute("cpu", "bf16") == Compute(torch.device("cpu"), "bf16")
 
 
 def test_who_insists_on_bfloat16_is_told_what_the_processor_lacks(monkeypatch):

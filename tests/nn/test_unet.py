@@ -175,12 +175,7 @@ def test_wrong_input_is_refused(generator):
 @pytest.mark.skipif(bf16_level() is None, reason="no instructions for bfloat16 here")
 def test_products_of_bfloat16_change_the_network_by_their_rounding(generator):
     net, x = build(**SMALL).float().folded(), field(generator, 4, 4, 2).float()
-    errors = []
     with torch.no_grad():
         exact = net(x)
-        for finest in (False, True):
-            rounded = net.multiply_in_bf16(finest=finest)(x)
-            errors.append((rounded - exact).norm() / exact.norm())
-            assert (net.encoder[0][0].conv.level is not None) == (net.decoder[-1][1].conv.level is not None) == finest
-            assert net.bottom[0].conv.level is not None
-    assert 1e-5 < errors[0] < errors[1] < 0.06  # as above
+        rounded = net.multiply_in_bf16()(x)
+    assert 1e-5 < (rounded - exact).norm() / exact.norm() < 0.06  # as above
