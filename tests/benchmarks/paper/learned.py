@@ -37,7 +37,7 @@ RECIPES = {"shd_tv": "published", "shd": "shd", "rt_esd": "rt_esd", "esd": "esd"
 PEERS: dict[str, type[nn.Module]] = {"cnn": SphericalCNN, "cnn_supervised": SphericalCNN, "ponita": Ponita}
 """Other networks of the comparison."""
 
-_PACE = {"esd": 4, "cnn": 4, "cnn_supervised": 4, "ponita": 2}  # steps in the time of one of SHD
+_PACE = {"esd": 4, "cnn": 4, "cnn_supervised": 4}  # steps in the time of one of SHD
 _LOBE = 25.0  # concentration of a true fibre's lobe: a standard deviation of 8 degrees, the spacing of the grid
 _SUPERVISED = LossWeights()
 
@@ -55,7 +55,7 @@ class Effort:
     l_max : int
         Degree of the fODF.
     steps : int or None
-        Of SHD, others take about as much time; None takes those of the published recipes for all.
+        Of SHD and of those that see as much at a time; None takes those of the published recipes for all.
     batch : int
         Patches of a step.
     """
