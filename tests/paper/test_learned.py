@@ -50,7 +50,7 @@ def test_turns_with_its_input(kind, is_equivariant):
 def test_every_network_trains_and_fits(drawn, name, row):
     few = fibres._FEW if row == fibres.LOW else None
     weights = learned.train(name, drawn.trained, drawn.train.phantom, effort=TINY, few=few, seed=0, device="cpu")
-    found = learned.maxima(weights, drawn.tested, "cpu")
+    found = learned.maxima(weights, drawn.seen(drawn.test), "cpu")
     assert found.directions.shape == (216, 10, 3)
     assert np.isfinite(found.amplitudes).all()
 
@@ -65,7 +65,7 @@ def test_same_seed_gives_the_same_weights(drawn):
 def test_super_resolved_networks_look_at_few_volumes(drawn):
     """Noise in the other volumes of the test scan changes nothing."""
     weights = learned.train("shd", drawn.trained, None, effort=TINY, few=fibres._FEW, seed=0, device="cpu")
-    scan = drawn.tested
+    scan = drawn.seen(drawn.test)
     hidden = np.setdiff1d(np.arange(scan.gradients.n_volumes), fibres._FEW.choose(scan.gradients))
     before = learned.fit(weights, scan, "cpu").wm
     scan.voxels[:, hidden] = 500.0
@@ -92,7 +92,7 @@ def test_reduced_scene_keeps_the_few(drawn):
 
 def test_true_fodf_finds_the_most(drawn):
     """What no method can better finds nearly all single fibres."""
-    found = fibres.run_peer("truth", fibres.HIGH, drawn)
+    found = fibres.run_peer("truth", fibres.HIGH, drawn.test)
     single = (drawn.test.truth.any(-1).sum(-1)) == 1
     score = score_peaks(found.directions[single], found.amplitudes[single], drawn.test.truth[single])
     assert score.recall[0] > 0.99
