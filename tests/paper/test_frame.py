@@ -69,6 +69,15 @@ def test_values_become_rows_means_and_verdicts(settings, tmp_path, monkeypatch):
     assert len(record.table(toy, "full")) == 2, "rows of another scale are shown"
 
 
+def test_table_keeps_the_lines_of_a_row_together(monkeypatch):
+    """Also where a method is recorded after all others."""
+    rows = [("low", "good"), ("high", "good"), ("low", "late")]
+    recorded = [record.Record("", "", "", "", 1, f"small, {row}, seed 0", name, "f1", 0.5) for row, name in rows]
+    monkeypatch.setattr(record.results, "read", lambda name: recorded)
+    lines = record.table(experiment([]), "small")[2:]
+    assert [tuple(line.split(" | ")[:2]) for line in lines] == [("| low", "good"), ("| low", "late"), ("| high", "good")]
+
+
 @pytest.mark.parametrize(("values", "says"), [([1, 1.1, 0.9], "holds"), ([-1, -1.1, -0.9], "fails"), ([1, -1], "open")])
 def test_verdict_follows_the_interval(values, says):
     assert verdict(interval(values)) == says

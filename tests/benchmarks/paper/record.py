@@ -44,11 +44,12 @@ def by_seed(records: Sequence[Record], scale: str) -> dict[tuple[str, str, str],
 
 
 def table(experiment: Experiment, scale: str) -> list[str]:
-    """Return the recorded means and intervals in Markdown, one line for each row and method."""
+    """Return the recorded means and intervals in Markdown, one line for each method, row by row."""
     values = by_seed(results.read(experiment.source), scale)
     shown = [m for m in experiment.metrics if any(key[2] == m for key in values)]
     lines = [_line(["row", "method", *(METRICS[m].label for m in shown), "seeds"]), "|---" * (len(shown) + 3) + "|"]
-    for row, method in dict.fromkeys(key[:2] for key in values):
+    rows = list(dict.fromkeys(row for row, _, _ in values))
+    for row, method in sorted(dict.fromkeys(key[:2] for key in values), key=lambda key: rows.index(key[0])):
         cells = [values.get((row, method, metric), {}) for metric in shown]
         seeds = max(len(cell) for cell in cells)
         lines.append(_line([row, method, *map(_cell, shown, cells), str(seeds)]))
