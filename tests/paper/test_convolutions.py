@@ -93,6 +93,17 @@ def test_ponita_is_the_sum_over_pairs():
     torch.testing.assert_close(conv(x)[0, 0, :, 1, 1, 1], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_ponita_keeps_the_contrast_between_orientations():
+    """Kernels that hardly depend on the angle leave of a field without a mean over orientations what it is."""
+    torch.manual_seed(0)
+    conv = PonitaConv(Grid(NSIDE, True), 2, 2, spatial=True).requires_grad_(False)
+    conv.mix.weight[:], conv.mix.bias[:] = torch.eye(2), 0
+    x = field(hemisphere=True)
+    x = x - x.mean(2, keepdim=True)
+    y = conv(x)
+    assert (y - y.mean(2, keepdim=True)).norm() > 0.5 * x.norm()
+
+
 NETWORK = UNetConfig(2, 3, nside=NSIDE, channels=(4, 6), spatial_levels=2)
 
 

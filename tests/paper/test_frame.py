@@ -75,7 +75,11 @@ def test_table_keeps_the_lines_of_a_row_together(monkeypatch):
     recorded = [record.Record("", "", "", "", 1, f"small, {row}, seed 0", name, "f1", 0.5) for row, name in rows]
     monkeypatch.setattr(record.results, "read", lambda name: recorded)
     lines = record.table(experiment([]), "small")[2:]
-    assert [tuple(line.split(" | ")[:2]) for line in lines] == [("| low", "good"), ("| low", "late"), ("| high", "good")]
+    assert [tuple(line.split(" | ")[:2]) for line in lines] == [
+        ("| low", "good"),
+        ("| low", "late"),
+        ("| high", "good"),
+    ]
 
 
 @pytest.mark.parametrize(("values", "says"), [([1, 1.1, 0.9], "holds"), ([-1, -1.1, -0.9], "fails"), ([1, -1], "open")])

@@ -76,7 +76,11 @@ class HarmonicConv(nn.Module):
 class PonitaConv(nn.Module):
     r"""Convolve on positions and orientations with kernels of their invariants.
 
-    .. math:: y = W \, \frac{1}{V} \sum_{v'} k_2(o_v \cdot o_{v'}) \sum_d k_1(d \cdot o_{v'}, |d_\perp|) \, x(v', x + d) + b
+    .. math:: y_v(p) = W \left[x_v(p) + \frac{1}{V} \sum_{u} k_2(o_v \cdot o_u) \sum_d k_1(d \cdot o_u, |d_\perp|) \,
+              x_u(p + d)\right] + b
+
+    The first term is the residual connection of the published blocks; the mean over orientations alone leaves next to nothing
+    of the contrast between them.
 
     Parameters
     ----------
@@ -110,7 +114,7 @@ class PonitaConv(nn.Module):
         taps = self.of_space(self.along).permute(2, 0, 1).reshape(-1, 1, self.edge, self.edge, self.edge)
         y = functional.conv3d(x.flatten(1, 2), taps, padding="same", groups=features * vertices)
         y = torch.einsum("uvi,bivxyz->buxyzi", self.of_sphere(self.across) / vertices, y.unflatten(1, x.shape[1:3]))
-        return self.mix(y).permute(0, 5, 1, 2, 3, 4)
+        return self.mix(y + x.permute(0, 2, 3, 4, 5, 1)).permute(0, 5, 1, 2, 3, 4)
 
 
 def _invariants(values: Tensor, grid: Grid) -> Tensor:
