@@ -62,6 +62,13 @@ def test_same_seed_gives_the_same_weights(drawn):
     assert all(torch.equal(value, other.state[key]) for key, value in one.state.items())
 
 
+def test_longer_trainings_take_five_times_the_steps():
+    short, longer = (learned.SMALL.steps_of(name) for name in ("shd_tv", "shd_tv, longer"))
+    assert longer == 5 * short
+    one, other = (learned.recipe_of(name, learned.SMALL, None) for name in ("shd_tv", "shd_tv, longer"))
+    assert one == other
+
+
 def test_super_resolved_networks_look_at_few_volumes(drawn):
     """Noise in the other volumes of the test scan changes nothing."""
     weights = learned.train("shd", drawn.trained, None, effort=TINY, few=fibres._FEW, seed=0, device="cpu")

@@ -31,13 +31,18 @@ from shd_bids.training.measured import ScanCrops, cases_of
 from shd_bids.training.objective import Case, LossWeights, Objective, Truth
 from tests.benchmarks.paper.nets import Ponita, SphericalCNN
 
-RECIPES = {"shd_tv": "published", "shd": "shd", "rt_esd": "rt_esd", "esd": "esd"}
+LONGER = ("shd, longer", "shd_tv, longer")
+"""SHD and SHD-TV with five times the steps of a small effort."""
+
+RECIPES = {"shd_tv": "published", "shd": "shd", "rt_esd": "rt_esd", "esd": "esd"} | dict(
+    zip(LONGER, ("shd", "published"), strict=True)
+)
 """Published networks that the package trains."""
 
 PEERS: dict[str, type[nn.Module]] = {"cnn": SphericalCNN, "cnn_supervised": SphericalCNN, "ponita": Ponita}
 """Other networks of the comparison."""
 
-_PACE = {"esd": 4, "cnn": 4, "cnn_supervised": 4}  # steps in the time of one of SHD
+_PACE = {"esd": 4, "cnn": 4, "cnn_supervised": 4} | dict.fromkeys(LONGER, 5)  # steps in the place of one of SHD
 _LOBE = 25.0  # concentration of a true fibre's lobe: a standard deviation of 8 degrees, the spacing of the grid
 _SUPERVISED = LossWeights()
 
