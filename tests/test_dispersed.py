@@ -192,6 +192,14 @@ def test_halves_agree_in_the_number_and_the_largest_of_their_peaks():
     assert found["same_count"].tolist() == [True, False]
 
 
+def test_peaks_of_a_half_are_compared_with_the_tensors_of_the_other():
+    x, y = tensor(1.9, 0.15, 0.15), tensor(0.15, 1.9, 0.15)
+    one, other = (np.concatenate([at(degrees) for degrees in half]) for half in ((10, 20, 0), (0, 30, 0)))
+    tensors = np.stack([x, x, tensor(0.8, 0.8, 0.8)])  # the last is no single fibre
+    found = counts.measure_across((one, other), (np.stack([x, x, x]), np.stack([x, y, x])), tensors)
+    np.testing.assert_allclose(found["first_error"], [10, 20, 0, 60])
+
+
 def test_correlation_knows_neither_size_nor_mean_nor_degrees_above_eight(rng):
     one = rng.normal(size=(5, 91))
     other = 3 * one

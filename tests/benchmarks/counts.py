@@ -130,6 +130,26 @@ def measure_halves(one: np.ndarray, other: np.ndarray) -> Samples:
     return {"first_error": angles(one[:, :1], other[:, :1])[:, 0, 0], "same_count": number[0] == number[1]}
 
 
+def measure_across(
+    halves: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.ndarray], tensors: np.ndarray
+) -> Samples:
+    """Compare the largest peak of each half of a scan with the tensor of the other half, whose noise it does not share.
+
+    Parameters
+    ----------
+    halves : pair of ndarray, shape (n, K, 3)
+        Unit axes of the peaks, the largest first.
+    others : pair of ndarray, shape (n, 3, 3)
+        Tensors of the other half of each.
+    tensors : ndarray, shape (n, 3, 3)
+        Of the whole scan, which decide where FA exceeds 0.6.
+    """
+    single = fractional_anisotropy(tensors) > _SINGLE
+    axes = [np.linalg.eigh(other[single])[1][:, :, 2] for other in others]
+    errors = [angles(half[single, :1], main[:, None])[:, 0, 0] for half, main in zip(halves, axes, strict=True)]
+    return {"first_error": np.concatenate(errors)}
+
+
 def correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     r"""Return the angular correlation (n,) of fODFs given by SH coefficients (n, C), degrees 2 to 8.
 

@@ -6,8 +6,9 @@
 Each FOLDER is a BIDS data set with one series and a brain mask under ``derivatives/``. Tissues and single fibres are those
 of a tensor of the lowest shell, which no method is built on (`counts.tissues`). *peaks*: where FA is high there is one
 fibre, along the main axis of the tensor; three in a voxel are rare in white matter, and grey matter and CSF hold none.
-*halves*: odd and even directions of each shell, b=0 in both, are fitted apart and compared in white matter. *left_out*:
-``heldout.py`` with this package and ``msmt_csd``. ``--apart`` names folders whose slices are not neighbours.
+*halves*: odd and even directions of each shell, b=0 in both, are fitted apart and compared in white matter, and with the
+tensor of the other half, whose noise they do not share. *left_out*: ``heldout.py`` with this package and ``msmt_csd``.
+``--apart`` names folders whose slices are not neighbours.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from shd_bids.report.glyphs import draw_sticks
 from shd_bids.report.view import slice_of, world_view
 
 _TENSOR_DIRECTIONS = 12  # that the shell of the tensor has at least
+_HALF_DIRECTIONS = 6  # that of the tensor of half a scan
 _PREDICT = ("amortised", "subject", "msmt_csd")  # give what predicts the signal
 
 
@@ -75,20 +77,23 @@ def measure(scan: Series, methods: Mapping[str, Method], measures: list[str]) ->
             shown[name] = _fit(name, method, scan, scan.mask)
             samples |= counts.measure_scan(shown[name].directions, tensors)
         if "halves" in measures:
-            samples["white matter, halves"] = halves(scan, partial(_fit, name, method), tensors)
+            samples |= halves(scan, partial(_fit, name, method), tensors)
         values[name] = {region: counts.pool([s]) for region, s in samples.items() if any(map(len, s.values()))}
     return values, shown
 
 
-def halves(scan: Series, fit: Callable[[Series, np.ndarray], Found], tensors: np.ndarray) -> Samples:
-    """Fit odd and even directions of each shell and compare them in white matter."""
+def halves(scan: Series, fit: Callable[[Series, np.ndarray], Found], tensors: np.ndarray) -> dict[str, Samples]:
+    """Fit odd and even directions of each shell and compare them in white matter, and with the tensor of the other half."""
     white = np.zeros_like(scan.mask)
-    white[scan.mask] = counts.tissues(tensors)["white matter"]
-    one, other = (fit(_select(scan, rows), white) for rows in counts.odd_and_even(scan.gradients))
+    white[scan.mask] = is_white = counts.tissues(tensors)["white matter"]
+    parts = [_select(scan, rows) for rows in counts.odd_and_even(scan.gradients)]
+    one, other = (fit(part, white) for part in parts)
     samples = counts.measure_halves(one.directions, other.directions)
     if one.coefficients is not None:
         samples["fod_correlation"] = counts.correlation(one.coefficients, other.coefficients)
-    return samples
+    of_one, of_other = (fit_tensor(*_tensor_input(part, least=_HALF_DIRECTIONS))[is_white] for part in parts)
+    crossed = counts.measure_across((one.directions, other.directions), (of_other, of_one), tensors[is_white])
+    return {"white matter, halves": samples, "FA above 0.6, tensor of the other half": crossed}
 
 
 def left_out(scan: Series, names: list[str], weights: Weights, *, is_apart: bool) -> Values:
@@ -151,10 +156,10 @@ def _select(scan: Series, rows: np.ndarray) -> Series:
     return replace(scan, signal=scan.signal[..., rows], gradients=scan.gradients.select(rows))
 
 
-def _tensor_input(scan: Series) -> tuple[np.ndarray, GradientTable]:
-    """Return signal (n, N) and gradients of b=0 and the lowest shell with directions enough."""
+def _tensor_input(scan: Series, *, least: int = _TENSOR_DIRECTIONS) -> tuple[np.ndarray, GradientTable]:
+    """Return signal (n, N) and gradients of b=0 and the lowest shell with at least so many directions."""
     shells = scan.gradients.shells
-    number = next(i for i, s in enumerate(shells) if i and len(s.indices) >= _TENSOR_DIRECTIONS)
+    number = next(i for i, s in enumerate(shells) if i and len(s.indices) >= least)
     rows = np.sort(np.concatenate([shells[0].indices, shells[number].indices]))
     return scan.signal[scan.mask][:, rows], scan.gradients.select(rows)
 
