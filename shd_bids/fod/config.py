@@ -157,8 +157,8 @@ class PrecisionConfig(Stored):
         From which on a weighting is strong, s/mm2.
     """
 
-    noise_factor: float = 1.9
-    width_share: float = 0.08
+    noise_factor: float = 1.5
+    width_share: float = 0.06
     prominence: float = 0.25
     weak_prominence: float = 0.12
     strong_bvalue: float = 1500.0
