@@ -25,7 +25,7 @@ ROUNDS = 24
 """Rounds of alternating directions."""
 
 VOXELS_IN_CACHE = 512
-"""Voxels whose weights stay in the cache of a core while they are updated; torch splits them among cores."""
+"""Voxels whose weights stay in the cache of a core while they are updated."""
 
 _RELAXATION = 1.6
 _LEAST_SINGULAR_VALUE = 1e-6  # of the largest; responses of degree 10 leave 68 of several hundred volumes
@@ -163,8 +163,7 @@ class ADMM:
 
 def cache_chunks(voxels: Tensor) -> list[slice]:
     """Return slices of voxels, along the first axis, that stay in the cache; a GPU takes all at once."""
-    step = VOXELS_IN_CACHE * torch.get_num_threads() if voxels.device.type == "cpu" else max(len(voxels), 1)
-    return chunks(len(voxels), step)
+    return chunks(len(voxels), VOXELS_IN_CACHE if voxels.device.type == "cpu" else max(len(voxels), 1))
 
 
 def _through(maps: tuple[Tensor, ...], values: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from shd_bids.threads import run_on_threads
+from shd_bids.threads import on_one_blas_thread, run_on_threads
 
 
 @pytest.fixture
@@ -53,3 +53,24 @@ def test_the_error_of_a_piece_is_raised_and_the_threads_are_given_back(two_threa
     with pytest.raises(ValueError, match="piece 3"):
         run_on_threads(work, range(6))
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_pieces_compute_gradients_where_the_caller_does(two_threads, mode):
+    def state(_: int) -> tuple[bool, bool]:
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    with mode():
+        assert run_on_threads(state, range(3)) == [state(0)] * 3
+
+
+def test_linear_algebra_has_one_thread_for_as_long_as_the_function_runs():
+    before = blas_threads()
+
+    @on_one_blas_thread
+    def found(number: int) -> tuple[int, set[int]]:
+        """Return what is given."""
+        return number, blas_threads()
+
+    assert found(3) == (3, {1})
+    assert blas_threads() == before and found.__doc__ == "Return what is given."

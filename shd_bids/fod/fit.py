@@ -19,12 +19,14 @@ from shd_bids.fod.weights import Weights, load_weights
 from shd_bids.nn.device import describe_device
 from shd_bids.options import Runtime
 from shd_bids.scan import Scan
+from shd_bids.threads import on_one_blas_thread
 
 _BY_DEFAULT = Runtime()
 _NETWORK_SHARE, _REFINEMENT_SHARE = 0.68, 0.29  # of the time; the rest measures the quality
 _FITTED = _NETWORK_SHARE + _REFINEMENT_SHARE
 
 
+@on_one_blas_thread
 def fit_fod(
     scan: Scan,
     weights: Weights | None = None,

@@ -19,6 +19,7 @@ from shd_bids.response.response import Response, Responses, zonal_basis
 from shd_bids.response.separable import separable_tissues
 from shd_bids.response.single_fibre import constrained_fit, single_fibre_voxels, top_voxels
 from shd_bids.sphere.harmonics import Y00, zonal_means
+from shd_bids.threads import on_one_blas_thread
 
 L_MAX = 10  # of a white-matter response; pooled over many directions it does not depend on the directions of a shell
 MIN_VOXELS = {"wm": 10, "gm": 5, "csf": 5}  # fewer are not averaged but topped up from the next best
@@ -54,6 +55,7 @@ class ResponseEstimate:
     notes: tuple[str, ...]
 
 
+@on_one_blas_thread
 def estimate_responses(
     signal: np.ndarray, mask: np.ndarray, gradients: GradientTable, *, percent: Mapping[str, float] = PERCENT
 ) -> ResponseEstimate:

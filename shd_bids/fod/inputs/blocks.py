@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shd_bids.boxes import Box, overlap, shifted, within
 from shd_bids.solvers import cache_chunks
+from shd_bids.threads import run_on_threads
 
 
 @dataclass(eq=False)
@@ -73,12 +74,15 @@ def whole_block(signal: Tensor, inside: Tensor | None, box: Box | None) -> tuple
 
 
 def map_voxels(channels: Callable[..., Tensor], signals: list[Tensor], inside: Tensor, block: Tensor) -> None:
-    """Map the voxels of a mask (x, y, z) into a block (V, x, y, z, C), so many at a time that all fits the cache.
+    """Map the voxels of a mask (x, y, z) into a block (V, x, y, z, C), so many at a time on each thread that all fits its cache.
 
     ``channels`` maps the values of voxels, (n, N) from each of ``signals`` (x, y, z, N), to (V, n, C).
     """
     rows = [signal[inside] for signal in signals]
     index = inside.flatten().nonzero()[:, 0]
     flat = block.view(len(block), inside.numel(), -1)
-    for part in cache_chunks(index):
+
+    def fill(part: slice) -> None:
         flat[:, index[part]] = channels(*(values[part] for values in rows))
+
+    run_on_threads(fill, cache_chunks(index))
