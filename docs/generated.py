@@ -118,8 +118,10 @@ def results(name: str) -> list[str]:
 
 
 def paper(words: str) -> list[str]:
-    """Return the table of an experiment of the paper, or after its name ``claims`` those that it checks."""
+    """Return the table of an experiment of the paper, or after its name ``claims`` those that it checks; ``summary`` for all."""
     name, *kind = words.split()
+    if name == "summary":
+        return record.summary(EXPERIMENTS.values(), "small")
     function = record.claims if kind == ["claims"] else record.table
     return function(EXPERIMENTS[name], "small")
 

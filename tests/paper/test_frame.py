@@ -66,6 +66,7 @@ def test_values_become_rows_means_and_verdicts(settings, tmp_path, monkeypatch):
     lines = record.table(toy, "small")
     assert lines[2] == "| low, SNR 30 | good | 0.710 ± 0.025 | 3 |"
     assert record.claims(toy, "small")[2].endswith("| +0.200 ± 0.000 | holds |")
+    assert record.summary([toy], "small")[2:] == ["| toy | good leads | 1 |  |  |"]
     assert len(record.table(toy, "full")) == 2, "rows of another scale are shown"
 
 

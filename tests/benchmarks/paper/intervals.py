@@ -9,6 +9,8 @@ import numpy as np
 from scipy.stats import t as student
 
 CONFIDENCE = 0.95
+VERDICTS = ("holds", "fails", "open")
+"""What can be said of a claim."""
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import results
 from results import METRICS, Figure, Record
 
 from tests.benchmarks.paper.base import Claim, Done, Experiment
-from tests.benchmarks.paper.intervals import Interval, interval, verdict
+from tests.benchmarks.paper.intervals import VERDICTS, Interval, interval, verdict
 
 _SEED = ", seed "
 
@@ -58,17 +58,33 @@ def table(experiment: Experiment, scale: str) -> list[str]:
 
 def claims(experiment: Experiment, scale: str) -> list[str]:
     """Return each claim of the paper with our paired difference over seeds and what it says, in Markdown."""
-    values = by_seed(results.read(experiment.source), scale)
     lines = [_line(["claim", "row", "measure", "gain", "verdict"]), "|---" * 5 + "|"]
+    for claim, row, gain in gains(experiment, scale):
+        cells = (claim.text, row, METRICS[claim.metric].label, _text(gain, claim.metric, "+"))
+        lines.append(_line([*cells, verdict(gain, margin=claim.margin)]))
+    return lines
+
+
+def summary(experiments: Iterable[Experiment], scale: str) -> list[str]:
+    """Return how often each claim holds, fails or is open over the rows and measures that it is checked in, in Markdown."""
+    lines = [_line(["experiment", "claim", *VERDICTS]), "|---" * (2 + len(VERDICTS)) + "|"]
+    for experiment in experiments:
+        found: dict[str, list[str]] = {}
+        for claim, _, gain in gains(experiment, scale):
+            found.setdefault(claim.text, []).append(verdict(gain, margin=claim.margin))
+        for text, says in found.items():
+            lines.append(_line([experiment.name, text, *(str(says.count(v) or "") for v in VERDICTS)]))
+    return lines
+
+
+def gains(experiment: Experiment, scale: str) -> Iterator[tuple[Claim, str, Interval]]:
+    """Yield each claim, a row that it is about, and the gain there, where both of its methods are recorded."""
+    values = by_seed(results.read(experiment.source), scale)
     for claim in experiment.claims:
         for row in claim.rows or tuple(dict.fromkeys(key[0] for key in values)):
             gain = paired(values, claim, row)
             if gain.n:
-                says = verdict(gain, margin=claim.margin)
-                lines.append(
-                    _line([claim.text, row, METRICS[claim.metric].label, _text(gain, claim.metric, "+"), says])
-                )
-    return lines
+                yield claim, row, gain
 
 
 def paired(values: dict[tuple[str, str, str], dict[str, float]], claim: Claim, row: str) -> Interval:
