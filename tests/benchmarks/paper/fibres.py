@@ -241,5 +241,7 @@ EXPERIMENT = Experiment(
         Claim("SHD-TV leads RUMBA-SD with TV", "pr_area", "shd_tv", "rumba_tv", (LOW,)),
         Claim("SHD-TV has the fewest spurious fibres: fewer than CSD", "fdr", "shd_tv", "msmt_csd", (LOW,)),
         Claim("the app's default leads SHD-TV", "pr_area", DEFAULT, "shd_tv"),
+        Claim("the app's default leads CSD", "pr_area", DEFAULT, "msmt_csd"),
+        Claim("the app's default leads RUMBA-SD with TV", "pr_area", DEFAULT, "rumba_tv"),
     ),
 )
