@@ -68,9 +68,11 @@ def find_image_peaks(
     import numpy as np
 
     from shd_bids.images import gather, load_mask, load_volume
+    from shd_bids.nn.backends.memory import keep_freed_memory
     from shd_bids.nn.device import choose_device
     from shd_bids.peaks.fibres import find_fibres
 
+    keep_freed_memory()
     where = choose_device(runtime.device)
     with np.load(files.precision_file) as stored:
         errors, prominence = stored["errors"], float(stored["prominence"])

@@ -15,9 +15,9 @@ from torch import Tensor
 def keep_freed_memory() -> None:
     """Keep freed memory in this process instead of handing it back to the system, where the C library is glibc.
 
-    Each training step takes and frees tensors of tens to hundreds of MB; handing them back costs a page fault per 4 kB to
-    get them again, measured at more than half of a step (tests/benchmarks/README.md). Call it once in a process whose work is
-    the network.
+    Each training step takes and frees tensors of tens to hundreds of MB, as does each part of a peak search; handing them back
+    costs a page fault per 4 kB to get them again, measured at more than half of a step (tests/benchmarks/README.md). Call it
+    once in a process whose work this is.
     """
     try:
         tune = ctypes.CDLL(None).mallopt
