@@ -34,7 +34,7 @@ from shd_bids.gradients.frames import world_to_fsl
 
 SEED = 2_000_000
 BLOCK = 28
-_LOOK_EVERY = 0.2  # seconds between two looks at the memory
+_LOOK_EVERY = 2.0  # seconds between two looks at the memory, each of which reads all page tables
 
 
 def simulate(folder: Path, shape: tuple[int, int, int], n_directions: int, n_series: int) -> tuple[Path, int]:
