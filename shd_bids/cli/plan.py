@@ -56,7 +56,7 @@ STREAMLINE_BYTES = 60  # lengths, ends, weights
 VISIT_BYTES = 6  # a point's share of the file of streamlines and lobes
 SEARCH_GB = 0.9  # a thread that searches for peaks; a third of it where fODFs are smooth
 SEARCH_VOXELS = 2048  # that a thread takes at once
-NETWORK_GB_PER_AREA = 1.6e-3  # voxels of a cross-section: their number to the power 2/3; tiles fit into less
+NETWORK_GB_PER_AREA = 6e-4  # voxels of a cross-section: their number to the power 2/3; tiles fit into less
 POINT_BYTES = 12
 
 

@@ -11,6 +11,7 @@ from shd_bids.nn.unet import UNet
 
 _THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
 _MOST_CUTS = 16  # of one side of the cross-section
+_WORTH_MEMORY = 1.1  # times the least work, which less memory may cost
 _ENCODED_AGAIN = 1.4  # work of the three stages, which run the finest encoder twice
 
 
@@ -34,7 +35,7 @@ class _Strategy:
 
 
 def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
-    """Choose the way of least work that fits the memory.
+    """Choose the way of least work that fits the memory; of those within a tenth of the least work, that of least memory.
 
     Parameters
     ----------
@@ -52,23 +53,23 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
         strategies.append(_Strategy(True, _ENCODED_AGAIN, held, ((range(1), reach), (range(1, depth), 2 * reach))))
     # In plain PyTorch a slab expands two planes again in each layer, which is about half of the work on them.
     once = backend_for(net.head.bias).in_slabs
-    best: tuple[tuple[float, float], Plan] | None = None
-    least = np.inf
+    fitting: list[tuple[float, float, Plan]] = []
+    least = least_work = np.inf
     for edges in product(*(_edges(side, config.spatial_stride) for side in sides)):
         for strategy, thickness in product(strategies, _THICKNESS):
             areas = [_areas(sides, edges, halo) for _, halo in strategy.chains]
             columns = (column_bytes(net, thickness, levels=levels) for levels, _ in strategy.chains)
             needed = strategy.held + max(largest * each for (_, largest), each in zip(areas, columns, strict=True))
             work = strategy.cost * areas[0][0] * (1 if once else 1 + 1 / thickness)
-            least = min(least, needed)
-            if needed <= memory_bytes and (best is None or (work, needed) < best[0]):
-                best = (work, needed), Plan((edges[0], edges[1]), thickness, strategy.staged)
-    if best is None:
+            least, least_work = min(least, needed), min(least_work, work)
+            if needed <= memory_bytes:
+                fitting.append((work, needed, Plan((edges[0], edges[1]), thickness, strategy.staged)))
+    if not fitting:
         raise ValueError(
             f"{memory_bytes / 2**20:.0f} MB are not enough for the smallest tile, which needs {least / 2**20:.0f} MB; "
             "give more memory or a smaller network"
         )
-    return best[1]
+    return min(fitting, key=lambda one: (max(one[0], _WORTH_MEMORY * least_work), one[1]))[2]
 
 
 def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
@@ -83,7 +84,8 @@ def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
             break
         waiting = config.receptive_radius >> level if level + 1 in levels and config.spatial[level + 1] else 0
         planes = max(1, thickness >> level)
-        held = waiting + (2 * config.convs_per_block - 1) * (planes + 2) + 2 * planes + 1
+        blocks = 1 if level == len(config.channels) - 1 else 2
+        held = waiting + (blocks * config.convs_per_block - 1) * (planes + 2) + 2 * planes + 1
         enters = config.channels[level - 1] if level else config.in_channels + config.out_channels
         numbers += net.bases[level].n_vertices * (config.channels[level] * held + enters * (planes + 4)) / 4**level
     return 1.1 * numbers * net.head.bias.element_size()
