@@ -15,11 +15,8 @@ import psutil
 
 __all__ = ["die_with_parent", "end_after", "end_all", "peak_memory_mb", "thread_environment"]
 
-_SHARED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by which torch splits its operations
-_SINGLE = (
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)  # of numpy and scipy, whose matrices are too small to be split
+_OF_TORCH = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_OF_NUMPY = ("OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")  # and scipy; their matrices are too small to be split
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -54,7 +51,7 @@ def end_all(code: int) -> NoReturn:
 
 def thread_environment(n_threads: int) -> dict[str, str]:
     """Return the environment variables that hold torch to ``n_threads`` threads, and numpy and scipy to one each time."""
-    return dict.fromkeys(_SHARED, str(n_threads)) | dict.fromkeys(_SINGLE, "1")
+    return dict.fromkeys(_OF_TORCH, str(n_threads)) | dict.fromkeys(_OF_NUMPY, "1")
 
 
 def peak_memory_mb() -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -34,6 +35,22 @@ def run_on_threads(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> 
                 return list(pool.map(_as_here(work), pieces))
         finally:
             torch.set_num_threads(n_threads)
+
+
+def reporting(
+    work: Callable[[Piece], Result], n_pieces: int, progress: Callable[[float], None] | None
+) -> Callable[[Piece], Result]:
+    """Return what does the work and then tells the share of the pieces that are done, in whatever thread."""
+    if progress is None:
+        return work
+    done = count(1)  # its steps are atomic
+
+    def work_and_report(piece: Piece) -> Result:
+        result = work(piece)
+        progress(next(done) / n_pieces)
+        return result
+
+    return work_and_report
 
 
 def _as_here(work: Callable[[Piece], Result]) -> Callable[[Piece], Result]:

@@ -115,10 +115,13 @@ class UNetConfig:
         """Voxels along each axis on which an output voxel may depend (volume form)."""
         scale, radius = 1, 0
         for level, spatial in enumerate(self.spatial):
-            blocks = 1 if level == len(self.channels) - 1 else 2
-            radius += scale * blocks * self.convs_per_block * spatial
+            radius += scale * self.n_convs(level) * spatial
             scale *= 2 if level < len(self.pool_strides) and self.pool_strides[level] == 2 else 1
         return radius + self.spatial_stride - 1
+
+    def n_convs(self, level: int) -> int:
+        """Return the number of convolutions of a level: those of its encoder and decoder block, or of the bottom block."""
+        return self.convs_per_block * (1 if level == len(self.channels) - 1 else 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-safe values."""

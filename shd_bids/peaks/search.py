@@ -8,8 +8,7 @@ on together; no step loops over them. Frames follow the coefficients: world axes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import count
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from shd_bids.peaks.widths import BROAD, lobe_widths, mean_directions
 from shd_bids.sphere.derivatives import SHDerivatives
 from shd_bids.sphere.harmonics import SQRT_4PI, l_max_of, sh_basis
 from shd_bids.sphere.healpix import hemisphere
-from shd_bids.threads import run_on_threads
+from shd_bids.threads import reporting, run_on_threads
 
 GRID_NSIDE = 16
 """HEALPix resolution of the search grid: 1536 axes 3.7 degrees apart, six times finer than a degree-18 lobe is wide."""
@@ -155,18 +154,16 @@ def _search_parts(
 ) -> None:
     """Search chunk by chunk and write into the arrays of ``found``."""
     parts = chunks(len(coefficients), _VOXELS_PER_CHUNK if search.is_on_cpu else _VOXELS_PER_DEVICE_CHUNK)
-    done = count(1)  # its steps are atomic, in whatever thread
 
     def work(part: slice) -> None:
         results = (array.cpu().numpy() for array in search(coefficients[part]))
         found.directions[part], found.amplitudes[part], found.isotropic[part] = results
-        if progress:
-            progress("peaks", next(done) / len(parts))
 
+    reported = reporting(work, len(parts), progress and partial(progress, "peaks"))
     if search.is_on_cpu:
-        run_on_threads(work, parts)
+        run_on_threads(reported, parts)
     else:
-        list(map(work, parts))
+        list(map(reported, parts))
 
 
 class _PeakSearch:

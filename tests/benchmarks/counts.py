@@ -107,8 +107,7 @@ def measure_scan(directions: np.ndarray, tensors: np.ndarray) -> dict[str, Sampl
     """
     count = directions.any(axis=2).sum(axis=1)
     fa, tissue = fractional_anisotropy(tensors), tissues(tensors)
-    main = np.linalg.eigh(tensors)[1][:, :, 2]
-    errors = angles(directions[:, :1], main[:, None])[:, 0, 0]
+    errors = _off_main_axis(directions, tensors)
     bins = {f"FA {low}-{high}": {"one_peak": count[(fa > low) & (fa <= high)] == 1} for low, high in pairwise(FA_EDGES)}
     return bins | {
         f"FA above {_SINGLE}": {"first_error": errors[fa > _SINGLE]},
@@ -145,9 +144,14 @@ def measure_across(
         Of the whole scan, which decide where FA exceeds 0.6.
     """
     single = fractional_anisotropy(tensors) > _SINGLE
-    axes = [np.linalg.eigh(other[single])[1][:, :, 2] for other in others]
-    errors = [angles(half[single, :1], main[:, None])[:, 0, 0] for half, main in zip(halves, axes, strict=True)]
+    errors = [_off_main_axis(half[single], other[single]) for half, other in zip(halves, others, strict=True)]
     return {"first_error": np.concatenate(errors)}
+
+
+def _off_main_axis(directions: np.ndarray, tensors: np.ndarray) -> np.ndarray:
+    """Return the angle (n,) of the largest peak, of (n, K, 3), from the main axis of a tensor (n, 3, 3), degrees."""
+    main = np.linalg.eigh(tensors)[1][:, :, 2]
+    return angles(directions[:, :1], main[:, None])[:, 0, 0]
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -37,15 +37,8 @@ def main() -> int:
         with _busy(n_busy):
             slow, fast = take_turns(options.turns, all_for_each, one_each)
         print(f"{row:<24} {1e3 * slow:.0f} ms / {1e3 * fast:.0f} ms = {slow / fast:.2f}x", flush=True)
-        figures.append(
-            Figure(
-                f"{_N_PIECES} folds of {_VOXELS} voxels, {row}",
-                "one thread each",
-                "speedup",
-                slow / fast,
-                options.threads,
-            )
-        )
+        name = f"{_N_PIECES} folds of {_VOXELS} voxels, {row}"
+        figures.append(Figure(name, "one thread each", "speedup", slow / fast, options.threads))
     return results.finish("threads", figures, options)
 
 

@@ -148,9 +148,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dwi, n_voxels = simulate(folder, tuple(options.shape), options.directions, options.series)
-        row = f"{n_voxels} voxels, {options.directions} directions" + (
-            f", {options.series} series" * (options.series > 1)
-        )
+        series = f", {options.series} series" if options.series > 1 else ""
+        row = f"{n_voxels} voxels, {options.directions} directions{series}"
         print(f"{row}, {options.threads} threads", flush=True)
         for metric, value in ours(folder, options.threads, options.series).items():
             figures.append(Figure(row, "amortised", metric, value, options.threads, results.shipped_weights()))

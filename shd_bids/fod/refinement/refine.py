@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from shd_bids.fod.refinement.dictionary import LobeDictionary
 from shd_bids.fod.refinement.orientation import Alignment, held_out_prior
 from shd_bids.fod.refinement.updates import DataUpdates, held_out_updates
 from shd_bids.scan import Scan
-from shd_bids.threads import run_on_threads
+from shd_bids.threads import reporting, run_on_threads
 
 _SAMPLE = 2000  # voxels that decide how far results follow the data
 _VOXELS_PER_CHUNK = 4096  # x (768 lobe weights + 300 volumes) x 4 bytes = 18 MB, for each thread
@@ -60,13 +59,11 @@ def refine_fod(
     n_updates = held_out_updates(prior_of_sample, signal, scan.gradients, dictionary)
     follow_data = DataUpdates(dictionary, n_updates)
     align = alignment(np.arange(scan.gradients.n_volumes))
-    parts, done = chunks(len(fod), _VOXELS_PER_CHUNK), count(1)  # the steps of a count are atomic, in whatever thread
+    parts = chunks(len(fod), _VOXELS_PER_CHUNK)
 
     def refine(part: slice) -> None:
         measured = dictionary.signal_of(scan, part)
         fod[part] = follow_data(fit_amplitudes(align(fod[part], measured), measured, dictionary), measured)
-        if progress:
-            progress(next(done) / len(parts))
 
-    run_on_threads(refine, parts)
+    run_on_threads(reporting(refine, len(parts), progress), parts)
     return fod, n_updates

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,14 @@ class _Strategy:
     chains: tuple[tuple[range, int], ...]
 
 
+class _Candidate(NamedTuple):
+    """A plan with its work, in voxels of a cross-section, and the bytes that it needs."""
+
+    plan: Plan
+    work: float
+    needed: float
+
+
 def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
     """Choose the way of least work that fits the memory; of those within a tenth of the least work, that of least memory.
 
@@ -53,7 +62,7 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
         strategies.append(_Strategy(True, _ENCODED_AGAIN, held, ((range(1), reach), (range(1, depth), 2 * reach))))
     # In plain PyTorch a slab expands two planes again in each layer, which is about half of the work on them.
     once = backend_for(net.head.bias).in_slabs
-    fitting: list[tuple[float, float, Plan]] = []
+    fitting: list[_Candidate] = []
     least = least_work = np.inf
     for edges in product(*(_edges(side, config.spatial_stride) for side in sides)):
         for strategy, thickness in product(strategies, _THICKNESS):
@@ -63,13 +72,13 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
             work = strategy.cost * areas[0][0] * (1 if once else 1 + 1 / thickness)
             least, least_work = min(least, needed), min(least_work, work)
             if needed <= memory_bytes:
-                fitting.append((work, needed, Plan((edges[0], edges[1]), thickness, strategy.staged)))
+                fitting.append(_Candidate(Plan((edges[0], edges[1]), thickness, strategy.staged), work, needed))
     if not fitting:
         raise ValueError(
             f"{memory_bytes / 2**20:.0f} MB are not enough for the smallest tile, which needs {least / 2**20:.0f} MB; "
             "give more memory or a smaller network"
         )
-    return min(fitting, key=lambda one: (max(one[0], _WORTH_MEMORY * least_work), one[1]))[2]
+    return min(fitting, key=lambda one: (max(one.work, _WORTH_MEMORY * least_work), one.needed)).plan
 
 
 def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
@@ -84,8 +93,7 @@ def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
             break
         waiting = config.receptive_radius >> level if level + 1 in levels and config.spatial[level + 1] else 0
         planes = max(1, thickness >> level)
-        blocks = 1 if level == len(config.channels) - 1 else 2
-        held = waiting + (blocks * config.convs_per_block - 1) * (planes + 2) + 2 * planes + 1
+        held = waiting + (config.n_convs(level) - 1) * (planes + 2) + 2 * planes + 1
         enters = config.channels[level - 1] if level else config.in_channels + config.out_channels
         numbers += net.bases[level].n_vertices * (config.channels[level] * held + enters * (planes + 4)) / 4**level
     return 1.1 * numbers * net.head.bias.element_size()

@@ -162,8 +162,8 @@ def true_density(phantom: Phantom, nside: int) -> np.ndarray:
 
 
 def fit(weights: Weights, scan: Scan, device: str) -> FOD:
-    """Return the answer of a network as published: in float32, scaled to the signal at b=0, not refined."""
-    return fit_fod(scan, weights, runtime=Runtime(device=device, precision="float32"), refine=False)
+    """Return the answer of a network as published: scaled to the signal at b=0, not refined."""
+    return fit_fod(scan, weights, runtime=Runtime(device=device), refine=False)
 
 
 def maxima(weights: Weights, scan: Scan, device: str, *, cutoff: float = MRTRIX_CUTOFF) -> Found:
