@@ -92,7 +92,11 @@ class Microstructure:
         return cls(*rng.uniform([0.5, 2.0e-3, 1.4e-3, 0.5e-3], [0.6, 2.4e-3, 1.8e-3, 0.7e-3]))
 
     def signal(self, sticks: np.ndarray, gradients: GradientTable) -> np.ndarray:
-        r"""Return the mean signal, (N,), of axons along ``sticks``, (n, 3), and of what surrounds them.
+        """Return the mean signal, (N,), of axons along ``sticks``, (n, 3), and of what surrounds them."""
+        return self.signals(sticks, gradients).mean(axis=0)
+
+    def signals(self, sticks: np.ndarray, gradients: GradientTable) -> np.ndarray:
+        r"""Return the signal, (n, N), of axons along each of ``sticks``, (n, 3), and of what surrounds them.
 
         .. math:: E = f e^{-b d_a c^2} + (1 - f) e^{-b (d_\perp + (d_\parallel - d_\perp) c^2)},
                   \qquad c = \langle u, g\rangle,
@@ -102,7 +106,7 @@ class Microstructure:
         squared = (sticks @ gradients.directions.T) ** 2  # (n, N)
         axons = np.exp(-gradients.bvals * self.along_axons * squared)
         rest = np.exp(-gradients.bvals * (self.across + (self.along - self.across) * squared))
-        moving = self.axonal * axons.mean(axis=0) + (1 - self.axonal) * rest.mean(axis=0)
+        moving = self.axonal * axons + (1 - self.axonal) * rest
         return _SHARE_STILL + (1 - _SHARE_STILL) * moving
 
 

@@ -211,6 +211,22 @@ TABLES = {
             for width in ("8x8", "20x20")
         ),
     ),
+    "limits": Table(
+        "",
+        "limits",
+        ("protocol", "SNR", "angle in degrees, width of each"),
+        {"nearest single bundle (degrees)": Column("Gaussian", ("nearest_along", "nearest_across"))}
+        | {
+            f"{seen}, {form}": Column(form, (metric,))
+            for form in ("Gaussian", "any flatness")
+            for metric, seen in (("found_1", "one voxel"), ("found_27", "27 voxels"))
+        },
+        rows=tuple(
+            f"{protocol}, crossing {crossing}"
+            for protocol in _PROTOCOLS
+            for crossing in ("20, 8x8", "30, 8x8", "40, 8x8")
+        ),
+    ),
     "invivo": Table(
         "",
         "invivo",
