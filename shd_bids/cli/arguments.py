@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 from shd_bids.option import Options, flag, option_of
 from shd_bids.options import is_label_file
 
-__all__ = ["absolute", "add_options", "add_positionals"]
+__all__ = ["TYPES", "absolute", "add_options", "add_positionals"]
 
 METAVARS = {int: "N", float: "X", Path: "FILE"}
 UNITS = {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids import __version__
-from shd_bids.cli.arguments import absolute, add_options, add_positionals
+from shd_bids.cli.arguments import TYPES, absolute, add_options, add_positionals
 from shd_bids.cli.resources import available_cpus, available_memory
 from shd_bids.errors import ShdError, TrainingError
 from shd_bids.files import absence, read_text
@@ -159,23 +159,24 @@ def _config_values(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict
     if path is None:
         return {}
     try:
-        values = values_from_toml(read_text(path))
+        return {name: _as_typed(name, value) for name, value in values_from_toml(read_text(path)).items()}
     except RecursionError:
         parser.error(f"--config-file {path}: nested too deeply")
-    except (OSError, ValueError, ShdError) as error:
+    except (OSError, ValueError, ShdError, argparse.ArgumentTypeError) as error:
         parser.error(f"--config-file {path}: {getattr(error, 'strerror', None) or error}")
-    return {name: _absolute(value, OPTIONS[name].words) for name, value in values.items()}
 
 
-def _absolute(value: Any, words: Sequence[str]) -> Any:
-    """Return a value of a file with all its paths absolute; words that stand for a path stay."""
+def _as_typed(name: str, value: Any) -> Any:
+    """Return a value of a file as the command line reads it: labels without prefix, paths absolute, words as they are."""
     match value:
-        case Path():
-            return value if str(value) in words else value.absolute()
+        case str() if name in TYPES:
+            return TYPES[name](value)
+        case Path() | str() if isinstance(value, Path) or OPTIONS[name].is_file:
+            return value if str(value) in OPTIONS[name].words else type(value)(absolute(str(value)))
         case tuple():
-            return tuple(_absolute(item, words) for item in value)
+            return tuple(_as_typed(name, item) for item in value)
         case Mapping():
-            return {name: _absolute(item, words) for name, item in value.items()}
+            return {key: _as_typed(name, item) for key, item in value.items()}
     return value
 
 

@@ -207,7 +207,23 @@ class TestConfigFile:
         assert parse_args(words, {}) == settings
         assert parse(dirs, *words) == settings
 
-    @pytest.mark.parametrize("text", ["nope = 1", "seeds = 'x'", "seeds = ", "seeds = -1"])
+    def test_labels_and_paths_are_read_as_on_the_command_line(self, dirs, tmp_path, monkeypatch):
+        for name in ("own.safetensors", "regions.nii.gz", "mask.nii.gz"):
+            (tmp_path / name).write_bytes(b"")
+        monkeypatch.chdir(tmp_path)
+        text = 'participant_label = ["sub-01"]\nparcellation = ["regions.nii.gz", "name"]\n'
+        words = self.config(
+            tmp_path, text + 'weights = "own.safetensors"\nmask = "mask.nii.gz"\nnetwork = "conditioned"'
+        )
+        settings = parse(dirs, *words)
+        assert settings.participant_label == ("01",)
+        assert settings.parcellation == (str(tmp_path / "regions.nii.gz"), "name")
+        assert (settings.weights, settings.network) == (str(tmp_path / "own.safetensors"), "conditioned")
+        assert settings.mask == tmp_path / "mask.nii.gz"
+
+    @pytest.mark.parametrize(
+        "text", ["nope = 1", "seeds = 'x'", "seeds = ", "seeds = -1", 'session_label = ["ses-a_b"]']
+    )
     def test_what_is_wrong_in_it_is_told(self, capsys, dirs, tmp_path, text):
         assert "found" in (told := refused(capsys, dirs, *self.config(tmp_path, text))) or "c.toml" in told
 
