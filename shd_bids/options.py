@@ -249,7 +249,7 @@ class PeakOptions(Options):
 
     peak_max: int = option(5, "most peaks in a voxel", bounds=(1, 20), sloppy=3)
     peak_relative_threshold: float = option(
-        0.1, "least height above the isotropic part of the fODF, as a share of the voxel's largest", bounds=(0, 1)
+        0.1, "least height above the isotropic part of the fODF, as a share of the voxel's largest", bounds=(0, 0.99)
     )
     peak_absolute_threshold: float | None = option(
         None, "least height; auto: from the peaks in cerebrospinal fluid", bounds=(0, 1e3)

@@ -1,13 +1,17 @@
 """Peaks of the true fODF: right directions, right files."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
+import pytest
 
 from shd_bids.images import load_volume
 from shd_bids.interfaces.base import options_input, read_json
 from shd_bids.interfaces.peaks import FindPeaks
+from shd_bids.option import option_of
 from shd_bids.options import PeakOptions
+from shd_bids.peaks.fibres import find_fibres
 from tests.interfaces.stages import ON_CPU, run
 
 
@@ -39,3 +43,10 @@ def test_peaks_follow_the_fibres_and_the_mrtrix_layout(true_fod, tmp_path, simul
     assert facts["sidecar"]["peaks"]["PeakMinimumProminence"] == 0.15  # that of the fit, as the options leave it open
     assert facts["is_threshold_automatic"]
     json.dumps(facts, allow_nan=False)
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("item", fields(PeakOptions), ids=lambda item: item.name)
+def test_every_value_within_its_bounds_can_be_used(item, end):
+    options = PeakOptions(**{item.name: option_of(item).bounds[end]})
+    find_fibres(np.ones((1, 6)), options, wm_fraction=np.ones(1), csf_fraction=np.zeros(1), prominence=0.1)
