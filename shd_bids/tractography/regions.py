@@ -14,6 +14,9 @@ from shd_bids.images import load_volume
 MOST_REGIONS = 10_000
 """Tables of more regions hold 10^8 numbers and more."""
 
+LARGEST_LABEL = 2**24
+"""Up to which float32 tells whole numbers apart."""
+
 _SHOWN = 5  # labels in a message
 
 
@@ -124,6 +127,10 @@ def _labels_of(image: Path, data: np.ndarray) -> np.ndarray:
         )
     if values[0] < 0:
         raise InputError(f"{image}: values down to {values[0]:g}, expected labels from 0")
+    if values[-1] >= LARGEST_LABEL:
+        raise InputError(
+            f"{image}: labels up to {values[-1]:.0f}, expected less than {LARGEST_LABEL}; number the regions from 1"
+        )
     if values[-1] == 0:
         raise InputError(f"{image}: no label, all voxels are 0; give another image")
     return values[values > 0].astype(np.int64)

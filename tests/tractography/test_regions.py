@@ -54,6 +54,7 @@ def test_the_rows_of_a_table_are_the_regions(tmp_path):
         (LABELS + 0.5, "values that are not whole"),
         (-LABELS, "values down to -1002, expected labels from 0"),
         (0 * LABELS, "no label, all voxels are 0"),
+        (LABELS.astype(np.int32) + 614_454_270, "labels up to 614455296, expected less than 16777216"),
         (np.stack([LABELS] * 2, axis=-1), "an image of 4 dimensions"),
         (np.arange(24_000).reshape(40, 30, 20).astype(np.int32), "23999 labels, expected at most 10000"),
     ],
