@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids import __version__
-from shd_bids.bids.names import stage_folder
+from shd_bids.bids.names import sidecar_path, stage_folder
 from shd_bids.bids.provenance import NETWORK, PARCELLATIONS, RESPONSES, TISSUES, WEIGHTS, chosen
 from shd_bids.bids.records import is_whole
 from shd_bids.bids.run import DWIRun
@@ -170,7 +170,9 @@ def plan_stages(run: DWIRun, settings: Settings, inputs: Mapping[str, str]) -> S
 
 def _digest(stage: Stage, run: DWIRun, settings: Settings, inputs: Mapping[str, str], before: Sequence[str]) -> str:
     names = stage.settings + (stage.adapting if settings.fit == "subject" else ())
-    read = sorted(value for name, value in inputs.items() if reader(name) == stage.name)
+    read = [
+        value for name, value in inputs.items() if reader(name) == stage.name
+    ]  # in order: each has a part of its own
     found = {"gradients": run.mask_origin, "tractography": run.anatomy and run.anatomy.to_dict()["parts"]}
     content = json.dumps([__version__, stage.name, chosen(settings, names), read, found.get(stage.name), list(before)])
     return hashlib.sha256(content.encode()).hexdigest()
@@ -205,11 +207,13 @@ def keep_stage(output_dir: Path, run: DWIRun, stage: str, *, digest: str, output
         Its facts lie where `facts_path` says.
     digest : str
     outputs : mapping
-        Output of the stage -> path, or paths.
+        Output of the stage -> path, or paths; their sidecars count too.
     """
     relative = {name: _relative(value, output_dir) for name, value in outputs.items()}
     paths = [path for value in relative.values() for path in ([value] if isinstance(value, str) else value)]
     paths.append(_relative(facts_path(output_dir, run, stage), output_dir))
+    beside = [sidecar_path(output_dir / path) for path in paths]
+    paths += [_relative(path, output_dir) for path in beside if path.is_file()]
     sizes = {path: (output_dir / path).stat().st_size for path in paths}
     write_json(_record(output_dir, run, stage), {"digest": digest, "outputs": relative, "bytes": sizes})
 

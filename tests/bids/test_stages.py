@@ -83,6 +83,17 @@ def test_inputs_change_the_stage_that_reads_them(run, settings, tmp_path):
     assert not set(before.values()) & set(digests(run, settings).values())
 
 
+def test_files_that_exchange_their_contents_are_others(run, settings, tmp_path):
+    gm, csf = tmp_path / "gm.txt", tmp_path / "csf.txt"
+    gm.write_text("1")
+    csf.write_text("2")
+    given = replace(run, responses=(gm, csf))
+    before = digests(given, settings)
+    gm.write_text("2")
+    csf.write_text("1")
+    assert digests(given, settings)["response"] != before["response"]
+
+
 def test_every_setting_that_changes_results_is_read_by_a_stage():
     read = {name for stage in STAGES for name in (*stage.settings, *stage.adapting)}
     assert set(provenance.IN_DIGEST) - read == {"level", "cohort_processes"}
@@ -119,7 +130,8 @@ class TestKept:
         """Keep the fit as a call would, and return what another call plans."""
         out = settings.output_dir
         files = {"wm_file": out / "sub-01" / "wm.nii.gz", "response_files": [stage_folder(out, run) / "wm.txt"]}
-        for path in (files["wm_file"], *files["response_files"], facts_path(out, run, "fod")):
+        written = (out / "sub-01" / "wm.json", facts_path(out, run, "fod"))
+        for path in (files["wm_file"], *files["response_files"], *written):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("abc")
         keep_stage(out, run, "fod", digest=digests(run, settings)["fod"], outputs=files)
@@ -135,6 +147,10 @@ class TestKept:
     def test_others_are_not(self, plan, run, settings):
         assert not plan(fod_lmax=8).kept and not plan(overwrite=True).kept and not plan(level="response").kept
         (settings.output_dir / "sub-01" / "wm.nii.gz").write_text("abcd")
+        assert not plan().kept
+
+    def test_a_lost_sidecar_is_written_again(self, plan, settings):
+        (settings.output_dir / "sub-01" / "wm.json").unlink()
         assert not plan().kept
 
     def test_damaged_records_are_not(self, plan, run, settings):
