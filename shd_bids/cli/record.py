@@ -245,6 +245,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def take_facts(folder: Path, plan: StagePlan) -> None:
-    """Put what the stages that are used again told of themselves into the work folder of a series."""
+    """Leave in the work folder of a series what the stages of a plan told of themselves, of its digests alone.
+
+    What the stages that are used again told is added.
+    """
+    for path in (folder / "facts").glob("*.json"):
+        wanted = plan.digests.get(path.stem)
+        if wanted is None or json.loads(path.read_text("utf-8")).get("digest") != wanted:
+            path.unlink()
     for stage, kept in plan.kept.items():
         write_text(folder / "facts" / f"{stage}.json", kept.facts_file.read_text("utf-8"))

@@ -234,9 +234,9 @@ def runtime_inputs(runtime: Runtime) -> dict[str, Any]:
 class StageOutputSpec(TraitedSpec):
     """Output every stage has: what it found, for sidecars, QC table, provenance and report.
 
-    The JSON holds ``stage``, ``started``, ``n_threads``, ``seconds``, ``cpu_seconds``, ``peak_memory_mb``, the facts that
-    sidecars need under ``sidecar``, numbers for the QC table under ``qc``, doubts of which the user is warned under
-    ``notes``, and what else the stage has to tell.
+    The JSON holds ``stage``, ``started``, ``n_threads``, ``seconds``, ``cpu_seconds``, ``peak_memory_mb``, the ``digest`` of all
+    that the result depends on, where there is one, the facts that sidecars need under ``sidecar``, numbers for the QC table under
+    ``qc``, doubts of which the user is warned under ``notes``, and what else the stage has to tell.
     """
 
     facts_file = File(exists=True, desc="JSON")
@@ -284,6 +284,8 @@ class StageInterface(SimpleInterface):
         for note in facts.get("notes", ()):
             logger.warning("%s: %s", inputs.series, note)
         facts["seconds"] = round(time.perf_counter() - started, 3)
+        if isdefined(inputs.digest):
+            facts["digest"] = inputs.digest
         write_json(out_dir / "facts.json", facts)
         if self.is_reported:
             shown = Shown(inputs.series, inputs.stage, 1.0, is_end=True)

@@ -3,7 +3,9 @@ import os
 
 import pytest
 
-from shd_bids.cli.record import exit_code
+from shd_bids.bids.stages import Kept, StagePlan
+from shd_bids.cli.record import exit_code, read_facts, take_facts
+from shd_bids.files import write_json
 from shd_bids.settings import Settings
 from tests.bids_trees import raw_dataset, write_dwi
 from tests.cli.calls import call, errors, records
@@ -90,3 +92,15 @@ def test_more_than_one_series_of_a_session_share_a_page(tmp_path, out, graph):
     write_dwi(root, "sub-01_acq-c_dwi")
     assert call(root, out) == 0
     assert len(list(out.glob("sub-01/log/*"))) == 3
+
+
+def test_facts_of_other_settings_are_forgotten(tmp_path):
+    """Those of an earlier call that failed lie in the work folder of the series."""
+    left = {"gradients": "a", "response": "b", "fod": "of another degree", "peaks": "c", "tractography": None}
+    for stage, digest in left.items():
+        write_json(tmp_path / "facts" / f"{stage}.json", {"stage": stage, "digest": digest})
+    write_json(tmp_path / "kept.json", {"stage": "gradients", "from": "the data set"})
+    plan = StagePlan({"gradients": "a", "response": "b", "fod": "d"}, {"gradients": Kept({}, tmp_path / "kept.json")})
+    take_facts(tmp_path, plan)
+    found = read_facts(tmp_path)
+    assert set(found) == {"gradients", "response"} and found["gradients"]["from"] == "the data set"

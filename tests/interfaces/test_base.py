@@ -23,8 +23,9 @@ def run(interface, tmp_path, **inputs):
 
 
 def test_facts_lie_in_the_node_and_in_the_run(tmp_path):
-    result = run(Double, tmp_path)
+    result = run(Double, tmp_path, digest="abc")
     facts = json.loads((tmp_path / "run" / "facts" / "double.json").read_text())
+    assert facts["digest"] == "abc"
     assert facts == json.loads((tmp_path / "node" / "facts.json").read_text())
     assert facts["stage"] == "double"
     assert facts["seconds"] >= 0
