@@ -75,7 +75,9 @@ def run_mean_responses(runs: Sequence["DWIRun"], settings: Settings, *, argv: Se
     if settings.dry_run:
         sets, missing = _make_sets(runs, settings)
         print(json.dumps(_plan(sets, missing), indent=2) if settings.dry_run == "json" else _told(sets))
-        return 0
+        for text in missing:
+            logger.warning("%s", text)
+        return 1 if missing else 0
     require_writable(settings, create=True)
     with hold(settings, {"responses": "responses of the group"}):
         sets, missing = _make_sets(runs, settings)

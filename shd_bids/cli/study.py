@@ -56,7 +56,10 @@ def run_study(
         code = run_mean_responses(runs, settings, argv=argv)
     except NoInputError as error:
         none = error
-    if not settings.dry_run:
+    if settings.dry_run:
+        for problem in (problem for item in unusable for problem in item.problems):
+            logger.error("%s", problem)
+    else:
         groups = _groups(runs, settings, participants)
         found = read_series(settings.output_dir, runs, groups=groups, participants=participants)
         study = assess([*found[0], *unusable_series(settings.output_dir, unusable, participants)], found[1], opinions)

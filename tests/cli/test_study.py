@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from shd_bids.bids.names import log_dir
+from shd_bids.bids.run import Unusable
 from shd_bids.cli.study import run_study
 from shd_bids.errors import InputError, NoInputError
 from shd_bids.settings import Settings
@@ -96,3 +97,10 @@ def test_a_dry_run_writes_nothing(runs, settings, capsys):
     run_study(runs[:1], replace(settings, dry_run="text"), argv=[])
     assert "protocol1" in capsys.readouterr().out
     assert not list(settings.output_dir.glob("group*"))
+
+
+def test_a_dry_run_tells_what_will_lack(runs, settings, caplog):
+    write(runs[0], settings)
+    unusable = Unusable("sub-C1", "C1", None, ("sub-C1_dwi.nii.gz: damaged",))
+    assert run_study(runs[:2], replace(settings, dry_run="text"), argv=[], unusable=[unusable]) == 1
+    assert "sub-A2: no responses" in caplog.text and "sub-C1_dwi.nii.gz: damaged" in caplog.text
