@@ -19,7 +19,7 @@ from shd_bids.tractography.regions import Regions, read_regions
 if TYPE_CHECKING:
     from shd_bids.bids.run import DWIRun
 
-__all__ = ["Parcellation", "with_parcellations"]
+__all__ = ["Parcellation", "table_beside", "with_parcellations"]
 
 NAMED_BY = ("atlas", "seg", "desc")
 """Entities by which a parcellation is asked for."""
@@ -105,10 +105,13 @@ def with_parcellations(run: "DWIRun", volume: Volume, settings: Settings, datase
 
 def _given(image: Path) -> tuple[Parcellation, None]:
     """Return a parcellation given as a file, with the table beside it."""
+    return Parcellation(image=image, table=table_beside(image), entities=_own_entities(image), uri=image.name), None
+
+
+def table_beside(image: Path) -> Path | None:
+    """Return the look-up table of a label image given as a file, ``None`` where there is none."""
     table = image.with_name(f"{image.name.partition('.')[0]}.tsv")
-    return Parcellation(
-        image=image, table=table if table.is_file() else None, entities=_own_entities(image), uri=image.name
-    ), None
+    return table if table.is_file() else None
 
 
 def _named(asked: str, run: "DWIRun", datasets: Sequence[Dataset]) -> tuple[Parcellation, Dataset]:

@@ -217,7 +217,7 @@ def _check_paths(parser: argparse.ArgumentParser, settings: Settings) -> None:
     for name, folder in folders.items():
         if not folder.is_dir():
             parser.error(f"{name}: no such folder: {folder}")
-    for name, file in _files_given(settings):
+    for name, file in files_given(settings):
         if not file.is_file():
             parser.error(f"{flag(name)}: {absence(file) or 'not a regular file'}: {file}")
     database = settings.bids_database_dir
@@ -244,7 +244,7 @@ def _check_network(parser: argparse.ArgumentParser, settings: Settings) -> None:
         parser.error(f"--network {settings.network}: {error}")
 
 
-def _files_given(settings: Settings) -> Iterator[tuple[str, Path]]:
+def files_given(settings: Settings) -> Iterator[tuple[str, Path]]:
     """Yield option and path of every file that the user named."""
     for name, known in OPTIONS.items():
         value = getattr(settings, name)

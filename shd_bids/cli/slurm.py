@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shd_bids.cli.console import code_of
-from shd_bids.cli.parser import parse_args
+from shd_bids.cli.parser import files_given, parse_args
 from shd_bids.errors import NoInputError, ShdError
 from shd_bids.option import flag
 from shd_bids.settings import OPTIONS, Settings
@@ -241,13 +241,13 @@ def _written(settings: Settings) -> list[Path]:
 
 
 def _files(settings: Settings) -> Iterator[Path]:
-    """Yield the files that options name."""
-    for name, known in OPTIONS.items():
-        value = getattr(settings, name)
-        if known.is_file and value is not None:
-            yield from (
-                Path(item) for item in (value if isinstance(value, tuple) else [value]) if str(item) not in known.words
-            )
+    """Yield the files that options name, and the tables of label images."""
+    from shd_bids.bids.parcellations import table_beside
+
+    for name, path in files_given(settings):
+        yield path
+        if name == "parcellation" and (table := table_beside(path)):
+            yield table
 
 
 def _words(settings: Settings) -> Iterator[str]:

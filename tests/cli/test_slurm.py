@@ -82,6 +82,15 @@ def test_a_container_sees_what_the_call_names_and_no_more(raw, tmp_path):
     assert called[inside + 1 : inside + 4] == [str(raw), str(tmp_path / "out"), "participant"]
 
 
+def test_a_container_sees_label_images_and_their_tables(raw, tmp_path):
+    for name in ("labels.nii.gz", "labels.tsv", "plain.nii.gz"):
+        (tmp_path / name).touch()
+    words = ("--parcellation", str(tmp_path / "labels.nii.gz"), str(tmp_path / "plain.nii.gz"), "aparc")
+    called = command(script(raw, *words, image=Path("/images/shd.sif")))
+    bound = {word.partition(":")[0] for word in called if word.endswith(":ro")}
+    assert bound == {str(raw), *(f"{tmp_path}/{name}" for name in ("labels.nii.gz", "labels.tsv", "plain.nii.gz"))}
+
+
 def test_folders_that_a_container_is_given_exist(raw, tmp_path):
     words = ("--bids-database-dir", str(tmp_path / "index"))
     lines = script(raw, *words, image=Path("/images/shd.sif")).splitlines()
