@@ -74,13 +74,14 @@ class InputOptions(Options):
     )
     bids_filter_file: Path | None = option(
         None,
-        'which files to take: {"dwi": {"acquisition": "hardi"}, "mask": {...}}; null means without, "*" any value',
+        'which files to take, of dwi, mask, dseg and probseg: {"dwi": {"acquisition": "hardi"}, "mask": {...}}; null means '
+        'without, "*" any value',
         metavar="JSON",
         is_file=True,
     )
     derivatives: Mapping[str, Path] = option(
         dict,
-        "data sets that hold preprocessed images (desc-preproc) or brain masks (desc-brain_mask)",
+        "data sets that hold preprocessed images (desc-preproc), brain masks (desc-brain_mask), tissues or parcellations",
         flags=("-d", "--datasets"),
         metavar="NAME=PATH",
     )
@@ -150,7 +151,8 @@ class ExecutionOptions(Options):
     device: str = option("auto", "where networks run", metavar="{auto,cpu,cuda,cuda:N}")
     precision: str = option(
         "auto",
-        "arithmetic of the network: auto is float32; bf16 is faster where the processor multiplies it; tf32 is for GPUs",
+        "arithmetic of the network: auto is float32; bf16 needs a GPU or a processor that multiplies it; tf32 is for "
+        "GPUs",
         choices=("auto", "float32", "tf32", "bf16"),
     )
     cohort_processes: int = option(

@@ -57,6 +57,7 @@ Fibre orientation distributions (fODF), peaks and streamlines made by {APP} {__v
 * Peaks: `*_param-peaks_dwimap.nii.gz`, three volumes per peak in world axes, length = amplitude.
 * Streamlines: `*_tractogram.trx`, world coordinates in mm.
 * Connectomes: `*_relmat.dense.tsv`, one for each measure; rows and columns are those of `*_nodeindices.tsv`.
+* `model-shdtv` is in every name, whichever network made the file; `Model` in the JSON of an fODF says which.
 * Each file has a JSON beside it: units, parameters, sources. Figures and numbers: `sub-<label>[_ses-<label>].html`.
 * `sub-<label>/log/<run>/` says how each file was made: settings, versions, checksums of inputs and weights, times.
 """

@@ -20,12 +20,13 @@ EXIT_CODES = {
     2: "wrong call",
     65: "input data are bad",
     66: "nothing matched",
-    69: "the device asked for is absent",
+    69: "the device asked for, or a compiled part of the package, is absent",
     70: "internal error",
     73: "an output cannot be written",
     78: "network weights are damaged or do not fit",
-    130: "interrupted by SIGINT",
-    143: "interrupted by SIGTERM",
+    129: "ended by SIGHUP",
+    130: "ended by SIGINT",
+    143: "ended by SIGTERM",
 }
 
 OUTPUTS = (

@@ -32,7 +32,8 @@ spherical deconvolution with an equivariant network: one for all protocols, or S
 
 EPILOG = """\
 exit codes: 0 all done; 1 some series failed, the others finished; 2 wrong call; 65 bad input data; 66 nothing matched;
-69 device absent; 70 internal error; 73 cannot write; 78 bad weights; 130 and 143 interrupted (SIGINT, SIGTERM).
+69 device or compiled part absent; 70 internal error; 73 cannot write; 78 bad weights; 129, 130 and 143 ended by SIGHUP,
+SIGINT and SIGTERM.
 
 examples:
   shd_bids bids out participant --dry-run                         what would be done, and how long it takes
