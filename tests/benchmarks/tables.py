@@ -81,6 +81,8 @@ _PEAKS = ("pr_area", "angular_error")
 _CARD = ("pr_area", "angular_error", "narrow_f1")
 _COSTS = ("speedup", "saving", "time_share", "memory_share", "difference", "seconds")
 _TRACTS = ("valid", "invalid", "overlap", "overreach", "lines_per_second")
+_NORMALISED = ("off", "global", "bias")
+_ROUNDED = ("peak_change", "count_change", "voxels_changed", "pr_area_change", "time_share")
 _BROAD = ("amortised", "msmt_csd", "rumba")
 _PROTOCOLS = ("HCP, 30", "ABCD, 30", "ABCD, 15", "b1000, 30", "b1000, 15")
 _SINGLE = ("single 8x8", "dispersed 18x18", "dispersed 24x24", "fanned 20x8", "fanned 26x8", "bent, radius 6")
@@ -237,6 +239,25 @@ TABLES = {
             for name in ("amortised", "msmt_csd")
         },
     ),
+    "intervals": Table(
+        "",
+        "uncertainty",
+        ("protocol", "SNR", "voxels of"),
+        {METRICS[metric].label: Column("amortised", (metric,)) for metric in ("coverage", "interval", "dispersion")},
+    ),
+    "normalisation": Table(
+        "",
+        "normalisation",
+        ("second site",),
+        {f"`--normalise {mode}`": Column(mode, ("density_difference", "density_spread")) for mode in _NORMALISED},
+    ),
+    "precision": Table(
+        "",
+        "precision",
+        ("data",),
+        {METRICS[metric].label: Column("bf16", (metric,)) for metric in _ROUNDED},
+    ),
+    "threads": Table("", "threads", ("work",), {"times faster": Column("one thread each", ("speedup",))}),
     "engine": Table(
         "",
         "engine",
