@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = ("usage.md", "outputs.md")
 OUTSIDE = ("https:", "http:", "mailto:")
-OF_OTHERS = {"--nv", "--gpus", "--gres", "--user", "--build-arg", "--nproc-per-node", "--json"}
+OF_OTHERS = {"--nv", "--gpus", "--user", "--build-arg", "--nproc-per-node", "--containall", "--json", "--bids-dir"}
 
 
 def code_texts() -> str:
