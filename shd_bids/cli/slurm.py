@@ -102,7 +102,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--memory-gb", type=int, help="memory of a task (default: twice the estimate for the first series)"
     )
     parser.add_argument("--minutes", type=int, help="time limit of a task (default: twice the estimate, at least 60)")
-    parser.add_argument("--local-dir", default=Job.local_dir, help="folder on the node for work folders")
+    parser.add_argument(
+        "--local-dir",
+        default=Job.local_dir,
+        help="folder on the node for work folders (default: $SLURM_TMPDIR, else $TMPDIR, else /tmp)",
+    )
     parser.add_argument("--at-once", type=int, metavar="N", help="most tasks at a time")
     parser.add_argument("--partition", help="as of sbatch")
     parser.add_argument("--account", help="as of sbatch")
