@@ -91,6 +91,7 @@ def save_derivatives(
     facts["sloppy"] = sloppy
     if kept_as:
         drop_stage(root, run, kept_as[0])
+        _remove_others(root, run, kept_as[0], made=files)
     placed: dict[str, Any] = {}
     for key, given in files.items():
         sources = given if isinstance(given, list) else [given]
@@ -105,6 +106,15 @@ def save_derivatives(
             keep_stage(root, run, stage, digest=digest, outputs=outputs)
     every = [str(path) for value in placed.values() for path in (value if isinstance(value, list) else [value])]
     return {"out_files": every, "facts": {"n_files": len(every)}}
+
+
+def _remove_others(root: Path, run: Any, stage: str, *, made: Mapping[str, Any]) -> None:
+    """Remove what an earlier call, with other settings, left of tissues that a stage does not have this time."""
+    for key, row in OUTPUTS.items():
+        if "tissue" in row and row["stage"] == stage and key not in made:
+            target = output_path(root, run, key)
+            for path in (target, sidecar_path(target)):
+                path.unlink(missing_ok=True)
 
 
 def _derive(root: Path, run: Any, key: str, facts: Mapping[str, Any], method: str | None, source: Path) -> Path:

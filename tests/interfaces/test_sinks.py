@@ -15,7 +15,7 @@ from tests.bids_trees import dwi_run
 SIDECAR = {
     "shells": [0, 1000],
     "mask_origin": "given",
-    "response": {"wm": [[2.0, 0.0], [1.0, -0.3]]},
+    "response": {"wm": [[2.0, 0.0], [1.0, -0.3]], "csf": [[5.0], [0.3]]},
     "model": {"Method": "conditioned", "Fit": "amortised"},
     "fod_lmax": 8,
     "peaks": {"PeakMaximumNumber": 5},
@@ -71,6 +71,19 @@ def test_derivatives_have_names_and_sidecars(tmp_path, facts_file):
     assert sidecar["OrientationEncoding"]["SphericalHarmonicDegree"] == 8
     assert sidecar["Sloppy"] is True
     assert not (tmp_path / "run" / "facts").exists()  # a sink is no stage
+
+
+def test_tissues_that_are_fitted_no_more_are_removed(tmp_path, facts_file):
+    maps = {name: source(tmp_path, f"{name}.nii.gz") for name in ("wm", "csf", "vfwm")}
+    inputs = {"facts_files": [str(facts_file)]}
+    save(SaveDerivatives, tmp_path, **inputs, kept_as=("fod", "a"), **maps)
+    folder = tmp_path / "out" / "sub-01" / "dwi"
+    assert len(list(folder.glob("*_param-csf_dwimap.*"))) == 2
+    save(SaveDerivatives, tmp_path, **inputs, kept_as=("response", "b"), wm_response=source(tmp_path, "wm.txt"))
+    assert len(list(folder.glob("*_dwimap.*"))) == 6
+    save(SaveDerivatives, tmp_path, **inputs, kept_as=("fod", "b"), wm=maps["wm"])
+    assert not list(folder.glob("*_param-csf_dwimap.*"))
+    assert len(list(folder.glob("*_param-wm_dwimap.*"))) == len(list(folder.glob("*_param-vfwm_dwimap.*"))) == 2
 
 
 def test_connectomes_have_names_and_sidecars(tmp_path):
