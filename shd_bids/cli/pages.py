@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shd_bids.bids.provenance import software
 from shd_bids.bids.records import FINISHED, INTERRUPTED
 from shd_bids.bids.run import DWIRun
+from shd_bids.cli.others import reports_of_others
 from shd_bids.cli.record import Record
 from shd_bids.cli.unusable import unusable_report
 from shd_bids.settings import Settings
@@ -20,7 +21,7 @@ logger = logging.getLogger("shd_bids")
 
 
 def write_reports(record: Record, earlier: Sequence[tuple[DWIRun, dict[str, Any]]]) -> bool:
-    """Write one page for each session that has new series, and tell whether that worked."""
+    """Write one page for each session that has new series, with those of other calls, and tell whether that worked."""
     from shd_bids.report.html import Status, write_report
 
     sessions = dict.fromkeys((run.subject, run.session) for run in record.runs)
@@ -43,6 +44,7 @@ def write_reports(record: Record, earlier: Sequence[tuple[DWIRun, dict[str, Any]
             for item in record.unusable
             if (item.subject, item.session) == (subject, session)
         ]
+        pages += reports_of_others(record.settings.output_dir, subject, session, but=[page.prefix for page in pages])
         try:
             page = write_report(record.settings.output_dir, subject, session, pages, status)
             logger.info("report: %s", page)

@@ -9,6 +9,7 @@ from shd_bids.bids import provenance
 from shd_bids.bids.names import log_dir
 from shd_bids.bids.records import FAILED
 from shd_bids.bids.run import DWIRun, Unusable
+from shd_bids.cli.others import reports_of_others
 from shd_bids.errors import InputError
 from shd_bids.files import write_json, write_text
 from shd_bids.settings import Settings
@@ -49,6 +50,7 @@ def note_unusable(unusable: Sequence[Unusable], runs: Sequence[DWIRun], settings
                 for item in unusable
                 if (item.subject, item.session) == (subject, session)
             ]
+            pages += reports_of_others(settings.output_dir, subject, session, but=[page.prefix for page in pages])
             write_report(settings.output_dir, subject, session, pages, status)
 
 

@@ -94,6 +94,22 @@ def test_more_than_one_series_of_a_session_share_a_page(tmp_path, out, graph):
     assert len(list(out.glob("sub-01/log/*"))) == 3
 
 
+def test_a_call_for_one_series_leaves_the_others_on_the_page(tmp_path, out, graph):
+    root = raw_dataset(tmp_path / "raw", "sub-01_acq-a_dwi", "sub-01_acq-b_dwi", "sub-01_ses-1_acq-c_dwi")
+    assert call(root, out) == 0
+    asked = tmp_path / "filter.json"
+    asked.write_text('{"dwi": {"acquisition": "b"}}')
+    assert call(root, out, "--bids-filter-file", str(asked), "--overwrite") == 0
+    page = (out / "sub-01.html").read_text()
+    assert "run-sub-01_acq-a" in page and "run-sub-01_acq-b" in page and "acq-c" not in page
+    (root / "sub-01" / "dwi" / "sub-01_acq-b_dwi.bval").unlink()
+    write_dwi(root, "sub-02_dwi")
+    asked.write_text('{"dwi": {"acquisition": [null, "b"]}}')
+    assert call(root, out, "--bids-filter-file", str(asked)) == 1
+    page = (out / "sub-01.html").read_text()
+    assert "run-sub-01_acq-a" in page and "no .bval file applies to it" in page
+
+
 def test_facts_of_other_settings_are_forgotten(tmp_path):
     """Those of an earlier call that failed lie in the work folder of the series."""
     left = {"gradients": "a", "response": "b", "fod": "of another degree", "peaks": "c", "tractography": None}
