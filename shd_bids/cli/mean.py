@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from shd_bids.bids.dataset import write_dataset_files
 from shd_bids.bids.names import OUTPUTS, group_path, output_path, sidecar_path
 from shd_bids.bids.protocol import Protocol, by_protocol
 from shd_bids.bids.response_sets import ResponseSet, label_protocols, read_sets, response_key
+from shd_bids.bids.stages import facts_path
 from shd_bids.cli.preflight import require_writable
 from shd_bids.errors import InputError, NoInputError
-from shd_bids.files import read_text, write_json, write_text
+from shd_bids.files import read_json_object, read_text, write_json, write_text
 from shd_bids.response import TISSUES
 from shd_bids.response.mean import MeanResponses, mean_responses
 from shd_bids.response.mrtrix import format_response, parse_response
@@ -139,20 +141,30 @@ def _estimate_of(run: "DWIRun", settings: Settings, earlier: Sequence[ResponseSe
     found = {
         tissue: parse_response(read_text(path), tissue, bvalues) for tissue, path in paths.items() if path.is_file()
     }
-    for item in earlier:
-        if _rows(item, "wm", "ResponseFunction") == found["wm"].coefficients.tolist():
-            return _kept_estimate(item, _name(run), found["wm"].bvalues)
+    means = [_rows(item, "wm", "ResponseFunction") for item in earlier]
+    if found["wm"].coefficients.tolist() in means or _are_means(run, settings):
+        return _kept_estimate(earlier, _name(run), found["wm"].bvalues)
     return Responses(**found)
 
 
-def _kept_estimate(item: ResponseSet, name: str, bvalues: np.ndarray) -> Responses:
+def _are_means(run: "DWIRun", settings: Settings) -> bool:
+    """Whether the participant level says that the responses of a series were those of the group, maybe as they once were."""
+    try:
+        given = read_json_object(facts_path(settings.output_dir, run, "response"))["given"]
+    except (InputError, KeyError):
+        return False
+    return any(fnmatch(name, group_path(settings.output_dir, response_key("wm"), "*").name) for name in given)
+
+
+def _kept_estimate(earlier: Sequence[ResponseSet], name: str, bvalues: np.ndarray) -> Responses:
     """Return what was estimated from a series when a set was made of it."""
-    found = {tissue: _rows(item, tissue, "Series", name) for tissue in item.sidecars}
-    if found["wm"] is None:
+    item = next((item for item in earlier if _rows(item, "wm", "Series", name)), None)
+    if item is None:
         raise InputError(
-            f"its responses are those of {item.label}, which was made without it; run participant --level response "
+            "its responses are means of the group level, which were made without it; run participant --level response "
             "without --responses"
         )
+    found = {tissue: _rows(item, tissue, "Series", name) for tissue in item.sidecars}
     return Responses(**{
         tissue: Response(tissue, bvalues, np.array(rows)) for tissue, rows in found.items() if rows is not None
     })  # fmt: skip

@@ -59,8 +59,11 @@ def read_given(*, response_files: list[Path], gradients_file: Path, out_dir: Pat
 
     table = GradientTable.from_dict(read_json(gradients_file))
     responses = read_files(response_files, table.shell_bvalues)
-    message = f"responses were given: {', '.join(path.name for path in response_files)}"
-    return _write(responses, out_dir, message=message, counts={})
+    names = [path.name for path in response_files]
+    message = f"responses were given: {', '.join(names)}"
+    written = _write(responses, out_dir, message=message, counts={})
+    written["facts"]["given"] = names
+    return written
 
 
 def _write(

@@ -9,8 +9,10 @@ import pytest
 
 from shd_bids.bids.names import group_path, output_path
 from shd_bids.bids.response_sets import read_sets, with_responses
+from shd_bids.bids.stages import facts_path
 from shd_bids.cli.mean import run_mean_responses
 from shd_bids.errors import InputError, NoInputError
+from shd_bids.files import write_json
 from shd_bids.response.mrtrix import format_response, parse_response
 from shd_bids.response.response import Response
 from shd_bids.settings import Settings
@@ -97,14 +99,42 @@ def test_outliers_and_gains_are_told_and_outliers_left_out(study, caplog):
     assert [text[:22] for text in warnings] == ["sub-A2_space-orig: lef", "sub-A3_space-orig: 1.7"]
 
 
+def take(runs, settings):
+    """Leave the means of the group as a call with them does."""
+    for run in with_responses(runs, participant(settings)):
+        for path in run.responses:
+            tissue = path.name.partition("param-")[2].partition("_")[0]
+            output_path(settings.output_dir, run, f"{tissue}_response").write_text(path.read_text())
+        names = [path.name for path in run.responses]
+        write_json(facts_path(settings.output_dir, run, "response"), {"given": names})
+
+
+def test_former_means_are_no_estimates(study, caplog):
+    """Series that were processed with a set keep it while the set is renewed with others, more than once."""
+    runs, settings = study
+    mean_of(runs[:3], settings)
+    take(runs[:3], settings)
+    assert mean_of(runs[:4], settings) == mean_of(runs[:5], settings) == 0
+    renewed = read_sets(settings.output_dir)[0].sidecars
+    for path in settings.output_dir.glob("group*"):
+        path.unlink()
+    assert mean_of(runs[:5], settings) == 1
+    assert caplog.text.count("are means of the group level") == 3
+    for number, run in enumerate(runs[:3]):
+        for tissue in ROWS:
+            rows = np.array(renewed[tissue]["Series"][f"sub-A{number}_space-orig"]["Coefficients"])
+            text = format_response(Response(tissue, np.array([0.0, 1000]), rows))
+            output_path(settings.output_dir, run, f"{tissue}_response").write_text(text)
+        facts_path(settings.output_dir, run, "response").unlink()
+    assert mean_of(runs[:5], settings) == 0
+    assert read_sets(settings.output_dir)[0].sidecars == renewed
+
+
 def test_a_set_is_renewed_from_the_estimates_that_it_replaced(study):
     runs, settings = study
     mean_of(runs[:5], settings)
     before = read_sets(settings.output_dir)[0]
-    for run in with_responses(runs[:5], participant(settings)):  # as a call with these responses leaves them
-        for path in run.responses:
-            tissue = path.name.partition("param-")[2].partition("_")[0]
-            output_path(settings.output_dir, run, f"{tissue}_response").write_text(path.read_text())
+    take(runs[:5], settings)
     assert mean_of(runs, settings) == 0
     after, new = read_sets(settings.output_dir)
     assert after.sidecars == before.sidecars
@@ -117,7 +147,7 @@ def test_means_taken_for_a_series_that_is_not_in_them_are_no_estimate(study, cap
     (found,) = with_responses(runs[4:5], participant(settings))
     output_path(settings.output_dir, runs[4], "wm_response").write_text(found.responses[0].read_text())
     assert mean_of(runs, settings) == 1
-    assert "sub-A4: its responses are those of protocol1, which was made without it" in caplog.text
+    assert "sub-A4: its responses are means of the group level, which were made without it" in caplog.text
     assert "sub-A4_space-orig" not in read_sets(settings.output_dir)[0].sidecars["wm"]["Series"]
 
 
