@@ -23,6 +23,10 @@ QUERIES = ("dwi", "mask", "dseg", "probseg")
 """Queries a filter file can change."""
 
 
+SUFFIXES = ("dwi", "mask", "dseg", "probseg", "5tt")
+"""Of the images that are looked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """One BIDS data set, indexed for the asked subjects only."""
@@ -263,7 +267,7 @@ def _layout(settings: Settings, root: Path, name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pybids warns about coming versions of itself
-            return BIDSLayout(
+            layout = BIDSLayout(
                 root,
                 validate=False,
                 config=["bids", "derivatives"],
@@ -279,6 +283,32 @@ def _layout(settings: Settings, root: Path, name: str) -> Any:
         raise InputError(
             f"--bids-database-dir {database}: cannot be read ({reason}); remove it, it is made anew"
         ) from error
+    if database is not None:
+        _require_current(layout, settings, root)
+    return layout
+
+
+def _require_current(layout: Any, settings: Settings, root: Path) -> None:
+    """Raise `InputError` where the index of an earlier call has other images of the asked subjects than the data set."""
+    subjects = settings.participant_label or ("*",)
+    places = [
+        f"sub-{label}/{session}{kind}" for label in subjects for session in ("", "ses-*/") for kind in ("dwi", "anat")
+    ]
+    there = {path for place in places for path in root.glob(f"{place}/sub-*_*.nii*")}
+    asked = {"subject": list(settings.participant_label)} if settings.participant_label else {}
+    found = map(Path, layout.get(return_type="filename", suffix=list(SUFFIXES), **asked))
+    changed = sorted(path for path in there ^ set(found) if _is_indexed(path.relative_to(root)))
+    if changed:
+        raise InputError(
+            f"--bids-database-dir {settings.bids_database_dir}: the index is that of other images ({len(changed)} came or "
+            f"went, such as {changed[0].relative_to(root)}); remove it, it is made anew"
+        )
+
+
+def _is_indexed(path: Path) -> bool:
+    """Whether a path in a data set is that of an image that is looked for, under the name of its subject."""
+    is_image = path.name.endswith((".nii", ".nii.gz")) and _suffix(path) in SUFFIXES
+    return is_image and path.name.startswith(f"{path.parts[0]}_")
 
 
 def _images(settings: Settings, dataset: Dataset, filters: Mapping[str, Any]) -> dict[tuple[str, str], list[Path]]:

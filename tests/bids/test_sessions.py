@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shd_bids.errors import InputError, NoInputError
-from tests.bids_trees import SHAPE, collect, keys, raw_dataset, write_description, write_image
+from tests.bids_trees import SHAPE, collect, keys, raw_dataset, write_description, write_dwi, write_image
 
 
 @pytest.mark.parametrize(
@@ -146,6 +146,24 @@ def test_links_to_the_root_are_not_followed_for_ever(tmp_path, link):
     (root / link).symlink_to(root)
     (root / "sub-02" / "ses-loop").symlink_to(root / "sub-02")
     assert keys(root) == ["sub-01", "sub-02_ses-1"]
+
+
+def test_a_database_of_other_images_is_told(tmp_path):
+    """Those of participants that are not asked for do not matter."""
+    root = raw_dataset(tmp_path / "raw")
+    options = {"bids_database_dir": tmp_path / "index"}
+    for name in (
+        "sub-01_seg-x_dseg.nii.gz",
+        "._sub-01_dwi.nii.gz",
+        "sub-01_acq-x_desc-a_dwi.nii.gz.part",
+        "notes.nii",
+    ):
+        (root / "sub-01" / "dwi" / name).touch()
+    assert len(collect(root, **options)) == 1 == len(collect(root, **options))
+    write_dwi(root, "sub-02_ses-1_dwi")
+    assert len(collect(root, participant_label=("01",), **options)) == 1
+    with pytest.raises(InputError, match=r"1 came or went, such as sub-02/ses-1/dwi/.*; remove it"):
+        collect(root, **options)
 
 
 def test_a_damaged_database_is_told(tmp_path):
