@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from shd_bids.boxes import Box, box_around, row_numbers
+from shd_bids.errors import InputError
 from shd_bids.gradients.noise import estimate_noise
 from shd_bids.gradients.table import GradientTable
 from shd_bids.images import load_mask, load_volume, scatter
@@ -93,9 +94,12 @@ class Scan:
         ------
         GradientError
             When signal, mask and gradients do not fit one another.
+        InputError
+            When the mask is empty, or a value in it is not finite.
         """
         gradients.check_shapes(signal, mask)
         voxels = np.ascontiguousarray(signal[mask], dtype=np.float32)
+        _require_signal(voxels)
         return cls(voxels, mask, affine, gradients, responses, estimate_noise(voxels, gradients))
 
     @property
@@ -155,6 +159,18 @@ class Scan:
         for place in places:
             near[box_around(place, side, self.mask.shape)] = True
         return replace(self.within(near), places=places)
+
+
+def _require_signal(voxels: np.ndarray) -> None:
+    """Raise `InputError` where there are no voxels (n, N), or values that are no numbers: one would spoil the noise of all."""
+    if not len(voxels):
+        raise InputError("the mask is empty, expected voxels in it")
+    if not np.isfinite([voxels.min(), voxels.max()]).all():
+        n_bad = int((~np.isfinite(voxels)).any(axis=1).sum())
+        raise InputError(
+            f"{n_bad} of {len(voxels)} voxels of the mask hold values that are not finite, expected numbers; leave these voxels "
+            "out of the mask, or set the values to 0"
+        )
 
 
 def read_scan(dwi_file: Path, mask_file: Path, gradients_file: Path, response_files: Sequence[Path]) -> Scan:

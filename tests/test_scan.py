@@ -53,6 +53,18 @@ def test_parts_that_do_not_fit_are_refused_with_both_numbers(scan):
         replace(scan, responses=scan.responses.of_shells([0, 1]))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_refused_in_the_mask_alone(volume, value):
+    signal, mask, *others = volume
+    signal[~mask, 0] = value
+    Scan.of_volume(signal, mask, *others)
+    signal[(*np.argwhere(mask)[3], 4)] = value
+    with pytest.raises(InputError, match=rf"1 of {mask.sum()} voxels of the mask hold values that are not finite"):
+        Scan.of_volume(signal, mask, *others)
+    with pytest.raises(InputError, match="the mask is empty"):
+        Scan.of_volume(signal, np.zeros_like(mask), *others)
+
+
 def test_a_selection_keeps_its_volumes_and_the_responses_of_their_shells(scan):
     b0, low, _ = scan.gradients.shells
     kept = np.sort(np.concatenate([b0.indices, low.indices[::2]]))
