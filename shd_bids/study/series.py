@@ -184,6 +184,8 @@ def read_participants(bids_dir: Path, columns: Sequence[str]) -> dict[str, dict[
         return {}
     path = bids_dir / "participants.tsv"
     rows = list(csv.DictReader(read_text(path).splitlines(), delimiter="\t"))
+    if rows and "participant_id" not in rows[0]:
+        raise InputError(f"{path}: no column participant_id, which tells whose the others are; add it")
     present = [name for name in (rows[0] if rows else ()) if name and name != "participant_id"]
     if missing := [name for name in columns if name not in present]:
         raise InputError(

@@ -62,3 +62,6 @@ def test_columns_of_participants_are_taken_as_asked(tmp_path):
         read_participants(tmp_path, ["site", "scanner"])
     with pytest.raises(InputError, match="no such file"):
         read_participants(tmp_path / "nowhere", ["site"])
+    (tmp_path / "participants.tsv").write_text("subject\tsite\n01\tA\n")
+    with pytest.raises(InputError, match="no column participant_id"):
+        read_participants(tmp_path, ["site"])
