@@ -95,10 +95,10 @@ def _session_runs(
     settings: Settings, datasets: Sequence[Dataset], filters: Mapping[str, Any], images: list[tuple[Dataset, Path]]
 ) -> tuple[list[DWIRun], list[Unusable], list[str]]:
     """Return the series of one session, those that are unusable, and why images with too few volumes are none."""
-    if unclear := list(ambiguities(images)):
-        return [], [Unusable.of(images[0][1], unclear)], []
-    runs, unusable, skipped = [], [], []
-    for dataset, path in images:
+    unclear = list(ambiguities(images))
+    runs, unusable, skipped = [], [Unusable.of(paths[0], [problem]) for paths, problem in unclear], []
+    of_several = {path for paths, _ in unclear for path in paths}
+    for dataset, path in ((dataset, path) for dataset, path in images if path not in of_several):
         try:
             found = _run_of(settings, datasets, filters, dataset, path)
             if isinstance(found, str):

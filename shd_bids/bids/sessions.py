@@ -187,16 +187,17 @@ def images_by_session(
     return dict(sorted(chosen.items()))
 
 
-def ambiguities(images: Iterable[tuple[Dataset, Path]]) -> Iterable[str]:
-    """Yield a problem for each series of several images: which one is meant cannot be guessed."""
+def ambiguities(images: Iterable[tuple[Dataset, Path]]) -> Iterator[tuple[list[Path], str]]:
+    """Yield the images of each series of several, and the problem: which one is meant cannot be guessed."""
     groups: dict[tuple[tuple[str, str], ...], list[Path]] = {}
     for _, path in images:
         groups.setdefault(tuple(sorted(source_entities(path).items())), []).append(path)
     for paths in groups.values():
         if len(paths) > 1:
             yield (
+                paths,
                 f"{len(paths)} images of one series: {', '.join(path.name for path in paths)}; choose one with "
-                f"--bids-filter-file, for example {json.dumps({'dwi': _distinction(paths)})}"
+                f"--bids-filter-file, for example {json.dumps({'dwi': _distinction(paths)})}",
             )
 
 

@@ -243,6 +243,15 @@ class TestDerivative:
         filters.write_text(str(caught.value).rpartition("for example ")[2])
         assert keys(root, bids_filter_file=filters) == ["sub-01"]
 
+    def test_they_hold_up_no_other_series_of_the_session(self, tmp_path):
+        root = write_description(tmp_path / "prep", pipeline="prep")
+        for name in ("sub-01_acq-a", "sub-01_acq-b_space-ACPC", "sub-01_acq-b_space-T1w"):
+            write_dwi(root, f"{name}_desc-preproc_dwi")
+        options = {"bids_dir": root, "output_dir": tmp_path / "out", "work_dir": tmp_path / "work"}
+        runs, unusable = collect_study(Settings(**options))
+        assert [run.prefix for run in runs] == ["sub-01_acq-a"]
+        assert [item.prefix for item in unusable] == ["sub-01_acq-b"]
+
 
 class TestNotDiffusion:
     def test_few_directions_give_way_to_a_usable_series(self, tmp_path, caplog):
