@@ -8,6 +8,9 @@ from shd_bids.gradients.table import GradientTable
 from shd_bids.gradients.volumes import check_volumes
 from shd_bids.images import Volume, check_signal, has_background, mask_notes
 
+WILL_FAIL = "will fail: "
+"""Begins what stops the first stage."""
+
 BRIGHTEST = 99.5  # percent, of the values whose histogram is cut; vessels and eyes are brighter
 
 
@@ -31,7 +34,7 @@ def look_at(
     -------
     n_voxels : int
     notes : tuple of str
-        Sentences for the user; one that begins "will fail" says why the first stage will stop.
+        Sentences for the user; one that begins with `WILL_FAIL` says why the first stage will stop.
     """
     signal = table.take(volume.data)
     b0 = signal[..., table.b0_indices].mean(axis=-1)
@@ -46,7 +49,7 @@ def look_at(
         notes += fitting.notes
         notes += _orientation_notes(volume, brain & (b0 > 0), fitting, gradient_check)
     except (GradientError, InputError) as error:
-        notes += tuple(f"will fail: {problem}" for problem in error.problems)
+        notes += tuple(f"{WILL_FAIL}{problem}" for problem in error.problems)
     return int(np.count_nonzero(brain)), notes
 
 
@@ -58,7 +61,7 @@ def _orientation_notes(volume: Volume, mask: np.ndarray, table: GradientTable, g
     if check.is_given_best and check.is_linear:
         return () if check.is_conclusive else (check.message,)
     stops = gradient_check == "error" or (gradient_check == "fix" and not check.is_fixable)
-    return (f"will fail: {check.message}" if stops else check.message,)
+    return (f"{WILL_FAIL}{check.message}" if stops else check.message,)
 
 
 def bright_part(b0_mean: np.ndarray) -> np.ndarray:

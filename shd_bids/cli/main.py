@@ -111,7 +111,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     if settings.dry_run:
         plan = make_plan(runs, settings, device=device, plans=plans, done=done)
         print(json.dumps(plan, indent=2) if settings.dry_run == "json" else format_plan(plan))
-        return int(bool(unusable))
+        return _expected_code(runs, unusable)
     if unusable:
         require_writable(settings, create=True)
         note_unusable(unusable, runs, settings, command=provenance.command_line(argv))
@@ -135,6 +135,15 @@ def _tell_unusable(unusable: Sequence["Unusable"], *, needs_all: bool) -> None:
         raise InputError(problems)
     for problem in problems:
         logger.error("%s", problem)
+
+
+def _expected_code(runs: Sequence["DWIRun"], unusable: Sequence["Unusable"]) -> int:
+    """Return the exit code that bad input will give a call."""
+    from shd_bids.bids.doubts import WILL_FAIL
+    from shd_bids.errors import InputError
+
+    failing = [run for run in runs if any(note.startswith(WILL_FAIL) for note in run.notes)]
+    return InputError.exit_code if len(failing) == len(runs) else int(bool(failing or unusable))
 
 
 def _find_done(

@@ -4,6 +4,8 @@ import os
 import signal
 from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from shd_bids.cli import preflight
@@ -120,6 +122,17 @@ class TestPlan:
         assert len(text.splitlines()) <= 9
         (note,) = [line for line in text.splitlines() if "motion and distortion" in line]
         assert note.endswith("(sub-01, sub-02)")
+
+    @pytest.mark.parametrize(("dark", "code"), [(("sub-01",), 1), (("sub-01", "sub-02"), 65)])
+    def test_what_will_fail_is_in_its_code(self, raw, out, capsys, dark, code):
+        for subject in dark:
+            path = raw / subject / "dwi" / f"{subject}_dwi.nii.gz"
+            image = nib.load(path)
+            data = np.asarray(image.dataobj).copy()
+            data[..., 2:9] = 0
+            nib.save(nib.Nifti1Image(data, image.affine, image.header), path)
+        assert call(raw, out, "--dry-run") == code
+        assert capsys.readouterr().out.count("will fail: ") >= 1
 
 
 class TestEnds:
