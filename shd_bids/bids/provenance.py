@@ -39,7 +39,7 @@ PARCELLATIONS = "parcellations/"
 
 def new_run_uuid() -> str:
     """Return a name for this execution: sorts by time, never repeats."""
-    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}_{uuid.uuid4().hex[:12]}"
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S_%f}{uuid.uuid4().hex[:8]}"
 
 
 def now() -> str:

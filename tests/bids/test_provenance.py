@@ -148,8 +148,10 @@ def test_software_names_the_app_and_what_it_stands_on():
 
 
 def test_names_of_calls_sort_and_never_repeat():
-    names = {provenance.new_run_uuid() for _ in range(100)}
-    assert len(names) == 100
+    names = [provenance.new_run_uuid() for _ in range(100)]
+    assert len(set(names)) == 100
+    times = [name[: len("20260101-000000_000000")] for name in names]
+    assert times == sorted(times) and len(set(times)) > 1  # also within a second
 
 
 def test_commands_are_quoted():
