@@ -5,12 +5,9 @@ import json
 import pytest
 
 from tests.bids_trees import raw_dataset, write_dwi, write_mask
-from tests.cli.test_main import Graph, call, errors, surroundings  # noqa: F401  (a fixture)
+from tests.cli.calls import call, errors
 
-
-@pytest.fixture
-def graph(monkeypatch):
-    return Graph(monkeypatch)
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 @pytest.fixture
