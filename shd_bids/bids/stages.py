@@ -170,9 +170,8 @@ def plan_stages(run: DWIRun, settings: Settings, inputs: Mapping[str, str]) -> S
 
 def _digest(stage: Stage, run: DWIRun, settings: Settings, inputs: Mapping[str, str], before: Sequence[str]) -> str:
     names = stage.settings + (stage.adapting if settings.fit == "subject" else ())
-    read = [
-        value for name, value in inputs.items() if reader(name) == stage.name
-    ]  # in order: each has a part of its own
+    # in order, as each input has a part of its own
+    read = [value for name, value in inputs.items() if reader(name) == stage.name]
     found = {"gradients": run.mask_origin, "tractography": run.anatomy and run.anatomy.to_dict()["parts"]}
     content = json.dumps([__version__, stage.name, chosen(settings, names), read, found.get(stage.name), list(before)])
     return hashlib.sha256(content.encode()).hexdigest()
