@@ -258,6 +258,16 @@ TABLES = {
         {METRICS[metric].label: Column("bf16", (metric,)) for metric in _ROUNDED},
     ),
     "threads": Table("", "threads", ("work",), {"times faster": Column("one thread each", ("speedup",))}),
+    "whole_brain": Table(
+        "",
+        "whole_brain",
+        ("voxels", "directions"),
+        {
+            "shd_bids, one thread": Column("amortised", ("seconds", "peak_gb"), threads=1),
+            "shd_bids, two threads": Column("amortised", ("seconds", "peak_gb"), threads=2),
+            "MRtrix3, two threads": Column("msmt_csd", ("seconds",), threads=2),
+        },
+    ),
     "engine": Table(
         "",
         "engine",
