@@ -10,7 +10,7 @@ from shd_bids.boxes import box_of, cells_of
 from shd_bids.nn.backends import backend_for
 from shd_bids.nn.unet import UNet
 
-_THICKNESS = (16, 8, 4, 2)  # planes of a slab at the finest level
+_THICKNESS = (16, 8, 4, 2, 1)  # planes of a slab at the finest level
 _MOST_CUTS = 16  # of one side of the cross-section
 _WORTH_MEMORY = 1.1  # times the least work, which less memory may cost
 _ENCODED_AGAIN = 1.4  # work of the three stages, which run the finest encoder twice
