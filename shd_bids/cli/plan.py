@@ -21,7 +21,7 @@ FITTED_COEFFICIENTS = 190  # even degrees to 18
 COMPRESSED = 0.9  # what gzip leaves of float32 maps
 
 # Seconds of one processor, measured on whole brains; a call records its true times and memory.
-START_SECONDS = 20.0  # interpreters, figures, report
+START_SECONDS = 14.0  # interpreters, figures, report
 STAGE_SECONDS = {
     "gradients": 0.6,
     "response": 2.0,
@@ -33,8 +33,8 @@ STAGE_SECONDS = {
 }
 GRADIENTS_PER_VALUE = 1e-7  # of the image
 RESPONSE_PER_VALUE = 1.2e-6  # in the mask
-FOD_PER_VOXEL = 1.4e-3
-PEAKS_PER_VOXEL = 4e-4
+FOD_PER_VOXEL = 9e-4
+PEAKS_PER_VOXEL = 1.8e-4
 TRACKING_PER_VOXEL = 1e-5
 TRACKING_PER_POINT = {"det": 5e-6, "prob": 1.2e-5}
 WEIGHTS_PER_POINT = 1e-6
@@ -56,7 +56,7 @@ STREAMLINE_BYTES = 60  # lengths, ends, weights
 VISIT_BYTES = 6  # a point's share of the file of streamlines and lobes
 SEARCH_GB = 0.9  # a thread that searches for peaks; a third of it where fODFs are smooth
 SEARCH_VOXELS = 2048  # that a thread takes at once
-NETWORK_GB_PER_AREA = 6e-4  # voxels of a cross-section: their number to the power 2/3; tiles fit into less
+NETWORK_GB_PER_AREA = 7e-4  # voxels of a cross-section: their number to the power 2/3; tiles fit into less
 POINT_BYTES = 12
 
 

@@ -10,7 +10,7 @@ from shd_bids.boxes import box_of, cells_of
 from shd_bids.nn.backends import backend_for
 from shd_bids.nn.unet import UNet
 
-_THICKNESS = (16, 8, 4, 2, 1)  # planes of a slab at the finest level
+_THICKNESS = (16, 8, 4, 2, 1)  # planes of a slab at the finest level; one only where no level pools space
 _MOST_CUTS = 16  # of one side of the cross-section
 _WORTH_MEMORY = 1.1  # times the least work, which less memory may cost
 _ENCODED_AGAIN = 1.4  # work of the three stages, which run the finest encoder twice
@@ -62,10 +62,11 @@ def plan(net: UNet, mask: np.ndarray, *, memory_bytes: float) -> Plan:
         strategies.append(_Strategy(True, _ENCODED_AGAIN, held, ((range(1), reach), (range(1, depth), 2 * reach))))
     # In plain PyTorch a slab expands two planes again in each layer, which is about half of the work on them.
     once = backend_for(net.head.bias).in_slabs
+    thicknesses = [t for t in _THICKNESS if t > 1 or config.spatial_stride == 1]
     fitting: list[_Candidate] = []
     least = least_work = np.inf
     for edges in product(*(_edges(side, config.spatial_stride) for side in sides)):
-        for strategy, thickness in product(strategies, _THICKNESS):
+        for strategy, thickness in product(strategies, thicknesses):
             areas = [_areas(sides, edges, halo) for _, halo in strategy.chains]
             columns = (column_bytes(net, thickness, levels=levels) for levels, _ in strategy.chains)
             needed = strategy.held + max(largest * each for (_, largest), each in zip(areas, columns, strict=True))

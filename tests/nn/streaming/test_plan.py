@@ -29,6 +29,14 @@ def test_kernel_needs_no_thick_slabs_and_few_tiles_cost_less_than_stages():
     assert plan(net, mask, memory_bytes=0.2 * whole).staged
 
 
+@pytest.mark.skipif(cpu.library() is None, reason="no compiled kernel and no compiler")
+def test_slabs_of_one_plane_hold_least_where_no_level_pools_space():
+    mask = np.ones((20, 40, 20), bool)
+    flat = build(nside=2, channels=(4,), spatial_levels=1, dtype=torch.float32)
+    pooled = build(**SMALL, dtype=torch.float32)
+    assert [plan(net, mask, memory_bytes=1 << 40).thickness for net in (flat, pooled)] == [1, 2]
+
+
 def test_a_halo_outside_the_mask_is_no_reason_for_stages():
     net, mask = build(**SMALL, dtype=torch.float32), np.zeros((40, 80, 80), bool)
     mask[10:30, 20:60, 20:60] = True
