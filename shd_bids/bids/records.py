@@ -1,24 +1,35 @@
 """What earlier calls recorded of a series beside its outputs."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAILED", "FINISHED", "INTERRUPTED", "RUNNING", "is_whole", "last_finished", "signature"]
+__all__ = ["FAILED", "FINISHED", "INTERRUPTED", "RUNNING", "is_whole", "last_finished", "records", "signature"]
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 """States of a call and of a series in its record."""
 
 
-def last_finished(output_dir: Path, subject: str, key: str) -> dict[str, Any] | None:
-    """Return the newest record of a series that says it is finished; ``None`` where there is none."""
+def records(output_dir: Path, subject: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the records of a subject, newest first, and their files; those that cannot be read are left out."""
     for path in sorted((output_dir / f"sub-{subject}" / "log").glob("*/provenance.json"), reverse=True):
         try:
-            series = json.loads(path.read_text("utf-8"))["series"][key]
+            record = json.loads(path.read_text("utf-8"))
+        except (ValueError, OSError):
+            continue
+        if isinstance(record, dict):
+            yield path, record
+
+
+def last_finished(output_dir: Path, subject: str, key: str) -> dict[str, Any] | None:
+    """Return the newest record of a series that says it is finished; ``None`` where there is none."""
+    for _, record in records(output_dir, subject):
+        try:
+            series = record["series"][key]
             if series["status"] == FINISHED:
                 return series
-        except (ValueError, KeyError, TypeError, OSError):
+        except (KeyError, TypeError):
             continue
     return None
 

@@ -22,8 +22,7 @@ ADDED_ENTITIES = ("space", "desc", "res", "cohort")
 QUERIES = ("dwi", "mask", "dseg", "probseg")
 """Queries a filter file can change."""
 
-
-SUFFIXES = ("dwi", "mask", "dseg", "probseg", "5tt")
+SUFFIXES = (*QUERIES, "5tt")
 """Of the images that are looked for."""
 
 

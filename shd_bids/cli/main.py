@@ -89,7 +89,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
         require_writable,
     )
     from shd_bids.cli.study import run_study
-    from shd_bids.cli.unusable import note_unusable
+    from shd_bids.cli.unusable import note_unusable, tell_unusable
     from shd_bids.cli.workplace import hold_series
 
     require_writable(settings, create=False)
@@ -103,7 +103,7 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
     require_names(runs, settings)
     if settings.analysis_level == "group" and settings.fit != "cohort":
         return run_study(runs, settings, argv=argv, unusable=unusable)
-    _tell_unusable(unusable, needs_all=settings.analysis_level == "group")
+    tell_unusable(unusable, needs_all=settings.analysis_level == "group")
     if settings.analysis_level == "group":
         return run_group(runs, settings, argv=argv, device=device)
     inputs = {run.key: provenance.hash_inputs(run, settings) for run in runs}
@@ -124,17 +124,6 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
             runs, settings, argv=argv, inputs=inputs, plans=plans, done=done, devices=devices, unusable=unusable
         )
     return code or int(bool(unusable))
-
-
-def _tell_unusable(unusable: Sequence["Unusable"], *, needs_all: bool) -> None:
-    """Tell why series cannot be processed; the others are, unless all are needed."""
-    from shd_bids.errors import InputError
-
-    problems = [problem for item in unusable for problem in item.problems]
-    if problems and needs_all:
-        raise InputError(problems)
-    for problem in problems:
-        logger.error("%s", problem)
 
 
 def _expected_code(runs: Sequence["DWIRun"], unusable: Sequence["Unusable"]) -> int:

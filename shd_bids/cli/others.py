@@ -1,14 +1,13 @@
 """Series of a session that a call does not ask for: they share its page, as calls before finished them."""
 
 import contextlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shd_bids import __version__
-from shd_bids.bids.names import log_dir
-from shd_bids.bids.records import FINISHED
+from shd_bids.bids.records import FINISHED, records
+from shd_bids.bids.sessions import all_entities
 from shd_bids.errors import ShdError
 from shd_bids.files import read_text
 from shd_bids.settings import values_from_toml
@@ -26,19 +25,18 @@ def reports_of_others(
     from shd_bids.report.facts import RunReport
 
     found: dict[str, RunReport] = {}
-    for path in sorted(log_dir(output_dir, subject, "").glob("*/provenance.json"), reverse=True):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            record = json.loads(path.read_text("utf-8"))
+    for path, record in records(output_dir, subject):
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
             for item in record["series"].values() if record["version"] == __version__ else ():
                 name = item["series"]
-                if item["status"] == FINISHED and _session_of(name) == session and name not in {*but, *found}:
+                if (
+                    item["status"] == FINISHED
+                    and all_entities(Path(f"{name}_dwi")).get("ses") == session
+                    and name not in {*but, *found}
+                ):
                     notes = item["seen"]["found"]["notes"]
                     found[name] = RunReport(name, item["stages"], _settings(path.parent), warnings=notes)
     return [found[name] for name in sorted(found)]
-
-
-def _session_of(name: str) -> str | None:
-    return next((part.removeprefix("ses-") for part in name.split("_") if part.startswith("ses-")), None)
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shd_bids.bids.protocol import by_protocol
 from shd_bids.bids.response_sets import label_protocols, read_sets
 from shd_bids.cli.mean import run_mean_responses
+from shd_bids.cli.unusable import tell_unusable
 from shd_bids.errors import InputError, NoInputError
 from shd_bids.files import read_json_object
 from shd_bids.settings import Settings
@@ -57,8 +58,7 @@ def run_study(
     except NoInputError as error:
         none = error
     if settings.dry_run:
-        for problem in (problem for item in unusable for problem in item.problems):
-            logger.error("%s", problem)
+        tell_unusable(unusable, needs_all=False)
     else:
         groups = _groups(runs, settings, participants)
         found = read_series(settings.output_dir, runs, groups=groups, participants=participants)

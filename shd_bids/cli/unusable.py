@@ -1,5 +1,6 @@
 """Records and pages of series that cannot be processed, so that a study tells of them as of any that failed."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +18,21 @@ from shd_bids.settings import Settings
 if TYPE_CHECKING:
     from shd_bids.report.facts import RunReport
 
-__all__ = ["STAGE", "note_unusable", "unusable_report"]
+__all__ = ["STAGE", "note_unusable", "tell_unusable", "unusable_report"]
+
+logger = logging.getLogger("shd_bids")
 
 STAGE = "input"
 """Where such a series ends, in the records."""
+
+
+def tell_unusable(unusable: Sequence[Unusable], *, needs_all: bool) -> None:
+    """Tell why series cannot be processed; the others are, unless all are needed."""
+    problems = [problem for item in unusable for problem in item.problems]
+    if problems and needs_all:
+        raise InputError(problems)
+    for problem in problems:
+        logger.error("%s", problem)
 
 
 def note_unusable(unusable: Sequence[Unusable], runs: Sequence[DWIRun], settings: Settings, *, command: str) -> None:

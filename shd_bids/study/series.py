@@ -1,7 +1,6 @@
 """What became of every series of a study: read from the records and quality tables of the participant level."""
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shd_bids.bids.names import figure_path, output_path, report_path, sidecar_path
+from shd_bids.bids.records import records
 from shd_bids.bids.run import DWIRun, Unusable
 from shd_bids.errors import InputError
 from shd_bids.files import read_json_object, read_text
@@ -153,11 +153,11 @@ def _numbers(output_dir: Path, run: DWIRun) -> tuple[dict[str, float | str | Non
 
 def _columns_of_stages(output_dir: Path, run: DWIRun) -> dict[str, dict[str, Any]]:
     """Return the quality numbers that a series left before it failed."""
-    for path in sorted((output_dir / f"sub-{run.subject}" / "log").glob("*/provenance.json"), reverse=True):
+    for _, record in records(output_dir, run.subject):
         try:
-            stages = json.loads(path.read_text("utf-8"))["series"][run.key]["stages"]
+            stages = record["series"][run.key]["stages"]
             return {name: dict(column) for facts in stages.values() for name, column in facts.get("qc", {}).items()}
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError):
             continue
     return {}
 

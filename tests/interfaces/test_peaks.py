@@ -1,7 +1,7 @@
 """Peaks of the true fODF: right directions, right files."""
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import numpy as np
 import pytest
@@ -49,4 +49,10 @@ def test_peaks_follow_the_fibres_and_the_mrtrix_layout(true_fod, tmp_path, simul
 @pytest.mark.parametrize("item", fields(PeakOptions), ids=lambda item: item.name)
 def test_every_value_within_its_bounds_can_be_used(item, end):
     options = PeakOptions(**{item.name: option_of(item).bounds[end]})
-    find_fibres(np.ones((1, 6)), options, wm_fraction=np.ones(1), csf_fraction=np.zeros(1), prominence=0.1)
+    found, rule = find_fibres(
+        np.ones((1, 6)), options, wm_fraction=np.ones(1), csf_fraction=np.zeros(1), prominence=0.1
+    )
+    assert found.directions.shape == (1, options.peak_max, 3)
+    assert np.isfinite(found.amplitudes).all()
+    if item.name != "peak_max":
+        assert option_of(item).bounds[end] in asdict(rule).values()
