@@ -151,8 +151,8 @@ class ExecutionOptions(Options):
     device: str = option("auto", "where networks run", metavar="{auto,cpu,cuda,cuda:N}")
     precision: str = option(
         "auto",
-        "arithmetic of the network: auto is float32; bf16 needs a GPU or a processor that multiplies it; tf32 is for "
-        "GPUs",
+        "arithmetic: auto is float32, and bf16 where that changes nothing and the processor multiplies it; bf16 takes it in "
+        "the network too, on a processor or a GPU; tf32 is for GPUs",
         choices=("auto", "float32", "tf32", "bf16"),
     )
     cohort_processes: int = option(
@@ -348,7 +348,7 @@ class Runtime:
     device : str
         ``auto`` takes CUDA where it is; ``cpu``, ``cuda`` or ``cuda:N`` insist.
     precision : {"auto", "float32", "tf32", "bf16"}
-        Of the network, see :func:`shd_bids.nn.device.choose_precision`.
+        See :func:`shd_bids.nn.device.choose_precision`.
     memory_gb : float
         Host or device memory the network may use.
     seed : int

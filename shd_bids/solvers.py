@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import leaky_relu_
 
 from shd_bids.boxes import chunks
 
@@ -79,9 +79,9 @@ class ISRA:
         ways = ((kernel.left, factor), again)
         return cls(*(tuple(torch.as_tensor(m, dtype=dtype).contiguous() for m in way) for way in ways))
 
-    def to(self, device: torch.device | str) -> ISRA:
-        """Return the same maps on another device."""
-        return ISRA(*(tuple(m.to(device) for m in way) for way in (self.adjoint, self.gram)))
+    def to(self, where: torch.device | str | torch.dtype) -> ISRA:
+        """Return the same maps on another device, or rounded: products are computed in the arithmetic of their maps."""
+        return ISRA(*(tuple(m.to(where) for m in way) for way in (self.adjoint, self.gram)))
 
     def __call__(self, weights: Tensor, signal: Tensor, *, n_updates: int, momentum: bool = False) -> Tensor:
         """Update weights (n, A) ``n_updates`` times with signals (n, N); ``weights`` is overwritten and returned."""
@@ -156,7 +156,7 @@ class ADMM:
             total = first.clone()
             for _ in range(ROUNDS - 1):
                 size = total.abs() @ self.down
-                total = leaky_relu(total, 1 - _RELAXATION).add_(first).addmm_(size, self.up)
+                total = leaky_relu_(total, 1 - _RELAXATION).add_(first).addmm_(size, self.up)
             weights[part] = total.clamp_min_(0)
         return weights
 
@@ -167,5 +167,5 @@ def cache_chunks(voxels: Tensor) -> list[slice]:
 
 
 def _through(maps: tuple[Tensor, ...], values: Tensor) -> Tensor:
-    """Multiply rows by one matrix after another."""
-    return reduce(torch.matmul, maps, values)
+    """Multiply rows by one matrix after another, in the arithmetic of the matrices; the result is of the type of the rows."""
+    return reduce(torch.matmul, maps, values.to(maps[0].dtype)).to(values.dtype)

@@ -77,3 +77,15 @@ def test_momentum_reaches_the_same_limit_sooner(problem):
 
     assert np.all(excess(200, momentum=True) < excess(200)) and np.all(excess(200, momentum=True) >= -1e-12)
     assert np.all(excess(5000, momentum=True) < 0.005)
+
+
+def test_rounded_maps_give_what_exact_ones_do_but_for_rounding(problem):
+    kernel, signal = problem
+    isra, rows = ISRA.build(low_rank(kernel)), torch.as_tensor(signal, dtype=torch.float32)
+    exact, rounded = (
+        solver(rows.new_ones(len(rows), kernel.shape[1]), rows, n_updates=20)
+        for solver in (isra, isra.to(torch.bfloat16))
+    )
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
+    predicted, again = (weights @ torch.as_tensor(kernel.T, dtype=torch.float32) for weights in (exact, rounded))
+    assert (again - predicted).norm() < 0.01 * predicted.norm()

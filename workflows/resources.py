@@ -10,7 +10,7 @@ from shd_bids.settings import Settings
 __all__ = ["Resources", "fod_resources", "image_gb", "may_use_gpu", "memory_beside_network", "memory_of_the_fit"]
 
 BASE_GB = 0.7  # torch and what it loads
-NETWORK_GB = 2.5  # a brain at 2 mm in one or two tiles; with less, more of the tiles are halos
+NETWORK_GB = 2.7  # a brain at 2 mm in one or two tiles; with less, more of the tiles are halos
 LEAST_GB = 1.5  # the smallest tile
 DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux, and Windows' subsystem for it
 

@@ -61,11 +61,17 @@ def fit_fod(
     shown = scan if weights.input_volumes is None else scan.select(weights.input_volumes.choose(scan.gradients))
     inputs = make_inputs(shown, weights.inputs, nside=weights.config.nside)
     network_share = _NETWORK_SHARE if refine else _FITTED
-    fod, (where, precision) = apply_network(
+    fod, compute = apply_network(
         weights, inputs, shown, runtime=runtime, progress=_part_of(progress, 0.0, network_share)
     )
     if refine:
-        fod, n_updates = refine_fod(fod, scan, weights.refinement, progress=_part_of(progress, network_share, _FITTED))
+        fod, n_updates = refine_fod(
+            fod,
+            scan,
+            weights.refinement,
+            rounds=compute.rounds_decomposition,
+            progress=_part_of(progress, network_share, _FITTED),
+        )
     else:
         fod, n_updates = match_b0(fod, scan), 0
     explained = float(np.hypot(scan.sigma, weights.refinement.model_error * scan.scale))
@@ -76,17 +82,21 @@ def fit_fod(
         method=weights.method,
         weights=weights.name,
         weights_sha256=weights.sha256,
-        device=describe_device(where),
-        precision=precision,
+        device=describe_device(compute.device),
+        precision=compute.precision,
         l_max=fod.l_max,
         noise_sigma=scan.sigma,
         snr=scan.snr,
         correction_updates=n_updates,
         prominence=saddle_prominence(scan.gradients, weights.precision),
         warnings=tuple(warnings),
-        peak_gpu_mb=round(torch.cuda.max_memory_allocated(where) / 2**20) if where.type == "cuda" else None,
+        peak_gpu_mb=_peak_gpu_mb(compute.device),
     )
     return replace(fod, quality=quality, facts=facts)
+
+
+def _peak_gpu_mb(device: torch.device) -> int | None:
+    return round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None
 
 
 def _part_of(

@@ -59,7 +59,7 @@ class FitFacts:
         Name and SHA-256 of the weights file that the network came from; ``none`` and None without one.
     device : str
     precision : str
-        Arithmetic of the network: ``float32``, ``tf32`` or ``bf16``.
+        Arithmetic: ``float32``, ``tf32``, ``mixed`` or ``bf16``, see :class:`shd_bids.nn.device.Compute`.
     l_max : int
         Degree of the fODF.
     noise_sigma, snr : float

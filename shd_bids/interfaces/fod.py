@@ -298,7 +298,7 @@ def _qc(result: "FOD") -> dict[str, Any]:
         ),
         "snr": qc_column(facts.snr, "Signal-to-noise ratio of white matter at b = 0", "1"),
         "device": qc_column(facts.device, "Where the network ran"),
-        "precision": qc_column(facts.precision, "Arithmetic of the network"),
+        "precision": qc_column(facts.precision, "Arithmetic of products"),
     }
     for bvalue, value in quality.shell_residuals.items():
         columns[f"fit_residual_std_b{bvalue:.0f}"] = qc_column(

@@ -13,10 +13,15 @@ _SHARE_OF_FREE = 0.8  # of a GPU's memory; the rest is for its libraries and for
 
 
 class Compute(NamedTuple):
-    """Where a network runs, and in which arithmetic: ``float32``, ``tf32`` or ``bf16``."""
+    """Where a fit computes, and in which arithmetic: ``float32``, ``tf32``, ``mixed`` or ``bf16``, see `choose_precision`."""
 
     device: torch.device
     precision: str
+
+    @property
+    def rounds_decomposition(self) -> bool:
+        """Whether products are rounded to bfloat16 where fODFs are decomposed into lobes."""
+        return self.device.type == "cpu" and self.precision in ("mixed", "bf16")
 
 
 def choose_compute(device: str, precision: str) -> Compute:
@@ -59,18 +64,20 @@ def describe_device(device: torch.device) -> str:
 def choose_precision(precision: str, device: torch.device) -> str:
     """Return the arithmetic that ``auto``, ``float32``, ``tf32`` or ``bf16`` stands for on a device.
 
-    ``auto`` is float32, as bfloat16 changes the number of peaks (measured: tests/benchmarks/precision.py). Only CUDA knows
-    tf32: the CPU computes in float32.
+    ``auto`` is ``mixed`` on a processor that multiplies bfloat16, and float32 elsewhere. ``mixed`` rounds to bfloat16 where fODFs
+    are decomposed into lobes, as what lobes do not hold of an fODF stays beside them. The network, where rounding changes the
+    number of peaks, computes in float32 (measured: tests/benchmarks/precision.py). Only CUDA knows tf32: the CPU computes in
+    float32.
 
     Raises
     ------
     DeviceError
         When bfloat16 is asked for on a processor without it.
     """
-    if precision == "auto":
-        return "float32"
     if device.type != "cpu":
-        return precision
+        return "float32" if precision == "auto" else precision
+    if precision == "auto":
+        return "float32" if bf16_level() is None else "mixed"
     if precision == "bf16" and bf16_level() is None:
         raise DeviceError(
             "precision bf16 was asked for; found a processor without AVX512-BF16 or no compiled kernel; "

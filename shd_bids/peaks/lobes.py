@@ -160,7 +160,8 @@ def _shapes(l_max: int) -> _Table:
         above = torch.as_tensor(height, dtype=torch.float32) - isotropic
         shown += lobe_deviations(samples - isotropic, axes, middle, above[:, None]).numpy() / _N_FRAMES
         top += height / _N_FRAMES
-    return _Table(shown, np.column_stack([*_moments(along, across), _integrals(along, across) / top]))
+    deviations, integrals = _moments(along, across)
+    return _Table(shown, np.column_stack([*deviations, integrals / top]))
 
 
 def _bingham(along: np.ndarray, across: np.ndarray, local: np.ndarray) -> np.ndarray:
@@ -169,15 +170,11 @@ def _bingham(along: np.ndarray, across: np.ndarray, local: np.ndarray) -> np.nda
     return np.exp(-(local[:, :2] ** 2) @ precision)
 
 
-def _moments(along: np.ndarray, across: np.ndarray) -> list[np.ndarray]:
-    """Return the standard deviations of the angles of lobes towards both of their widths, (k,) each, degrees."""
+def _moments(along: np.ndarray, across: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the standard deviations of the angles of lobes towards both of their widths, degrees, and their integrals, (k,)."""
     points = hemisphere(_FINE_NSIDE)
     density = _bingham(along, across, points)
     sine = np.sqrt(np.maximum(1 - points[:, 2] ** 2, 1e-12))
     offsets = (np.arccos(np.abs(points[:, 2]).clip(max=1)) / sine)[:, None] * points[:, :2]
-    return [np.rad2deg(np.sqrt(offset**2 @ density / density.sum(axis=0))) for offset in offsets.T]
-
-
-def _integrals(along: np.ndarray, across: np.ndarray) -> np.ndarray:
-    """Return the integrals of lobes over the sphere, (k,)."""
-    return 4 * np.pi * _bingham(along, across, hemisphere(_FINE_NSIDE)).mean(axis=0)
+    deviations = [np.rad2deg(np.sqrt(offset**2 @ density / density.sum(axis=0))) for offset in offsets.T]
+    return deviations, 4 * np.pi * density.mean(axis=0)

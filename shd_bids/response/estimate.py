@@ -165,11 +165,10 @@ def _safe_voxels(
     inside, sdm = np.empty(len(flat), dtype=int), np.empty(len(flat))
     n_volumes = np.array([len(shell.indices) for shell in gradients.shells[1:]])
     weights = n_volumes / n_volumes.sum()
-    voxels = signal.reshape(-1, signal.shape[3])
     n_safe = 0
     for part in chunks(len(flat)):
         block = flat[part]
-        values = voxels[block]
+        values = signal[np.unravel_index(block, mask.shape)]
         means = np.stack(
             [np.maximum(values[:, s.indices], 0).mean(axis=1, dtype=np.float64) for s in gradients.shells], axis=1
         )

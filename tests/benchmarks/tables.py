@@ -255,7 +255,11 @@ TABLES = {
         "",
         "precision",
         ("data",),
-        {METRICS[metric].label: Column("bf16", (metric,)) for metric in _ROUNDED},
+        {
+            f"{name}: {METRICS[metric].label}": Column(name, (metric,))
+            for name in ("mixed", "bf16")
+            for metric in _ROUNDED
+        },
     ),
     "threads": Table("", "threads", ("work",), {"times faster": Column("one thread each", ("speedup",))}),
     "whole_brain": Table(

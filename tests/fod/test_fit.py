@@ -103,11 +103,16 @@ def test_who_insists_on_a_device_is_told_that_its_memory_is_not_enough(scene, we
 
 
 @pytest.mark.skipif(bf16_level() is None, reason="no instructions for bfloat16 here")
-def test_facts_tell_the_arithmetic(scene, weights, unrefined):
-    rounded = fit_fod(scene, weights, runtime=Runtime(device="cpu", precision="bf16"), refine=False)
-    assert (unrefined.facts.precision, rounded.facts.precision) == ("float32", "bf16")
-    assert np.abs(rounded.wm - unrefined.wm).max() > 0
-    np.testing.assert_allclose(rounded.wm, unrefined.wm, atol=0.02 * np.abs(unrefined.wm).max())
+def test_facts_tell_the_arithmetic(scene, weights):
+    found = {
+        name: fit_fod(scene, weights, runtime=Runtime(device="cpu", precision=name))
+        for name in ("float32", "auto", "bf16")
+    }
+    assert [fod.facts.precision for fod in found.values()] == ["float32", "mixed", "bf16"]
+    exact, *rounded = (fod.wm for fod in found.values())
+    for wm in rounded:
+        assert not np.array_equal(wm, exact)
+        np.testing.assert_allclose(wm, exact, atol=0.02 * np.abs(exact).max())
 
 
 @pytest.mark.gpu

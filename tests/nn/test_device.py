@@ -29,10 +29,11 @@ def test_the_memory_of_a_gpu_does_not_depend_on_that_of_the_host(monkeypatch):
 
 
 @pytest.mark.parametrize("level", [3, None])
-def test_bfloat16_is_computed_in_where_it_is_asked_for_alone(monkeypatch, level):
+def test_a_network_computes_in_bfloat16_where_that_is_asked_for_alone(monkeypatch, level):
     monkeypatch.setattr(device_module, "bf16_level", lambda: level)
-    for precision in ("auto", "float32", "tf32"):
+    for precision in ("float32", "tf32"):
         assert choose_compute("cpu", precision) == Compute(torch.device("cpu"), "float32")
+    assert choose_precision("auto", torch.device("cpu")) == ("float32" if level is None else "mixed")
     assert choose_precision("auto", torch.device("cuda", 0)) == "float32"
     assert choose_precision("bf16", torch.device("cuda", 0)) == "bf16"
 
@@ -46,6 +47,12 @@ def test_who_insists_on_bfloat16_is_told_what_the_processor_lacks(monkeypatch):
     monkeypatch.setattr(device_module, "bf16_level", lambda: None)
     with pytest.raises(DeviceError, match=r"without AVX512-BF16 .* use --precision auto or float32"):
         choose_compute("cpu", "bf16")
+
+
+def test_decompositions_are_rounded_on_processors_that_multiply_bfloat16():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert [Compute(cpu, name).rounds_decomposition for name in ("float32", "mixed", "bf16")] == [False, True, True]
+    assert not Compute(gpu, "bf16").rounds_decomposition
 
 
 def test_numbers_between_layers_are_of_bfloat16_on_cuda_alone():

@@ -8,9 +8,10 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import conv3d, pad
 
-from shd_bids.boxes import Box
+from shd_bids.boxes import Box, chunks
 
 _LEAST_WEIGHT = 1e-6  # a voxel of the mask has its own
+_AXES_AT_ONCE = 32  # 10 MB of values in a cross-section of 70 x 70 voxels, of which a convolution makes copies
 
 
 def means_around(values: Tensor, inside: Tensor, box: Box, reaches: Iterable[int]) -> list[Tensor]:
@@ -73,8 +74,11 @@ def average_along(values: Tensor, inside: Tensor, box: Box, weights: Tensor) -> 
     missing = [(reach - b.start, reach - n + b.stop) for b, n in zip(box, inside.shape, strict=True)]
     zeros = [min(ends) for ends in missing]  # as many on both sides cost no copy
     more = [n - both for ends, both in zip(reversed(missing), reversed(zeros), strict=True) for n in ends]
-    total_weight = conv3d(pad(inside.to(values.dtype)[None, None], more), weights, padding=zeros)
-    around = pad(values, more) if any(more) else values
-    total = conv3d(around, weights, padding=zeros, groups=len(weights))
-    result = total.div_(total_weight.clamp_min_(_LEAST_WEIGHT)).mul_(inside[box])
-    return result.permute(1, 2, 3, 4, 0)
+    there = pad(inside.to(values.dtype)[None, None], more)
+    result = values.new_empty(values.shape[1], *inside[box].shape, len(values))
+    for part in chunks(len(weights), _AXES_AT_ONCE):
+        around, own = pad(values[:, part], more), weights[part]
+        total = conv3d(around, own, padding=zeros, groups=len(own))
+        total_weight = conv3d(there, own, padding=zeros).clamp_min_(_LEAST_WEIGHT)
+        result[part] = total.div_(total_weight).mul_(inside[box]).permute(1, 2, 3, 4, 0)
+    return result

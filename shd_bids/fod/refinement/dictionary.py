@@ -48,6 +48,8 @@ class LobeDictionary:
     noise : float
         Noise and model error, relative to the scale.
     config : RefinementConfig
+    rounds : bool
+        Whether products that decompose fODFs are in bfloat16.
     """
 
     axes: np.ndarray
@@ -59,9 +61,10 @@ class LobeDictionary:
     scale: float
     noise: float
     config: RefinementConfig
+    rounds: bool = False
 
     @classmethod
-    def of(cls, scan: Scan, config: RefinementConfig, *, l_max: int) -> LobeDictionary:
+    def of(cls, scan: Scan, config: RefinementConfig, *, l_max: int, rounds: bool = False) -> LobeDictionary:
         """Build the dictionary of a scan for fODFs of degree ``l_max``."""
         lobe = _lobes(config.n_axes, config.kappa, l_max)
         model = scan.forward(l_max)
@@ -78,6 +81,7 @@ class LobeDictionary:
             scale=scale,
             noise=max(scan.sigma / scale, config.model_error),
             config=config,
+            rounds=rounds,
         )
 
     @cached_property
@@ -100,6 +104,7 @@ class LobeDictionary:
         largest = amplitudes.amax(dim=1, keepdim=True)
         start = (amplitudes - self.config.small_lobe * largest).clamp_min_(_LEAST_AMPLITUDE)
         of_degrees, isra = _matching(n_axes, self.config.kappa, l_max)
+        isra = isra.to(torch.bfloat16) if self.rounds else isra
         n_updates = self.config.decomposition_updates
         weights = isra(start, of_degrees * coefficients, n_updates=n_updates, momentum=True)
         total = weights.sum(dim=1, keepdim=True).clamp_min_(_LEAST_AMPLITUDE)

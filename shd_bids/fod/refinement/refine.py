@@ -21,7 +21,12 @@ _VOXELS_PER_CHUNK = 4096  # x (768 lobe weights + 300 volumes) x 4 bytes = 18 MB
 
 
 def refine_fod(
-    fod: FOD, scan: Scan, config: RefinementConfig, *, progress: Callable[[float], None] | None = None
+    fod: FOD,
+    scan: Scan,
+    config: RefinementConfig,
+    *,
+    rounds: bool = False,
+    progress: Callable[[float], None] | None = None,
 ) -> tuple[FOD, int]:
     """Move the answer of a network towards the data as far as that predicts held-out directions better.
 
@@ -35,6 +40,8 @@ def refine_fod(
         Answer of the network; its fODFs are overwritten by the result.
     scan : Scan
     config : RefinementConfig
+    rounds : bool
+        Whether products that decompose fODFs are in bfloat16.
     progress : callable, optional
         Called with the share done.
 
@@ -44,7 +51,7 @@ def refine_fod(
     n_updates : int
         Updates by the data; 0 where the scaled answer of the network predicts best.
     """
-    dictionary = LobeDictionary.of(scan, config, l_max=fod.l_max)
+    dictionary = LobeDictionary.of(scan, config, l_max=fod.l_max, rounds=rounds)
     sample = slice(None, None, max(1, len(fod) // _SAMPLE))
     sampled, signal = fod[sample], dictionary.signal_of(scan, sample)
     freedom = held_out_prior(sampled, signal, scan, dictionary)

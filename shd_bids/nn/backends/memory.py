@@ -1,15 +1,15 @@
 """What the C library does with memory that the process frees, which decides how fast large tensors come and go."""
 
-import contextlib
 import ctypes
 import math
 import mmap
-import resource
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
+
+TAKEN_AHEAD = 64 << 20
+"""Bytes that the C library takes beyond what is asked for, once it keeps what is freed."""
 
 
 def keep_freed_memory() -> None:
@@ -23,18 +23,8 @@ def keep_freed_memory() -> None:
         tune = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library: nothing to tune
         return
-    for parameter, value in ((-4, 0), (-1, -1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    for parameter, value in ((-4, 0), (-1, -1), (-2, TAKEN_AHEAD)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
         tune(parameter, value)
-
-
-def trim_memory(above: int) -> None:
-    """Hand back freed memory to the system, where the C library is glibc, if this process takes more than so many bytes.
-
-    Blocks that are freed and taken in other sizes leave gaps between them, which :func:`keep_freed_memory` would keep.
-    """
-    if 0 < above < resident_bytes():
-        with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to hand back
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def lasting_zeros(shape: Sequence[int]) -> Tensor:
@@ -48,10 +38,3 @@ def lasting_zeros(shape: Sequence[int]) -> Tensor:
         return torch.zeros(*shape)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
     return torch.frombuffer(pages, dtype=torch.float32).view(*shape)
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process takes; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return 0

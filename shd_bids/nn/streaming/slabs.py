@@ -14,7 +14,6 @@ from torch import Tensor
 
 from shd_bids.boxes import Box, box_of, halved, index_in, n_voxels, overlap, rectangle
 from shd_bids.nn.backends.cpu import SlabPlan, SlabwiseConv
-from shd_bids.nn.backends.memory import trim_memory
 from shd_bids.nn.layers.pool import Pooling, Unpooled
 from shd_bids.nn.unet import ConvNormReLU
 
@@ -145,8 +144,6 @@ class Convolution:
     reach : int
         Planes on each side that a result depends on.
     plan : SlabPlan
-    most : int
-        Bytes of the process beyond which it hands back freed memory.
     """
 
     def __init__(
@@ -156,9 +153,8 @@ class Convolution:
         *,
         reach: int,
         plan: SlabPlan,
-        most: int,
     ):
-        self._unit, self._inputs, self._reach, self._most = unit, inputs, reach, most
+        self._unit, self._inputs, self._reach = unit, inputs, reach
         self._planes, self._done = len(plan.wanted), [0] * len(inputs)
         pool = inputs[-1].pool if isinstance(inputs[-1], UnpooledFeature) else None
         self._start = partial(unit.slabwise, plan, pool=pool)
@@ -175,7 +171,6 @@ class Convolution:
         for index, feature in enumerate(self._inputs):
             self._analyse(index, feature, begin, end)
             feature.forget(end)
-        trim_memory(self._most)
         y = self._layer.combine(box[0], reuse)
         return Slab((box[0], *self._layer.sides), self._unit.normalise(y).values)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from shd_bids.boxes import Box, box_of, cells_of, dilated, doubled, grown, halved, index_in, overlap, padded, twice
-from shd_bids.nn.backends import backend_for, memory
+from shd_bids.nn.backends import backend_for
 from shd_bids.nn.backends.cpu import SlabPlan
 from shd_bids.nn.layers.checkpoint import Activation
 from shd_bids.nn.layers.pool import Unpooled
@@ -29,7 +29,6 @@ from shd_bids.nn.streaming.slabs import Convolution, Feature, MakeSlab, Slab, St
 from shd_bids.nn.unet import ConvNormReLU, UNet
 
 _VERTICES_AT_ONCE = 48  # that the last step takes
-_FULL = 0.85  # share of the memory from which on freed memory is handed back; the next layer has to fit into the rest
 
 
 def apply_in_tiles(
@@ -68,15 +67,15 @@ def apply_in_tiles(
     mask = np.asarray(mask, dtype=bool)
     if not mask.any():
         return
-    # Planes are cut across the longest axis, as memory goes by their area.
-    axes = np.argsort([side.start - side.stop for side in box_of(mask)], kind="stable")
+    # Planes are cut across the longest axis, as memory goes by their area; a single plane then needs no copy to be turned.
+    longest = int(np.argmax([side.stop - side.start for side in box_of(mask)]))
+    axes = np.array([longest, *(axis for axis in range(3) if axis != longest)])
     read, write = _turned(read, write, axes)
     mask = mask.transpose(axes)
     size = mask.shape
     mask = padded(mask, net.config.spatial_stride)
     chosen = plan(net, mask, memory_bytes=memory_bytes)
-    most = memory.resident_bytes() + int(_FULL * memory_bytes)
-    stream = _Stream(net, _source(net, read, size), mask, chosen.thickness, most)
+    stream = _Stream(net, _source(net, read, size), mask, chosen.thickness)
     run = stream.run_in_stages if chosen.staged else stream.run
     with torch.inference_mode():
         for done in run(chosen.edges, write):
@@ -95,12 +94,10 @@ class _Stream:
     mask : array of bool, shape (x, y, z)
     thickness : int
         Planes of a slab at the finest level.
-    most : int
-        Bytes of the process beyond which it hands back freed memory.
     """
 
-    def __init__(self, net: UNet, source: Callable[[Box], Tensor], mask: np.ndarray, thickness: int, most: int):
-        self._net, self._source, self._thickness, self._most = net, source, thickness, most
+    def __init__(self, net: UNet, source: Callable[[Box], Tensor], mask: np.ndarray, thickness: int):
+        self._net, self._source, self._thickness = net, source, thickness
         # The kernel computes what is marked, and slabs of one size fit where others were. PyTorch computes all.
         self._tight = not backend_for(net.head.bias).in_slabs
         self._masks = [mask]  # of each level
@@ -232,7 +229,7 @@ class _Stream:
         if self._tight:
             return partial(self._convolved, level, unit, inputs, reach)
         plan = SlabPlan(wanted, self._masks[level], max(1, self._thickness >> level), self._side_unit(level))
-        return Convolution(unit, inputs, reach=reach, plan=plan, most=self._most)
+        return Convolution(unit, inputs, reach=reach, plan=plan)
 
     def _convolved(
         self,

@@ -38,6 +38,8 @@ def suits(*tensors: Tensor) -> bool:
     return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and _is_there()
 
 
-@torch.compiler.assume_constant_result
 def _is_there() -> bool:
     return library() is not None
+
+
+_is_there._dynamo_marked_constant = True  # type: ignore[attr-defined]  # for torch.compile, whose decorator takes a second to load

@@ -37,9 +37,11 @@ def suits(*tensors: Tensor) -> bool:
     return there and _runs_on(tensors[0].device.index or 0)
 
 
-@torch.compiler.assume_constant_result
 def _runs_on(device: int) -> bool:
     return _tried(device)
+
+
+_runs_on._dynamo_marked_constant = True  # type: ignore[attr-defined]  # for torch.compile, whose decorator takes a second to load
 
 
 @lru_cache
