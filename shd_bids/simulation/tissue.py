@@ -114,11 +114,13 @@ def random_tissue(rng: np.random.Generator, size: int, *, narrowest: float) -> T
         background_csf=float(rng.choice([0.0, 0.1, 1.0], p=[0.6, 0.25, 0.15])),
         purity=rng.uniform(0.92, 1.0),
     )
-    if rng.random() < 0.4:
+    if rng.random() < 0.6:
         return tissue
     length = rng.uniform(0.4, 1.5)
-    angle = np.deg2rad(np.exp(rng.uniform(np.log(1.5), np.log(15.0))))
-    return thinned(winding(tissue, rng, angle=angle, length=length), rng, length=length)
+    if rng.random() < 0.5:
+        angle = np.deg2rad(np.exp(rng.uniform(np.log(1.5), np.log(10.0))))
+        tissue = winding(tissue, rng, angle=angle, length=length)
+    return thinned(tissue, rng, length=length)
 
 
 def winding(tissue: Tissue, rng: np.random.Generator, *, angle: float, length: float) -> Tissue:
@@ -174,7 +176,7 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], length: floa
 def _draw_bundles(rng: np.random.Generator, size: int) -> tuple[Bundle, ...]:
     """Draw bundles of which one or two often fill the volume, as white matter does deep in the brain."""
     sparse = rng.random() < 0.35
-    bending = float(rng.choice([0.0, 1.0, 2.0], p=[0.3, 0.5, 0.2]))
+    bending = float(rng.choice([0.0, 1.0, 2.0], p=[0.5, 0.37, 0.13]))
     bundles = list(random_bundles(rng, size, narrowness=1.3, bending=bending, sparse=sparse))
     if rng.random() < (0.75 if sparse else 0.4):
         i = int(rng.integers(len(bundles)))
