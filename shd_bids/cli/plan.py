@@ -33,7 +33,7 @@ STAGE_SECONDS = {
 }
 GRADIENTS_PER_VALUE = 1e-7  # of the image
 RESPONSE_PER_VALUE = 1.2e-6  # in the mask
-FOD_PER_VOXEL = 9e-4
+FOD_PER_VOXEL = 6.5e-4
 PEAKS_PER_VOXEL = 1.8e-4
 TRACKING_PER_VOXEL = 1e-5
 TRACKING_PER_POINT = {"det": 5e-6, "prob": 1.2e-5}
