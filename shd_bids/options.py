@@ -151,8 +151,8 @@ class ExecutionOptions(Options):
     device: str = option("auto", "where networks run", metavar="{auto,cpu,cuda,cuda:N}")
     precision: str = option(
         "auto",
-        "arithmetic: auto is float32, and bf16 where that changes nothing and the processor multiplies it; bf16 takes it in "
-        "the network too, on a processor or a GPU; tf32 is for GPUs",
+        "arithmetic: auto is float32, and bf16 in one step beside the network where the processor multiplies it; bf16 is in "
+        "the network too and needs such a processor or a GPU; tf32 is for GPUs",
         choices=("auto", "float32", "tf32", "bf16"),
     )
     cohort_processes: int = option(
