@@ -56,13 +56,14 @@ def _orientation(run: RunReport) -> str:
 
 
 def _fit(run: RunReport) -> str:
-    """Return the mode, the device with the arithmetic of the network, and the weights."""
+    """Return the mode, the device with the arithmetic, and the weights."""
     info = dig(run.facts, "fod", "info")
     if info is None:
         return html_value(None)
     used, asked = fit_mode(run), run.settings.get("fit")
     kept = f" (kept: --fit {asked} was not better)" if asked and asked != used else ""
-    where = " in ".join(info[name] for name in ("device", "precision") if info.get(name))
+    arithmetic = "float32 and bf16" if info.get("precision") == "mixed" else info.get("precision")
+    where = " in ".join(filter(None, (info.get("device"), arithmetic)))
     parts = [f"{used or 'fitted'}{kept}", f"on {where}" if where else ""]
     text = escape(", ".join(filter(None, parts)))
     if not (sha256 := info.get("weights_sha256")):

@@ -22,7 +22,7 @@ def facts():
         "fod": {
             "info": {
                 "device": "cpu",
-                "precision": "bf16",
+                "precision": "mixed",
                 "fit": "amortised",
                 "weights": "w",
                 "weights_sha256": "0123456789abcdef" * 4,

@@ -66,7 +66,7 @@ def test_all_figures_and_main_facts_are_there(output_dir, facts):
         "2.5 × 2.5 × 2.5 mm",
         "1,432 ml",
         "WM and CSF",
-        "amortised, on cpu in bf16, weights w",
+        "amortised, on cpu in float32 and bf16, weights w",
         "0123456789ab",
         "median R² 0.934",
         "12,345, median length 61 mm",
