@@ -107,7 +107,7 @@ def apply_network(
         torch.cuda.empty_cache()
         if memory < _LEAST_TILE_BYTES:
             logger.warning("the device has too little memory even for small tiles: going on with the CPU")
-            compute = choose_compute("cpu", "auto")
+            compute = choose_compute("cpu", "auto" if runtime.precision == "auto" else "float32")
             bound = memory = usable_bytes(compute.device, runtime.memory_gb)
         else:
             logger.warning("out of memory on the device: going on with tiles of %d MB", memory // 2**20)

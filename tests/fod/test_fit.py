@@ -93,6 +93,12 @@ def test_a_device_out_of_memory_gets_smaller_tiles_then_the_cpu_goes_on(scene, w
     assert "going on with tiles of 4096 MB" in caplog.text and "going on with the CPU" in caplog.text
 
 
+def test_the_cpu_that_goes_on_rounds_nothing_where_float32_is_asked_for(scene, weights, monkeypatch):
+    Device(monkeypatch, fails=[torch.OutOfMemoryError()] * 6)
+    found = fit_fod(scene, weights, runtime=Runtime(device="auto", precision="float32", memory_gb=8.0), refine=False)
+    assert found.facts.precision == "float32"
+
+
 @pytest.mark.parametrize(
     "fails", [[torch.OutOfMemoryError()] * 6, [torch.OutOfMemoryError(), ValueError("not enough")]]
 )
