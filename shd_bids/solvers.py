@@ -73,15 +73,15 @@ class ISRA:
 
     @classmethod
     def build(cls, kernel: LowRank, *, dtype: torch.dtype = torch.float32) -> ISRA:
-        """Prepare the maps."""
+        """Prepare the maps; products are computed in their arithmetic, all else in that of the signals."""
         factor = kernel.values[:, None] * kernel.right
         again = (factor.T, factor) if 2 * len(factor) < factor.shape[1] else (factor.T @ factor,)
         ways = ((kernel.left, factor), again)
         return cls(*(tuple(torch.as_tensor(m, dtype=dtype).contiguous() for m in way) for way in ways))
 
-    def to(self, where: torch.device | str | torch.dtype) -> ISRA:
-        """Return the same maps on another device, or rounded: products are computed in the arithmetic of their maps."""
-        return ISRA(*(tuple(m.to(where) for m in way) for way in (self.adjoint, self.gram)))
+    def to(self, device: torch.device | str) -> ISRA:
+        """Return the same maps on another device."""
+        return ISRA(*(tuple(m.to(device) for m in way) for way in (self.adjoint, self.gram)))
 
     def __call__(self, weights: Tensor, signal: Tensor, *, n_updates: int, momentum: bool = False) -> Tensor:
         """Update weights (n, A) ``n_updates`` times with signals (n, N); ``weights`` is overwritten and returned."""

@@ -81,10 +81,10 @@ def test_momentum_reaches_the_same_limit_sooner(problem):
 
 def test_rounded_maps_give_what_exact_ones_do_but_for_rounding(problem):
     kernel, signal = problem
-    isra, rows = ISRA.build(low_rank(kernel)), torch.as_tensor(signal, dtype=torch.float32)
+    rows = torch.as_tensor(signal, dtype=torch.float32)
     exact, rounded = (
-        solver(rows.new_ones(len(rows), kernel.shape[1]), rows, n_updates=20)
-        for solver in (isra, isra.to(torch.bfloat16))
+        ISRA.build(low_rank(kernel), dtype=dtype)(rows.new_ones(len(rows), kernel.shape[1]), rows, n_updates=20)
+        for dtype in (torch.float32, torch.bfloat16)
     )
     assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
     predicted, again = (weights @ torch.as_tensor(kernel.T, dtype=torch.float32) for weights in (exact, rounded))

@@ -103,8 +103,8 @@ class LobeDictionary:
         amplitudes = (coefficients @ _amplitude_basis(n_axes, l_max)).clamp_min_(_LEAST_AMPLITUDE)
         largest = amplitudes.amax(dim=1, keepdim=True)
         start = (amplitudes - self.config.small_lobe * largest).clamp_min_(_LEAST_AMPLITUDE)
-        of_degrees, isra = _matching(n_axes, self.config.kappa, l_max)
-        isra = isra.to(torch.bfloat16) if self.rounds else isra
+        dtype = torch.bfloat16 if self.rounds else torch.float32
+        of_degrees, isra = _matching(n_axes, self.config.kappa, l_max, dtype)
         n_updates = self.config.decomposition_updates
         weights = isra(start, of_degrees * coefficients, n_updates=n_updates, momentum=True)
         total = weights.sum(dim=1, keepdim=True).clamp_min_(_LEAST_AMPLITUDE)
@@ -144,7 +144,7 @@ def _lobes(n_axes: int, kappa: float, l_max: int) -> np.ndarray:
 
 
 @lru_cache
-def _matching(n_axes: int, kappa: float, l_max: int) -> tuple[Tensor, ISRA]:
+def _matching(n_axes: int, kappa: float, l_max: int, dtype: torch.dtype) -> tuple[Tensor, ISRA]:
     """Return the weights (C,) of coefficients, and what finds lobe weights that match coefficients so weighted.
 
     Multiplicative updates need lobes that do not predict less than nothing of one another. Cut at a degree they do, by their
@@ -155,4 +155,4 @@ def _matching(n_axes: int, kappa: float, l_max: int) -> tuple[Tensor, ISRA]:
     lack = max(0.0, -float((kernel @ kernel.T).min()))
     weights = np.ones(kernel.shape[1])
     weights[0] = np.sqrt(1 + _RIPPLE_MARGIN * lack / kernel[0, 0] ** 2)
-    return torch.as_tensor(weights, dtype=torch.float32), ISRA.build(low_rank((weights * kernel).T))
+    return torch.as_tensor(weights, dtype=torch.float32), ISRA.build(low_rank((weights * kernel).T), dtype=dtype)

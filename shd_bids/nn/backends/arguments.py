@@ -1,11 +1,20 @@
 """What the layers hand to a backend."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
 
 from shd_bids.nn.layers.cheb import Grid
+
+P = ParamSpec("P")
+
+
+def constant_result(function: Callable[P, bool]) -> Callable[P, bool]:
+    """Tell torch.compile that a function always returns the same, as its own decorator does, which takes a second to load."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 class Filters(NamedTuple):

@@ -97,7 +97,7 @@ def column_bytes(net: UNet, thickness: int, *, levels: range) -> float:
         held = waiting + (config.n_convs(level) - 1) * (planes + 2) + 2 * planes + 1
         enters = config.channels[level - 1] if level else config.in_channels + config.out_channels
         numbers += net.bases[level].n_vertices * (config.channels[level] * held + enters * (planes + 4)) / 4**level
-    return 1.3 * numbers * net.head.bias.element_size()  # a fifth is lost to gaps and what comes and goes
+    return 1.3 * numbers * net.head.bias.element_size()  # three tenths come and go, or lie in gaps
 
 
 def _areas(sides: list[slice], edges: tuple[int, ...], halo: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ run in plain PyTorch, computing the same at a fraction of the speed.
 import torch
 from torch import Tensor
 
+from shd_bids.nn.backends.arguments import constant_result
 from shd_bids.nn.backends.cpu.build import bf16_level, library
 from shd_bids.nn.backends.cpu.convolution import backward, backward_of, forward, forward_of, operator, weights
 from shd_bids.nn.backends.cpu.rows import box_sum, gradient_sums, moments, rectify, rectify_gradient
@@ -38,8 +39,6 @@ def suits(*tensors: Tensor) -> bool:
     return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and _is_there()
 
 
+@constant_result
 def _is_there() -> bool:
     return library() is not None
-
-
-_is_there._dynamo_marked_constant = True  # type: ignore[attr-defined]  # for torch.compile, whose decorator takes a second to load

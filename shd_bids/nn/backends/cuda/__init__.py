@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shd_bids.nn.backends import eager
-from shd_bids.nn.backends.arguments import Filters
+from shd_bids.nn.backends.arguments import Filters, constant_result
 from shd_bids.nn.layers.cheb import Grid, SphereBasis
 from shd_bids.sphere import symmetry
 
@@ -37,11 +37,9 @@ def suits(*tensors: Tensor) -> bool:
     return there and _runs_on(tensors[0].device.index or 0)
 
 
+@constant_result
 def _runs_on(device: int) -> bool:
     return _tried(device)
-
-
-_runs_on._dynamo_marked_constant = True  # type: ignore[attr-defined]  # for torch.compile, whose decorator takes a second to load
 
 
 @lru_cache
