@@ -52,7 +52,7 @@ class TrainingConfig:
         Crops held in memory at a time, and how often each is shown; ``batch`` must divide ``pool``.
     seed : int
     precision : {"float32", "bf16"}
-        Of the network; parameters, their updates and the loss are always in float32.
+        Of the network; parameters, their updates and the loss are always in float32. The command trains in bf16 on a GPU alone.
     input : {"estimates", "shells"}
         What the network is fed with: estimates that serve any protocol, or, as published, the shells of one.
     protocol : dict

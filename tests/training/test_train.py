@@ -87,6 +87,14 @@ def test_mixed_precision_trains_nearly_as_full_precision_does(tmp_path):
     assert np.mean(mixed[-6:]) < 0.8 * np.mean(mixed[:6])
 
 
+def test_half_precision_is_refused_on_the_cpu(tmp_path, capsys):
+    (tmp_path / "config.toml").write_text('precision = "bf16"\n')
+    with pytest.raises(SystemExit, match="2"):
+        train.main([str(tmp_path / "config.toml"), str(tmp_path / "out")])
+    assert "found --device cpu" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_processes_that_cannot_share_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(train.distributed, "n_processes", lambda: 3)
     with pytest.raises(TrainingError, match="3 processes cannot share batches of 2 evenly"):
