@@ -1,10 +1,12 @@
 """Assertions and skips that several test modules share; each is itself tested in ``test_helpers.py``."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -20,6 +22,16 @@ def until(condition: Callable[[], Any], *, seconds: float) -> Any:
     while not (found := condition()):
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.05)
+    return found
+
+
+def stage_processes(pid: int) -> list[psutil.Process]:
+    """Return the processes of stages below a process: the server has forked what has forked them."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # gone before it could be asked
+            if all("shd_bids.interfaces.server" in p.cmdline() for p in (process, *process.parents()[:2])):
+                found.append(process)
     return found
 
 

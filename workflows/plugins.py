@@ -6,6 +6,7 @@ outlive a program that is killed; and a crash file that cannot be written ends t
 """
 
 import contextlib
+import gc
 import logging
 import os
 import traceback
@@ -26,7 +27,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 from shd_bids.errors import InputError, OutputError, ShdError
 from shd_bids.files import lacks_space, read_text
 from shd_bids.interfaces.base import Failure, StageInterface, failure_of, read_failure, write_failure
-from shd_bids.interfaces.isolation import LogSetup, StageKilledError, start_worker
+from shd_bids.interfaces.isolation import LogSetup, StageKilledError, start_server, start_worker
 from shd_bids.processes import thread_environment
 from shd_bids.workflows.base import WORKFLOW_NAME, run_name
 from shd_bids.workflows.follow import followed
@@ -116,6 +117,7 @@ def run_workflow(
         plugin.on_failure = on_failure
         plugin.free_gpus = _names_of_gpus(n_gpus, os.environ)[::-1] if n_gpus > 1 else []
     elsewhere = isinstance(plugin, str) and plugin != "Linear"  # which runs the stages in this process
+    gc.freeze()  # Nipype collects garbage at each look for work, which takes long where much else is in memory
     try:
         with followed(Path(workflow.base_dir, call, "stages.log")) if elsewhere else contextlib.nullcontext():
             workflow.run(plugin=plugin, plugin_args=arguments)
@@ -123,6 +125,7 @@ def run_workflow(
         logger.debug("Nipype ended with %s: %s", type(exception).__name__, exception)
         _record_unexplained(workflow, exception, call)
     finally:
+        gc.unfreeze()
         if isinstance(plugin, SafeMultiProcPlugin):
             plugin.terminate()
 
@@ -155,11 +158,14 @@ class SafeMultiProcPlugin(MultiProcPlugin):
 
     def _new_pool(self) -> ProcessPoolExecutor:
         os.environ.update(thread_environment(1))  # the forkserver inherits it before it imports numpy
+        context = get_context(self.plugin_args["mp_context"])
+        context.set_forkserver_preload([__name__])
+        levels = dict(nipype_config._sections["logging"])
         return ProcessPoolExecutor(
             max_workers=self.processors,
-            mp_context=get_context(self.plugin_args["mp_context"]),
+            mp_context=context,
             initializer=start_worker,
-            initargs=(self._cwd, LogSetup.of_this_process(), dict(nipype_config._sections["logging"])),
+            initargs=(self._cwd, LogSetup.of_this_process(), levels, start_server()),
         )
 
     def _submit_job(self, node: pe.Node, updatehash: bool = False) -> int:

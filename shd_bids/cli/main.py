@@ -281,6 +281,9 @@ def _tell_validation(bids_dir: Path, subjects: Sequence[str]) -> None:
 
 def _run_graph(record: "Record", scratch: Path, plans: Mapping[str, "StagePlan"]) -> None:
     """Run the workflow and note what became of each series."""
+    from shd_bids.interfaces.isolation import start_server
+
+    start_server()  # it loads what stages need while this process loads Nipype
     from shd_bids.cli.record import read_facts, take_facts
     from shd_bids.workflows.base import init_shd_wf, run_folder
     from shd_bids.workflows.plugins import configure_nipype, read_failures, run_workflow

@@ -1,9 +1,8 @@
-"""Run one function in a fresh Python process, so that what dies there dies alone.
+"""Run one function in a process of its own, so that what dies there dies alone.
 
-A pool worker that is killed for its memory takes the whole pool with it, a process that once opened CUDA can never be
-forked, and the number of threads of BLAS is fixed at its first import. A fresh interpreter per heavy stage has none of
-these problems: its environment is set before anything is imported, its memory is gone when it ends, and its death is an
-exit status.
+A pool worker that is killed for its memory takes the whole pool with it, and a process that once opened CUDA can never be
+forked. Each heavy stage gets a process that is forked from a server which has only imported (`shd_bids.interfaces.server`):
+its memory is gone when it ends, and its death is an exit status.
 """
 
 import contextlib
@@ -13,7 +12,6 @@ import pickle
 import resource
 import signal
 import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,11 +19,10 @@ from dataclasses import dataclass, replace
 from logging.handlers import QueueHandler
 from multiprocessing import Pipe, parent_process
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-import shd_bids
 from shd_bids.errors import ShdError
+from shd_bids.interfaces import server
 from shd_bids.logs import SocketRelay, is_line, stderr_handler
 from shd_bids.processes import die_with_parent, end_after, peak_memory_mb, thread_environment
 
@@ -34,8 +31,10 @@ __all__ = [
     "STAGE_LOG",
     "LogSetup",
     "StageKilledError",
+    "answer",
     "call_isolated",
     "join_log",
+    "start_server",
     "start_worker",
 ]
 
@@ -117,7 +116,7 @@ class _ToParent(QueueHandler):
 def call_isolated(
     function: Callable[..., dict[str, Any]], arguments: dict[str, Any], *, n_threads: int
 ) -> dict[str, Any]:
-    """Call ``function(**arguments)`` in a new Python process and return its result; it logs where this process does.
+    """Call ``function(**arguments)`` in a new process and return its result; it logs where this process does.
 
     Parameters
     ----------
@@ -126,7 +125,7 @@ def call_isolated(
     arguments : dict
         Picklable keyword arguments.
     n_threads : int
-        Threads of BLAS, OpenMP and torch in that process.
+        Threads of torch in that process; numpy and scipy have one.
 
     Returns
     -------
@@ -141,48 +140,87 @@ def call_isolated(
     Exception
         Whatever the function raised.
     """
-    ours, theirs = Pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
-        env=os.environ | thread_environment(n_threads) | {"PYTHONPATH": _python_path()},
-        stdin=subprocess.DEVNULL,
-        pass_fds=[theirs.fileno()],
+    call = _Call(
+        function, arguments, n_threads, replace(LogSetup.of_this_process(), address=None), dict(os.environ), os.getcwd()
     )
-    theirs.close()
-    try:
-        answer = _exchange(ours, (function, arguments, replace(LogSetup.of_this_process(), address=None)))
-        status = process.wait()
-    finally:  # after an interrupt nothing may live on
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        process.wait()
-        ours.close()
-    if answer is None:
+    ours, theirs = Pipe()
+    with ours:
+        with theirs:
+            _ask(theirs)
+        found, status = _exchange(ours, call)
+    if found is None:
         raise StageKilledError(_death_notice(status))
-    result, error = answer
+    result, error = found
     if error is not None:
         raise error
     return result
 
 
-def _exchange(connection: Connection, call: object) -> tuple[dict[str, Any], Exception | None] | None:
-    """Send a call, log what the other process logs, and return its answer, ``None`` where it ended before that."""
+@dataclass(frozen=True)
+class _Call:
+    """What a stage's process does, and where."""
+
+    function: Callable[..., dict[str, Any]]
+    arguments: dict[str, Any]
+    n_threads: int
+    log_setup: LogSetup
+    environment: dict[str, str]
+    folder: str
+
+
+_server: socket.socket | None = None
+
+
+def start_server() -> socket.socket:
+    """Return the server of this process's stages, which is started unless there is one; it imports what they need."""
+    global _server
+    if _server is None:
+        _server = server.start()
+    return _server
+
+
+def _ask(connection: Connection) -> None:
+    """Let a new process answer at the other end of a connection."""
+    global _server
     try:
+        server.ask(start_server(), connection)
+    except OSError:  # the server is gone
+        _server = None
+        server.ask(start_server(), connection)
+
+
+def _exchange(connection: Connection, call: _Call) -> tuple[tuple[dict[str, Any], Exception | None] | None, int]:
+    """Send a call, log what its process logs, and return its answer, ``None`` where there is none, and its exit status.
+
+    The other end tells first the number of the process and last its status; after an interrupt it does not live on.
+    """
+    pid, found, status = None, None, None
+    try:
+        pid = connection.recv()
         connection.send(call)
-        while isinstance(answer := connection.recv(), logging.LogRecord):
-            logging.getLogger(answer.name).handle(answer)
-        return answer
-    except (EOFError, ConnectionError):
-        return None
+        while not isinstance(told := connection.recv(), int):
+            if isinstance(told, logging.LogRecord):
+                logging.getLogger(told.name).handle(told)
+            else:
+                found = told
+        status = told
+    except (EOFError, ConnectionError):  # the server was killed, and all that it had forked with it
+        status = -signal.SIGKILL
+    finally:
+        if pid is not None and status is None:
+            os.kill(pid, signal.SIGKILL)  # it is not reaped before its status is told
+    return found, status
 
 
-def start_worker(cwd: str, log_setup: LogSetup, nipype_levels: dict[str, str]) -> None:
-    """Prepare a pool worker: it ends with the program and talks as loudly as it.
+def start_worker(cwd: str, log_setup: LogSetup, nipype_levels: dict[str, str], stages: socket.socket) -> None:
+    """Prepare a pool worker: it ends with the program, talks as loudly as it, and asks its server for stages.
 
     Nipype takes seconds to load; it is imported here, so that no worker that still loads it outlives the program.
     """
+    global _server
     die_with_parent()
     end_after(parent_process().join)
+    _server = stages
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     from nipype import config, logging
@@ -201,11 +239,6 @@ def join_log() -> None:
     LogSetup(int(level), ((path, logging.Formatter(f"%(levelno)s{SEPARATOR}%(message)s")),)).apply()
 
 
-def _python_path() -> str:
-    """Return PYTHONPATH with the folder of the package first: the child must run the same code, installed or not."""
-    return os.pathsep.join([str(Path(shd_bids.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 def _death_notice(status: int) -> str:
     if status >= 0:
         return f"its process ended with status {status} and left no result"
@@ -218,19 +251,42 @@ def _death_notice(status: int) -> str:
     )
 
 
-def _answer(descriptor: str, parent: str) -> None:
-    """Do in the child what the other end of a connection asks for and send back what came of it."""
+def answer(connection: Connection) -> None:
+    """Fork the process of a call and tell whoever asked its number, and in the end its exit status.
+
+    Between the two that process is alone with the connection.
+    """
     die_with_parent()
-    if os.getppid() != int(parent):  # it ended before the kernel was asked
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    connection = Connection(int(descriptor))
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            _compute(connection)
+            status = 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    with contextlib.suppress(OSError):  # no one listens any more
+        connection.send(pid)
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(OSError):
+        connection.send(os.waitstatus_to_exitcode(status))
+
+
+def _compute(connection: Connection) -> None:
+    """Do what the other end of a connection asks for and send back what came of it."""
+    die_with_parent()
     result, error = None, None
     try:
-        function, arguments, log_setup = connection.recv()
-        end_after(lambda: connection.poll(None))  # nothing more is sent: it can only be the end of the parent
-        log_setup.hand_to([_ToParent(connection, log_setup)])
-        result = function(**arguments)
+        call: _Call = connection.recv()
+        end_after(lambda: connection.poll(None))  # nothing more is sent: it can only be the end of who asked
+        os.chdir(call.folder)
+        os.environ.update(call.environment | thread_environment(call.n_threads))
+        if "torch" in sys.modules:  # it read the environment when it was imported
+            sys.modules["torch"].set_num_threads(call.n_threads)
+        call.log_setup.hand_to([_ToParent(connection, call.log_setup)])
+        result = call.function(**call.arguments)
         used = resource.getrusage(resource.RUSAGE_SELF)
         result["facts"]["peak_memory_mb"] = peak_memory_mb()
         result["facts"]["cpu_seconds"] = round(used.ru_utime + used.ru_stime, 1)
@@ -250,7 +306,3 @@ def _portable(exception: Exception) -> Exception:
     if copy is not None and str(copy) == str(exception):
         return exception
     return RuntimeError(f"{type(exception).__name__}: {exception}\n{trace}")
-
-
-if __name__ == "__main__":
-    _answer(*sys.argv[1:])

@@ -152,7 +152,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     config = TrainingConfig.from_toml(options.config.read_text())
     if config.precision == "bf16" and options.device == "cpu":
-        parser.error("precision bf16 trains on a GPU, found --device cpu; set precision to float32, or give --device cuda")
+        parser.error(
+            "precision bf16 trains on a GPU, found --device cpu; set precision to float32, or give --device cuda"
+        )
     torch.set_num_threads(options.threads)
     os.environ.update(thread_environment(1))  # the processes that simulate inherit it before they import numpy
     keep_freed_memory()

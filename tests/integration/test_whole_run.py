@@ -19,7 +19,7 @@ from shd_bids.fod.weights import load_weights
 from shd_bids.report.summary import ROWS
 from shd_bids.workflows.group import COHORT, cohort_folder
 from tests.bids_trees import dwi_run
-from tests.helpers import until
+from tests.helpers import stage_processes, until
 from tests.integration.app import MAPS, PEAKS, angles, call, call_cohort
 from tests.phantoms import RAS, head, many_bundles, write_head
 
@@ -343,8 +343,8 @@ def test_a_killed_stage_is_told_and_the_next_call_goes_on(tmp_path, simulated):
 def stages_in(folder, app):
     """Return the processes below the app that work on the stage of a folder."""
     found = []
-    for process in psutil.Process(app.pid).children(recursive=True):
+    for process in stage_processes(app.pid):
         with contextlib.suppress(psutil.Error):  # gone before it could be asked
-            if "isolation" in " ".join(process.cmdline()) and process.cwd() == str(folder):
+            if process.cwd() == str(folder):
                 found.append(process)
     return found

@@ -4,10 +4,10 @@ import errno
 import logging
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
+import torch
 from nipype.interfaces.base import File, traits
 
 from shd_bids.errors import InputError
@@ -23,8 +23,7 @@ def double(*, value: float, out_dir: Path) -> dict:
         "out_file": str(out_dir / "double.txt"),
         "facts": {
             "pid": os.getpid(),
-            "threads": os.environ["OMP_NUM_THREADS"],
-            "has_torch": "torch" in sys.modules,
+            "threads": [os.environ["OMP_NUM_THREADS"], torch.get_num_threads()],
             "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "sidecar": {},
             "qc": {},

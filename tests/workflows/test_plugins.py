@@ -18,7 +18,7 @@ from shd_bids.errors import InputError
 from shd_bids.interfaces.base import read_failure
 from shd_bids.workflows.base import WORKFLOW_NAME
 from shd_bids.workflows.plugins import SafeMultiProcPlugin, configure_nipype, run_workflow
-from tests.helpers import until
+from tests.helpers import stage_processes, until
 from tests.interfaces import stage_functions
 from tests.interfaces.stage_functions import Die, Double, Fill, KillWorker, Refuse, Wait
 
@@ -243,6 +243,5 @@ def test_interrupt_passes_and_leaves_no_process(graph, tmp_path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     time.sleep(0.5)
-    commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True) if child.is_running()]
-    assert not [command for command in commands if "isolation" in command]
+    assert not stage_processes(os.getpid())
     assert Path.cwd() == tmp_path
