@@ -13,9 +13,13 @@ from nipype.interfaces.base import File, traits
 from shd_bids.errors import InputError
 from shd_bids.interfaces.base import StageInputSpec, StageInterface, StageOutputSpec
 
+n_calls = 0
+
 
 def double(*, value: float, out_dir: Path) -> dict:
     """Return twice the value, and write which process did it and that it was done."""
+    global n_calls
+    n_calls += 1
     logging.getLogger("shd_bids.test").info("doubling %g", value)
     with (out_dir / "double.txt").open("w") as file:
         file.write(f"{2 * value}")
@@ -23,6 +27,7 @@ def double(*, value: float, out_dir: Path) -> dict:
         "out_file": str(out_dir / "double.txt"),
         "facts": {
             "pid": os.getpid(),
+            "calls": n_calls,
             "threads": [os.environ["OMP_NUM_THREADS"], torch.get_num_threads()],
             "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "sidecar": {},
