@@ -32,9 +32,15 @@ def colours(methods: Sequence[str]) -> dict[str, tuple[float, ...]]:
     return {method: colormaps["tab20"](i % 20) for i, method in enumerate(methods)}
 
 
-def bars(ax: Axes, values: Mapping[str, Mapping[str, Interval]], *, label: str) -> None:
-    """Draw a bar for each method in groups of rows, with intervals where there are several seeds."""
-    methods = list(dict.fromkeys(m for at in values.values() for m in at))
+def bars(
+    ax: Axes, values: Mapping[str, Mapping[str, Interval]], *, label: str, methods: Sequence[str] | None = None
+) -> None:
+    """Draw a bar for each method in groups of rows, with intervals where there are several seeds.
+
+    ``methods``, by default those with values, decide places and colours, the same in all panels of a figure. Intervals of two
+    seeds are cut off above.
+    """
+    methods = methods or list(dict.fromkeys(m for at in values.values() for m in at))
     paint, width = colours(methods), 0.85 / len(methods)
     for i, method in enumerate(methods):
         rows = [(x, at[method]) for x, at in enumerate(values.values()) if method in at]
@@ -45,6 +51,7 @@ def bars(ax: Axes, values: Mapping[str, Mapping[str, Interval]], *, label: str) 
             places, heights, width, color=paint[method], yerr=halves, ecolor="0.3", error_kw={"lw": 0.8}, label=method
         )
     ax.set_xticks(range(len(values)), list(values))
+    ax.set_ylim(0, 1.3 * max(v.mean for at in values.values() for v in at.values()))
     ax.set_ylabel(label)
     ax.spines[["top", "right"]].set_visible(False)
 

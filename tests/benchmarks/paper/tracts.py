@@ -136,13 +136,14 @@ def tracks(coefficients: np.ndarray, scene: TractScene, n: int, shortest: float)
 def draw(done: Sequence[Done], file: Path) -> None:
     """Draw the measures as bars, and the streamlines of the first seed from one side."""
     measures = ("angular_error", "fdr", "valid", "overlap")
+    methods = list(dict.fromkeys(d.unit.method for d in done))
     at = {d.unit.method: d for d in done if d.unit.seed == 0}
     columns = 6
     figure = Figure(figsize=(figures.WIDTH, 8.5))
     grid = figure.add_gridspec(3, 12, height_ratios=(1.3, 1, 1), hspace=0.25, wspace=3.0)
     for number, metric in enumerate(measures):
         ax = figure.add_subplot(grid[0, 3 * number : 3 * number + 3])
-        figures.bars(ax, figures.grouped(done, metric), label=LABELS[metric].label)
+        figures.bars(ax, figures.grouped(done, metric), label=LABELS[metric].label, methods=methods)
         ax.set_xticks([])
         ax.tick_params(labelsize=7)
     figures.legend(figure, columns=6)
