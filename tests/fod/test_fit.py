@@ -11,10 +11,12 @@ from shd_bids.fod import network
 from shd_bids.fod.config import TrainedDomain
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.quality import domain_warnings
+from shd_bids.nn import device
 from shd_bids.nn.backends.cpu import bf16_level
 from shd_bids.options import Runtime
 from shd_bids.response.forward import forward_model
 from shd_bids.response.response import Responses
+from shd_bids.scan import Scan
 from tests.tiny import tiny_scan, tiny_weights
 
 CPU = Runtime(device="cpu")
@@ -52,6 +54,28 @@ def test_fractions_are_shares_and_one_row_stands_for_each_voxel(scene, fitted):
     assert len(fitted) == len(fitted.gm) == len(fitted.quality.r_squared) == scene.mask.sum()
     np.testing.assert_allclose(fitted.fractions.sum(axis=1), 1.0, atol=1e-5)
     assert fitted.wm.dtype == np.float32 and np.isfinite(fitted.wm).all()
+
+
+@pytest.mark.parametrize(("arithmetic", "bound"), [("float32", 1e-5), ("mixed", 1e-5)])
+def test_the_order_of_the_axes_does_not_matter(scene, monkeypatch, arithmetic, bound):
+    """A series stored with its axes in another order; `mixed` on any processor."""
+    monkeypatch.setattr(device, "bf16_level", lambda: 0 if arithmetic == "mixed" else None)
+    order, codes = (2, 0, 1), np.eye(4)[:, [2, 0, 1, 3]]
+    volume = np.zeros((*scene.mask.shape, scene.voxels.shape[1]), dtype=np.float32)
+    volume[scene.mask] = scene.voxels
+    volume, mask = volume[:4, :8], scene.mask[:4, :8]
+    stored = Scan.of_volume(volume, mask, scene.gradients, scene.responses, scene.affine)
+    volume, mask = volume.transpose(*order, 3), mask.transpose(order)
+    turned = Scan.of_volume(volume, mask, scene.gradients, scene.responses, scene.affine @ codes)
+    results = []
+    for scan, back in ((stored, (0, 1, 2)), (turned, (1, 2, 0))):
+        fod = fit_fod(scan, runtime=CPU)
+        assert fod.facts.precision == arithmetic
+        whole = np.zeros((*scan.mask.shape, fod.wm.shape[1]), dtype=np.float32)
+        whole[scan.mask] = fod.wm
+        results.append(whole.transpose(*back, 3))
+    largest = np.abs(results[0]).max()
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=bound * largest)
 
 
 def test_the_unit_of_the_signal_does_not_matter(scene, weights, fitted):
