@@ -189,10 +189,11 @@ def _ask(connection: Connection) -> None:
         server.ask(start_server(), connection)
 
 
-def _exchange(connection: Connection, call: _Call) -> tuple[tuple[dict[str, Any], Exception | None] | None, int]:
+def _exchange(connection: Connection, call: _Call) -> tuple[tuple[dict[str, Any], Exception | None] | None, int | None]:
     """Send a call, log what its process logs, and return its answer, ``None`` where there is none, and its exit status.
 
-    The other end tells first the number of the process and last its status; after an interrupt it does not live on.
+    The other end tells first the number of the process and last its status, ``None`` where it is gone before that; after an
+    interrupt the process does not live on.
     """
     pid, found, status = None, None, None
     try:
@@ -204,8 +205,8 @@ def _exchange(connection: Connection, call: _Call) -> tuple[tuple[dict[str, Any]
             else:
                 found = told
         status = told
-    except (EOFError, ConnectionError):  # the server was killed, and all that it had forked with it
-        status = -signal.SIGKILL
+    except (EOFError, ConnectionError):  # the server ended, and all that it had forked with it
+        pid = None
     finally:
         if pid is not None and status is None:
             os.kill(pid, signal.SIGKILL)  # it is not reaped before its status is told
@@ -239,7 +240,12 @@ def join_log() -> None:
     LogSetup(int(level), ((path, logging.Formatter(f"%(levelno)s{SEPARATOR}%(message)s")),)).apply()
 
 
-def _death_notice(status: int) -> str:
+def _death_notice(status: int | None) -> str:
+    if status is None:
+        return (
+            "its process ended together with the server that stages are forked from, as happens when memory runs out; "
+            "give the job more memory or lower --nprocs, and start it again: it goes on where it stopped"
+        )
     if status >= 0:
         return f"its process ended with status {status} and left no result"
     name = signal.Signals(-status).name

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
 from shd_bids.interfaces import server
-from shd_bids.interfaces.isolation import call_isolated
+from shd_bids.interfaces.isolation import StageKilledError, call_isolated
+from tests.helpers import stage_processes, until
 from tests.interfaces import stage_functions
 
 
@@ -43,6 +45,17 @@ def test_a_server_that_was_killed_is_replaced(tmp_path):
     running.wait(10)
     call(tmp_path)
     assert [process.pid for process in servers()] != [running.pid]
+
+
+def test_a_stage_whose_server_is_killed_ends_and_is_told(tmp_path):
+    call(tmp_path)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(call_isolated, stage_functions.wait, {"value": 60.0, "out_dir": tmp_path}, n_threads=1)
+        (stage,) = until(lambda: stage_processes(os.getpid()), seconds=20)
+        servers()[0].kill()
+        with pytest.raises(StageKilledError, match="together with the server"):
+            waiting.result(20)
+    until(lambda: not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE, seconds=20)
 
 
 def servers():
