@@ -1,11 +1,15 @@
 """The helpers must fail on wrong things: an assertion that cannot fail proves nothing."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
-from tests.helpers import assert_adjoint, assert_equivariant, assert_well_connected, until
+from tests.helpers import assert_adjoint, assert_equivariant, assert_well_connected, stage_processes, until
 
 
 def shift(x: torch.Tensor) -> torch.Tensor:
@@ -97,6 +101,15 @@ def test_waiting_gives_what_the_condition_returned_and_ends():
     assert until(lambda: next(answers), seconds=5) == "found"
     with pytest.raises(AssertionError, match="did not happen in time"):
         until(lambda: False, seconds=0.1)
+
+
+def test_only_what_a_server_has_forked_twice_is_a_stage():
+    server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "shd_bids.interfaces.server"])
+    try:
+        assert server.pid not in [process.pid for process in stage_processes(os.getpid())]
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.mark.xdist_group("kept together")

@@ -195,7 +195,7 @@ def _exchange(connection: Connection, call: _Call) -> tuple[tuple[dict[str, Any]
     The other end tells first the number of the process and last its status, ``None`` where it is gone before that; after an
     interrupt the process does not live on.
     """
-    pid, found, status = None, None, None
+    pid, found = None, None
     try:
         pid = connection.recv()
         connection.send(call)
@@ -204,20 +204,26 @@ def _exchange(connection: Connection, call: _Call) -> tuple[tuple[dict[str, Any]
                 logging.getLogger(told.name).handle(told)
             else:
                 found = told
-        status = told
+        return found, told
     except (EOFError, ConnectionError):  # the server ended, and all that it had forked with it
-        pid = None
-    finally:
-        if pid is not None and status is None:
-            os.kill(pid, signal.SIGKILL)  # it is not reaped before its status is told
-    return found, status
+        return found, None
+    except BaseException:
+        if pid is not None:
+            _kill(pid, connection)
+        raise
+
+
+def _kill(pid: int, connection: Connection) -> None:
+    """End the process of a call, and wait until the other end tells its status."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while not isinstance(connection.recv(), int):
+            pass
 
 
 def start_worker(cwd: str, log_setup: LogSetup, nipype_levels: dict[str, str], stages: socket.socket) -> None:
-    """Prepare a pool worker: it ends with the program, talks as loudly as it, and asks its server for stages.
-
-    Nipype takes seconds to load; it is imported here, so that no worker that still loads it outlives the program.
-    """
+    """Prepare a pool worker: it ends with the program, talks as loudly as it, and asks its server for stages."""
     global _server
     die_with_parent()
     end_after(parent_process().join)

@@ -24,7 +24,6 @@ from shd_bids.processes import die_with_parent, thread_environment
 __all__ = ["ask", "start"]
 
 _MODULES = (
-    "shd_bids.interfaces.isolation",
     "shd_bids.gradients.orientation",
     "torch",
     "shd_bids.response.estimate",

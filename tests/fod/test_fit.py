@@ -11,6 +11,7 @@ from shd_bids.fod import network
 from shd_bids.fod.config import TrainedDomain
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.quality import domain_warnings
+from shd_bids.images import scatter
 from shd_bids.nn import device
 from shd_bids.nn.backends.cpu import bf16_level
 from shd_bids.options import Runtime
@@ -56,26 +57,20 @@ def test_fractions_are_shares_and_one_row_stands_for_each_voxel(scene, fitted):
     assert fitted.wm.dtype == np.float32 and np.isfinite(fitted.wm).all()
 
 
-@pytest.mark.parametrize(("arithmetic", "bound"), [("float32", 1e-5), ("mixed", 1e-5)])
-def test_the_order_of_the_axes_does_not_matter(scene, monkeypatch, arithmetic, bound):
+@pytest.mark.parametrize("arithmetic", ["float32", "mixed"])
+def test_the_order_of_the_axes_does_not_matter(scene, monkeypatch, arithmetic):
     """A series stored with its axes in another order; `mixed` on any processor."""
     monkeypatch.setattr(device, "bf16_level", lambda: 0 if arithmetic == "mixed" else None)
-    order, codes = (2, 0, 1), np.eye(4)[:, [2, 0, 1, 3]]
-    volume = np.zeros((*scene.mask.shape, scene.voxels.shape[1]), dtype=np.float32)
-    volume[scene.mask] = scene.voxels
-    volume, mask = volume[:4, :8], scene.mask[:4, :8]
-    stored = Scan.of_volume(volume, mask, scene.gradients, scene.responses, scene.affine)
-    volume, mask = volume.transpose(*order, 3), mask.transpose(order)
-    turned = Scan.of_volume(volume, mask, scene.gradients, scene.responses, scene.affine @ codes)
+    volume, mask = scatter(scene.voxels, scene.mask)[:4, :8], scene.mask[:4, :8]
     results = []
-    for scan, back in ((stored, (0, 1, 2)), (turned, (1, 2, 0))):
-        fod = fit_fod(scan, runtime=CPU)
+    for order in ((0, 1, 2), (2, 0, 1)):
+        affine = scene.affine @ np.eye(4)[:, [*order, 3]]
+        signal, inside = volume.transpose(*order, 3), mask.transpose(order)
+        fod = fit_fod(Scan.of_volume(signal, inside, scene.gradients, scene.responses, affine), runtime=CPU)
         assert fod.facts.precision == arithmetic
-        whole = np.zeros((*scan.mask.shape, fod.wm.shape[1]), dtype=np.float32)
-        whole[scan.mask] = fod.wm
-        results.append(whole.transpose(*back, 3))
+        results.append(scatter(fod.wm, inside).transpose(*np.argsort(order), 3))
     largest = np.abs(results[0]).max()
-    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=bound * largest)
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-5 * largest)
 
 
 def test_the_unit_of_the_signal_does_not_matter(scene, weights, fitted):
