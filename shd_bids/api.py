@@ -21,6 +21,7 @@ from shd_bids.tractography.tracker import Batch
 __all__ = ["Tractogram", "find_peaks", "track"]
 
 _PEAKS, _TRACKING = PeakOptions(), TrackingOptions()
+_NO_ERRORS = np.zeros((3, 1))  # of directions, where no fit gave the fODFs
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,8 @@ def find_peaks(
     fod : FOD
         In n voxels.
     options : PeakOptions
-        Without an absolute threshold it is taken from the voxels of fluid, without a prominence that of the protocol.
+        Without an absolute threshold it is taken from the voxels of fluid, without a prominence that of the protocol. How sure
+        directions are is known of fODFs that a fit gave.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     progress : callable, optional
@@ -93,10 +95,16 @@ def find_peaks(
     wm, _, csf = fod.fractions.T
     where = choose_device(device)
     prominence = fod.facts.prominence if fod.facts else PrecisionConfig().weak_prominence
-    peaks, _ = find_fibres(
-        fod.wm, options, wm_fraction=wm, csf_fraction=csf, prominence=prominence, device=where, progress=progress
-    )
-    return peaks
+    return find_fibres(
+        fod.wm,
+        options,
+        wm_fraction=wm,
+        csf_fraction=csf,
+        prominence=prominence,
+        direction_errors=_NO_ERRORS if fod.direction_errors is None else fod.direction_errors,
+        device=where,
+        progress=progress,
+    ).peaks
 
 
 def track(

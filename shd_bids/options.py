@@ -262,6 +262,12 @@ class PeakOptions(Options):
         "least depth of the saddle between peaks, as a share of the lower one; auto: by the strongest weighting",
         bounds=(0, 0.99),
     )
+    peak_interval: float = option(
+        45.0,
+        "widest 90 % interval of a peak's direction; those that are wider are noise",
+        bounds=(1, 90),
+        metavar="DEG",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from shd_bids.fod.fod import FOD, FitFacts
 from shd_bids.fod.inputs.inputs import make_inputs
 from shd_bids.fod.network import apply_network
-from shd_bids.fod.precision import saddle_prominence
+from shd_bids.fod.precision import direction_precision, saddle_prominence
 from shd_bids.fod.quality import domain_warnings, fit_warnings, measure_quality
 from shd_bids.fod.refinement.refine import refine_fod
 from shd_bids.fod.refinement.scale import match_b0
@@ -92,7 +92,8 @@ def fit_fod(
         warnings=tuple(warnings),
         peak_gpu_mb=_peak_gpu_mb(compute.device),
     )
-    return replace(fod, quality=quality, facts=facts)
+    errors = direction_precision(scan, weights.precision)
+    return replace(fod, quality=quality, facts=facts, direction_errors=errors)
 
 
 def _peak_gpu_mb(device: torch.device) -> int | None:

@@ -105,6 +105,8 @@ class FOD:
         Degree 0; zero where the tissue was not fitted.
     quality, facts : Quality and FitFacts, or None
         Of the whole fit; None on the way to it.
+    direction_errors : ndarray, shape (3, W), or None
+        Of the whole fit, see :func:`shd_bids.fod.precision.direction_precision`.
     """
 
     wm: np.ndarray
@@ -112,6 +114,7 @@ class FOD:
     csf: np.ndarray
     quality: Quality | None = None
     facts: FitFacts | None = None
+    direction_errors: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shapes = [self.wm.shape[:1], self.gm.shape, self.csf.shape]

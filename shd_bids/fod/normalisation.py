@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -107,7 +107,10 @@ def normalise_fod(fod: FOD, scan: Scan, mode: str) -> tuple[FOD, Normalisation |
         balance=dict(zip(tissues, balance.tolist(), strict=True)),
         outlier_share=float(1 - used.mean()),
     )
-    scaled = FOD(fod.wm / field[:, None], fod.gm / field, fod.csf / field, fod.quality, fod.facts)
+    errors = fod.direction_errors
+    if errors is not None:
+        errors = errors / np.array([[1.0], [normalisation.factor], [1.0]])  # noise counts in the unit of the fODFs
+    scaled = replace(fod, wm=fod.wm / field[:, None], gm=fod.gm / field, csf=fod.csf / field, direction_errors=errors)
     return scaled, normalisation
 
 

@@ -76,7 +76,7 @@ def fit_image(
     if weights is None and options.fit != "subject":
         raise WeightsError(f"--fit {options.fit} applies trained weights, but none were given; see --weights")
     scan = read_scan(dwi_file, mask_file, gradients_file, response_files)
-    result, precision, info = _fit(
+    result, info = _fit(
         scan,
         weights,
         options,
@@ -87,7 +87,7 @@ def fit_image(
     n_stored = min(n_coefficients(options.fod_lmax), result.wm.shape[1])
     wm = result.wm.astype("float32", copy=False)
     files = _save_arrays(out_dir, {"fod": wm, "fodrest": wm[:, n_stored:]})
-    np.savez(out_dir / "precision.npz", errors=precision, prominence=info["prominence"])
+    np.savez(out_dir / "precision.npz", errors=result.direction_errors, prominence=info["prominence"])
     _save_signal(out_dir / "signal.npz", result, scan)
     fitted = [response.tissue for response in scan.responses.tissues[1:]]
     maps = save_maps(_maps(result, n_stored, fitted=fitted), scan.mask, load_volume(mask_file), out_dir)
@@ -141,10 +141,9 @@ def _fit(
     *,
     checkpoint: Path,
     progress: Callable[[str, float], None],
-) -> tuple["FOD", "np.ndarray", dict[str, Any]]:
-    """Fit a scan, with weights that are first adapted to it if asked; return also how precise directions are, and facts."""
+) -> tuple["FOD", dict[str, Any]]:
+    """Fit a scan, with weights that are first adapted to it if asked; return also facts."""
     from shd_bids.fod.fit import fit_fod
-    from shd_bids.fod.precision import direction_precision
     from shd_bids.nn.backends.memory import keep_freed_memory
     from shd_bids.training.adapt import adapt
 
@@ -175,24 +174,20 @@ def _fit(
         progress=lambda what, share: progress(what, done + (1 - done) * share),
     )
     info |= {"is_supervised": weights.is_supervised, "is_refined": refine} | fod.facts.to_dict()
-    precision = direction_precision(scan, weights.precision)
-    return _normalised(fod, precision, info, scan, options.normalise)
+    return _normalised(fod, info, scan, options.normalise)
 
 
-def _normalised(
-    fod: "FOD", precision: "np.ndarray", info: dict[str, Any], scan: "Scan", mode: str
-) -> tuple["FOD", "np.ndarray", dict[str, Any]]:
-    """Normalise the intensities if asked; noise counts in the same unit as the fODFs."""
+def _normalised(fod: "FOD", info: dict[str, Any], scan: "Scan", mode: str) -> tuple["FOD", dict[str, Any]]:
+    """Normalise the intensities if asked."""
     from shd_bids.fod.normalisation import normalise_fod
 
     if mode == "off":
-        return fod, precision, info
+        return fod, info
     fod, found = normalise_fod(fod, scan, mode)
     if found is None:
         note = f"--normalise {mode}: not done, it needs two tissues and enough voxels; fibre density stays in its unit"
-        return fod, precision, info | {"warnings": [*info["warnings"], note]}
-    precision[1] /= found.factor
-    return fod, precision, info | {"normalisation": found.to_dict()}
+        return fod, info | {"warnings": [*info["warnings"], note]}
+    return fod, info | {"normalisation": found.to_dict()}
 
 
 def _maps(result: "FOD", n_stored: int, *, fitted: Sequence[str]) -> dict[str, "np.ndarray"]:

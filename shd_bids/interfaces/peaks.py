@@ -19,8 +19,8 @@ from shd_bids.options import PeakOptions, Runtime
 if TYPE_CHECKING:
     import numpy as np
 
+    from shd_bids.peaks.fibres import Fibres
     from shd_bids.peaks.rule import Rule
-    from shd_bids.peaks.search import Peaks
 
 __all__ = ["FindPeaks"]
 
@@ -80,36 +80,36 @@ def find_image_peaks(
     reference = load_volume(files.mask_file)
     mask = load_mask(files.mask_file, reference)
     wm, csf = (gather(load_volume(path).data, mask) for path in (files.vfwm_file, files.vfcsf_file))
-    peaks, rule = find_fibres(
+    fibres = find_fibres(
         coefficients,
         options,
         wm_fraction=wm,
         csf_fraction=csf,
         prominence=prominence,
+        direction_errors=errors,
         device=where,
         progress=log_progress(label, until=_SEARCHING),
     )
-    maps = _maps(peaks, coefficients, errors)
+    maps = _maps(fibres, coefficients)
     facts = {
-        "sidecar": {"peaks": _thresholds(rule)},
+        "sidecar": {"peaks": _thresholds(fibres.rule, options)},
         "is_threshold_automatic": options.peak_absolute_threshold is None,
         "qc": _qc(maps["nufo"], maps["afdtotal"], wm=wm > 0.7, csf=csf > 0.9),
     }
     return save_maps(maps, mask, reference, out_dir) | {"facts": facts}
 
 
-def _maps(peaks: "Peaks", coefficients: "np.ndarray", errors: "np.ndarray") -> dict[str, "np.ndarray"]:
+def _maps(fibres: "Fibres", coefficients: "np.ndarray") -> dict[str, "np.ndarray"]:
     """Return what is stored as images, by name."""
-    from shd_bids.peaks.lobes import direction_intervals, measure_lobes
     from shd_bids.peaks.measures import afd_total, dec
 
-    lobes = measure_lobes(coefficients, peaks)
+    peaks, lobes = fibres.peaks, fibres.lobes
     return {
         "peaks": peaks.vectors,
         "peakamp": peaks.amplitudes,
         "peakafd": lobes.density,
         "peakdispersion": lobes.dispersion.reshape(len(coefficients), -1),
-        "peakinterval": direction_intervals(lobes, errors),
+        "peakinterval": fibres.intervals,
         "nufo": peaks.n_fibres,
         "afdtotal": afd_total(coefficients),
         "afdmax": peaks.afd_max,
@@ -118,13 +118,14 @@ def _maps(peaks: "Peaks", coefficients: "np.ndarray", errors: "np.ndarray") -> d
     }
 
 
-def _thresholds(rule: "Rule") -> dict[str, Any]:
+def _thresholds(rule: "Rule", options: PeakOptions) -> dict[str, Any]:
     """Return the sidecar keys on the peaks that were kept."""
     return {
         "PeakRelativeThreshold": rule.relative_threshold,
         "PeakAbsoluteThreshold": float(rule.absolute_threshold),
         "PeakMinimumSeparation": rule.min_separation,
         "PeakMinimumProminence": rule.prominence,
+        "PeakMaximumInterval": options.peak_interval,
         "PeakMaximumNumber": rule.max_peaks,
     }
 

@@ -1,15 +1,39 @@
 """Fibre directions as the options of the user ask for them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 
 from shd_bids.options import PeakOptions
+from shd_bids.peaks.lobes import Lobes, direction_intervals, measure_lobes
 from shd_bids.peaks.rule import Rule
 from shd_bids.peaks.search import Peaks, find_peaks
 from shd_bids.peaks.threshold import noise_threshold
+
+
+@dataclass(frozen=True, eq=False)
+class Fibres:
+    """Peaks that count as fibres.
+
+    Attributes
+    ----------
+    peaks : Peaks
+    lobes : Lobes
+        Beneath each of them.
+    intervals : ndarray, shape (n, K), float32
+        Angle around each that holds the true direction with 90 % confidence, degrees; zero where there is no peak.
+    rule : Rule
+        By which their heights and distances were judged.
+    """
+
+    peaks: Peaks
+    lobes: Lobes
+    intervals: np.ndarray
+    rule: Rule
 
 
 def find_fibres(
@@ -19,10 +43,14 @@ def find_fibres(
     wm_fraction: np.ndarray,
     csf_fraction: np.ndarray,
     prominence: float,
+    direction_errors: np.ndarray,
     device: str | torch.device = "cpu",
     progress: Callable[[str, float], None] | None = None,
-) -> tuple[Peaks, Rule]:
-    """Return the peaks that count as fibres, and the rule by which they do.
+) -> Fibres:
+    """Return the peaks that count as fibres.
+
+    A peak whose direction the noise leaves open is none. The default limit of 45 degrees is where the interval of a direction
+    meets that of one at right angles to it.
 
     Parameters
     ----------
@@ -34,6 +62,8 @@ def find_fibres(
         Signal fractions.
     prominence : float
         Least relative depth of the saddle between two peaks, where the options leave it open.
+    direction_errors : (3, W) array
+        See `shd_bids.peaks.lobes.direction_intervals`.
     device : str or torch.device
         Where to compute.
     progress : callable, optional
@@ -49,4 +79,24 @@ def find_fibres(
         min_separation=options.peak_separation,
         prominence=prominence if options.peak_prominence is None else options.peak_prominence,
     )
-    return find_peaks(coefficients, **asdict(rule), device=device, progress=progress), rule
+    peaks = find_peaks(coefficients, **asdict(rule), device=device, progress=progress)
+    lobes = measure_lobes(coefficients, peaks)
+    intervals = direction_intervals(lobes, direction_errors)
+    return _kept(Fibres(peaks, lobes, intervals, rule), (peaks.amplitudes > 0) & (intervals <= options.peak_interval))
+
+
+def _kept(fibres: Fibres, kept: np.ndarray) -> Fibres:
+    """Return some of the fibres, (n, K) of bool: in each voxel first those, then zeros."""
+    order = np.argsort(~kept, axis=1, kind="stable")
+
+    def moved(values: np.ndarray) -> np.ndarray:
+        shape = (*kept.shape, *[1] * (values.ndim - 2))
+        return np.take_along_axis(np.where(kept.reshape(shape), values, 0), order.reshape(shape), axis=1)
+
+    peaks, lobes = fibres.peaks, fibres.lobes
+    return replace(
+        fibres,
+        peaks=replace(peaks, directions=moved(peaks.directions), amplitudes=moved(peaks.amplitudes)),
+        lobes=Lobes(moved(lobes.dispersion), moved(lobes.density)),
+        intervals=moved(fibres.intervals),
+    )

@@ -220,8 +220,10 @@ def _on_fod(run: RunReport, cite: Cite) -> Iterable[str]:
 def _on_peaks(run: RunReport, cite: Cite) -> Iterable[str]:
     values = dig(run.facts["peaks"], "sidecar", "peaks") or {}
     separation = values.get("PeakMinimumSeparation", run.settings.get("peak_separation"))
+    interval = values.get("PeakMaximumInterval", run.settings.get("peak_interval"))
     yield (
-        f"Peaks were found on the harmonics (at least {html_value(separation)}° apart), with number of fibres and "
+        f"Peaks were found on the harmonics (at least {html_value(separation)}° apart, directions within "
+        f"{html_value(interval)}° with 90 % confidence), with number of fibres and "
         f"apparent fibre density {cite('afd')}."
     )
 

@@ -8,6 +8,8 @@ import numpy as np
 from counts import keep_peaks
 
 from shd_bids.gradients.table import GradientTable
+from shd_bids.options import PeakOptions
+from shd_bids.peaks.lobes import direction_intervals, measure_lobes
 from shd_bids.peaks.search import find_peaks
 
 MAX_PEAKS = 10
@@ -45,16 +47,19 @@ class Found:
         Amplitude below which the package's own tools see no fibre; NaN where it has no such rule.
     coefficients : ndarray, shape (n, C), or None
         The fODF, where the method gives it as spherical harmonics of MRtrix3's basis.
+    intervals : ndarray, shape (n, K), or None
+        Angle that holds each direction with 90 % confidence, degrees, where the method gives it.
     """
 
     directions: np.ndarray
     amplitudes: np.ndarray
     cutoff: float = np.nan
     coefficients: np.ndarray | None = None
+    intervals: np.ndarray | None = None
 
 
 def own_peaks(name: str, found: Found) -> Found:
-    """Keep the peaks that a method's own tools show, by `RULES` and its cutoff; the others become zero."""
+    """Keep the peaks that a method's own tools show, by `RULES`, its cutoff and its intervals; the others become zero."""
     relative, separation = RULES[name]
     kept = keep_peaks(
         found.directions,
@@ -64,22 +69,35 @@ def own_peaks(name: str, found: Found) -> Found:
         separation=separation,
         most=MOST_FIBRES,
     )
+    if found.intervals is not None:
+        kept &= found.intervals <= PeakOptions().peak_interval
     return replace(found, directions=found.directions * kept[..., None], amplitudes=found.amplitudes * kept)
 
 
-def find_maxima(coefficients: np.ndarray, cutoff: float = np.nan, *, prominence: float = 0.0) -> Found:
+def find_maxima(
+    coefficients: np.ndarray,
+    cutoff: float = np.nan,
+    *,
+    prominence: float = 0.0,
+    direction_errors: np.ndarray | None = None,
+) -> Found:
     """Find the peaks of fODFs (n, C) down to 0.04 of the largest.
 
-    Those of the app have a saddle of its ``prominence`` between them and count by their heights above the isotropic part.
+    Those of the app have a saddle of its ``prominence`` between them, count by their heights above the isotropic part, and have
+    intervals by its ``direction_errors``.
     """
+    coefficients = coefficients.astype(np.float32)
     found = find_peaks(
-        coefficients.astype(np.float32),
+        coefficients,
         max_peaks=MAX_PEAKS,
         relative_threshold=0.04,
         min_separation=5.0,
         prominence=prominence,
     )
-    return Found(found.directions, found.heights if prominence else found.amplitudes, cutoff, coefficients)
+    intervals = None
+    if direction_errors is not None:
+        intervals = direction_intervals(measure_lobes(coefficients, found), direction_errors)
+    return Found(found.directions, found.heights if prominence else found.amplitudes, cutoff, coefficients, intervals)
 
 
 def best_shell(gradients: GradientTable) -> int:

@@ -121,7 +121,7 @@ def ours(
     wm, fractions = (np.concatenate([getattr(f, name) for f in fits])[order] for name in ("wm", "fractions"))
     cutoff = noise_threshold(wm, fractions[:, 2], wm_fraction=fractions[:, 0])
     wm = wm if where is None else wm[where[mask]]
-    return find_maxima(wm, cutoff, prominence=fits[0].facts.prominence)
+    return find_maxima(wm, cutoff, prominence=fits[0].facts.prominence, direction_errors=fits[0].direction_errors)
 
 
 def split_slices(mask: np.ndarray) -> list[np.ndarray]:

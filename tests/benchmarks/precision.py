@@ -109,7 +109,14 @@ def small_angles(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def peaks_of(fod: FOD) -> np.ndarray:
     """Return the directions that count as fibres, (n, K, 3), by the defaults of the app."""
     wm, _, csf = fod.fractions.T
-    found, _ = find_fibres(fod.wm, PeakOptions(), wm_fraction=wm, csf_fraction=csf, prominence=fod.facts.prominence)
+    found = find_fibres(
+        fod.wm,
+        PeakOptions(),
+        wm_fraction=wm,
+        csf_fraction=csf,
+        prominence=fod.facts.prominence,
+        direction_errors=fod.direction_errors,
+    ).peaks
     return found.directions
 
 

@@ -26,11 +26,9 @@ from results import Figure
 from selection import select
 
 from shd_bids.fod.fit import fit_fod
-from shd_bids.fod.precision import direction_precision
 from shd_bids.fod.weights import Weights, load_weights
 from shd_bids.options import PeakOptions, Runtime
 from shd_bids.peaks.fibres import find_fibres
-from shd_bids.peaks.lobes import direction_intervals, measure_lobes
 
 _WIDTHS = {c.name: sorted(c.spreads[0], reverse=True) for c in CONFIGURATIONS if len(c.spreads) == 1}
 
@@ -70,24 +68,27 @@ class _Shown:
         scan = scan_of(volume, responses)
         fod = fit_fod(scan, weights, runtime=Runtime(device="cpu"))
         white, fluid = fod.fractions[:, 0], fod.fractions[:, 2]
-        self._peaks, _ = find_fibres(
-            fod.wm, PeakOptions(), wm_fraction=white, csf_fraction=fluid, prominence=fod.facts.prominence
+        self._shown = find_fibres(
+            fod.wm,
+            PeakOptions(),
+            wm_fraction=white,
+            csf_fraction=fluid,
+            prominence=fod.facts.prominence,
+            direction_errors=fod.direction_errors,
         )
-        self._lobes = measure_lobes(fod.wm, self._peaks)
-        self._intervals = direction_intervals(self._lobes, direction_precision(scan, weights.precision))
 
     def measure(self, region: Region) -> dict[str, np.ndarray]:
         """Return the values of each bundle that was found in a region."""
         rows = self._scored[self._volume.rows(region)]
-        errors = counts.angles(self._peaks.directions[rows], region.axes)  # (n, K, F)
+        errors = counts.angles(self._shown.peaks.directions[rows], region.axes)  # (n, K, F)
         n_axes = region.axes.shape[1]
         between = 180.0 if n_axes == 1 else counts.angles(region.axes[:, :1], region.axes[:, 1:])[:, 0, 0]
         nearest, error = errors.argmin(axis=1), errors.min(axis=1)  # (n, F)
         found = error < np.minimum(counts.TOLERANCE, np.asarray(between) / 2).reshape(-1, 1)
-        interval = np.take_along_axis(self._intervals[rows], nearest, axis=1)
+        interval = np.take_along_axis(self._shown.intervals[rows], nearest, axis=1)
         values = {"coverage": (error < interval)[found], "interval": interval[found]}
         if region.name in _WIDTHS and n_axes == 1:
-            within = self._lobes.dispersion[rows, nearest[:, 0]][found[:, 0]]
+            within = self._shown.lobes.dispersion[rows, nearest[:, 0]][found[:, 0]]
             whole = np.hypot(within, np.asarray(RESPONSE_SPREAD))
             values["dispersion"] = np.abs(whole - np.asarray(_WIDTHS[region.name])).mean(axis=1)
         return values

@@ -199,6 +199,7 @@ class TestEnds:
         monkeypatch.setattr("shd_bids.workflows.plugins.run_workflow", interrupt)
         # A shell starts what it puts in the background with SIGINT ignored, nohup with SIGHUP; the tests may be run so.
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        of_tests = signal.getsignal(signal.SIGTERM)
         before = signal.signal(number, usual)
         try:
             assert call(raw, out) == code
@@ -206,7 +207,7 @@ class TestEnds:
         finally:
             signal.signal(number, before)
         assert len(errors(capsys)) == 1
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == of_tests
         for subject, status in records(out).items():
             assert (status["status"], status["exit_code"]) == ("interrupted", code)
             assert status["series"][subject]["status"] == "interrupted"

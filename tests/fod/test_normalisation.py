@@ -1,6 +1,7 @@
 """Intensities on one scale: gains and fields that were put in are found, shapes stay, and MRtrix3 finds the same."""
 
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -41,6 +42,14 @@ def brain(gain, *, outliers=0.08, balance=(1.0, 1.0, 1.0), seed=3):
     wm = np.zeros((n, 6), np.float32)
     wm[:, 0], wm[:, 3] = shares[:, 0], 0.3 * shares[:, 0]
     return FOD(wm, shares[:, 1].astype(np.float32), shares[:, 2].astype(np.float32))
+
+
+def test_errors_of_directions_are_in_the_unit_of_the_fods():
+    errors = np.array([[2.0, 40.0], [1.0, 3.0], [0.5, 4.0]])
+    done, found = normalise_fod(replace(brain(1.7), direction_errors=errors), scan("gm", "csf"), "global")
+    np.testing.assert_allclose(done.direction_errors[1] * found.factor, errors[1])
+    np.testing.assert_array_equal(done.direction_errors[[0, 2]], errors[[0, 2]])
+    assert errors[1, 1] == 3.0
 
 
 @pytest.mark.parametrize("gain", [0.4, 1.0, 1.7])

@@ -41,6 +41,7 @@ def test_peaks_follow_the_fibres_and_the_mrtrix_layout(true_fod, tmp_path, simul
     facts = read_json(tmp_path / "peaks" / "facts.json")
     assert facts["sidecar"]["peaks"]["PeakMaximumNumber"] == 3
     assert facts["sidecar"]["peaks"]["PeakMinimumProminence"] == 0.15  # that of the fit, as the options leave it open
+    assert facts["sidecar"]["peaks"]["PeakMaximumInterval"] == 45.0
     assert facts["is_threshold_automatic"]
     json.dumps(facts, allow_nan=False)
 
@@ -49,10 +50,15 @@ def test_peaks_follow_the_fibres_and_the_mrtrix_layout(true_fod, tmp_path, simul
 @pytest.mark.parametrize("item", fields(PeakOptions), ids=lambda item: item.name)
 def test_every_value_within_its_bounds_can_be_used(item, end):
     options = PeakOptions(**{item.name: option_of(item).bounds[end]})
-    found, rule = find_fibres(
-        np.ones((1, 6)), options, wm_fraction=np.ones(1), csf_fraction=np.zeros(1), prominence=0.1
+    found = find_fibres(
+        np.ones((1, 6)),
+        options,
+        wm_fraction=np.ones(1),
+        csf_fraction=np.zeros(1),
+        prominence=0.1,
+        direction_errors=np.zeros((3, 1)),
     )
-    assert found.directions.shape == (1, options.peak_max, 3)
-    assert np.isfinite(found.amplitudes).all()
-    if item.name != "peak_max":
-        assert option_of(item).bounds[end] in asdict(rule).values()
+    assert found.peaks.directions.shape == (1, options.peak_max, 3)
+    assert np.isfinite(found.peaks.amplitudes).all()
+    if item.name not in ("peak_max", "peak_interval"):
+        assert option_of(item).bounds[end] in asdict(found.rule).values()
