@@ -15,6 +15,7 @@ from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu_
@@ -43,7 +44,11 @@ class LowRank(NamedTuple):
 
 def low_rank(kernel: np.ndarray) -> LowRank:
     """Decompose a kernel (N, A) in float64, without what is zero up to rounding."""
-    left, values, right = np.linalg.svd(kernel.astype(np.float64), full_matrices=False)
+    kernel = kernel.astype(np.float64)
+    try:
+        left, values, right = np.linalg.svd(kernel, full_matrices=False)
+    except np.linalg.LinAlgError:  # divide and conquer fails on a few kernels, most of whose singular values are zero
+        left, values, right = scipy.linalg.svd(kernel, full_matrices=False, lapack_driver="gesvd")
     rank = int((values > _LEAST_SINGULAR_VALUE * values[0]).sum())
     return LowRank(left[:, :rank], values[:rank], right[:rank])
 

@@ -18,6 +18,17 @@ def problem():
     return kernel, truth @ kernel.T + 0.01 * rng.normal(size=(7, 20))
 
 
+def test_a_kernel_that_divide_and_conquer_cannot_decompose(problem, monkeypatch):
+    def fails(*arguments, **options):
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    usual = low_rank(problem[0])
+    monkeypatch.setattr(np.linalg, "svd", fails)
+    left, values, right = low_rank(problem[0])
+    np.testing.assert_allclose(values, usual.values)
+    np.testing.assert_allclose(left * values @ right, problem[0], atol=1e-12)
+
+
 def test_it_is_textbook_alternating_directions(problem):
     kernel, signal = problem
     penalty, relaxation = 0.3, 1.6
