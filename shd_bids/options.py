@@ -264,7 +264,7 @@ class PeakOptions(Options):
     )
     peak_interval: float = option(
         45.0,
-        "widest 90 % interval of a peak's direction; those that are wider are noise",
+        "widest 90 % interval of a peak's direction; the largest peak of white matter may be less sure",
         bounds=(1, 90),
         metavar="DEG",
     )

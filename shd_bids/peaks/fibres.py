@@ -14,6 +14,8 @@ from shd_bids.peaks.rule import Rule
 from shd_bids.peaks.search import Peaks, find_peaks
 from shd_bids.peaks.threshold import noise_threshold
 
+_MOSTLY = 0.5  # of the signal of a voxel
+
 
 @dataclass(frozen=True, eq=False)
 class Fibres:
@@ -49,9 +51,6 @@ def find_fibres(
 ) -> Fibres:
     """Return the peaks that count as fibres.
 
-    A peak whose direction the noise leaves open is none. The default limit of 45 degrees is where the interval of a direction
-    meets that of one at right angles to it.
-
     Parameters
     ----------
     coefficients : (n, C) array
@@ -82,7 +81,28 @@ def find_fibres(
     peaks = find_peaks(coefficients, **asdict(rule), device=device, progress=progress)
     lobes = measure_lobes(coefficients, peaks)
     intervals = direction_intervals(lobes, direction_errors)
-    return _kept(Fibres(peaks, lobes, intervals, rule), (peaks.amplitudes > 0) & (intervals <= options.peak_interval))
+    is_told = are_told(intervals, wm_fraction=wm_fraction, widest=options.peak_interval)
+    return _kept(Fibres(peaks, lobes, intervals, rule), (peaks.amplitudes > 0) & is_told)
+
+
+def are_told(intervals: np.ndarray, *, wm_fraction: np.ndarray, widest: float) -> np.ndarray:
+    """Return which peaks, (n, K), noise does not explain.
+
+    A peak whose direction noise leaves open is no fibre, but for the largest of a voxel that is mostly white matter, which holds
+    fibres: its interval tells how little is known of them.
+
+    Parameters
+    ----------
+    intervals : (n, K) array
+        With 90 % confidence, degrees.
+    wm_fraction : (n,) array
+        Signal fraction.
+    widest : float
+        At 45 degrees the interval of a direction meets that of one at right angles to it.
+    """
+    told = intervals <= widest
+    told[:, 0] |= np.asarray(wm_fraction) > _MOSTLY
+    return told
 
 
 def _kept(fibres: Fibres, kept: np.ndarray) -> Fibres:

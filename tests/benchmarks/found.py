@@ -9,6 +9,7 @@ from counts import keep_peaks
 
 from shd_bids.gradients.table import GradientTable
 from shd_bids.options import PeakOptions
+from shd_bids.peaks.fibres import are_told
 from shd_bids.peaks.lobes import direction_intervals, measure_lobes
 from shd_bids.peaks.search import find_peaks
 
@@ -47,19 +48,19 @@ class Found:
         Amplitude below which the package's own tools see no fibre; NaN where it has no such rule.
     coefficients : ndarray, shape (n, C), or None
         The fODF, where the method gives it as spherical harmonics of MRtrix3's basis.
-    intervals : ndarray, shape (n, K), or None
-        Angle that holds each direction with 90 % confidence, degrees, where the method gives it.
+    told : ndarray of bool, shape (n, K), or None
+        Which directions noise does not explain, where the method says so.
     """
 
     directions: np.ndarray
     amplitudes: np.ndarray
     cutoff: float = np.nan
     coefficients: np.ndarray | None = None
-    intervals: np.ndarray | None = None
+    told: np.ndarray | None = None
 
 
 def own_peaks(name: str, found: Found) -> Found:
-    """Keep the peaks that a method's own tools show, by `RULES`, its cutoff and its intervals; the others become zero."""
+    """Keep the peaks that a method's own tools show, by `RULES`, its cutoff and what it says of noise; the others become zero."""
     relative, separation = RULES[name]
     kept = keep_peaks(
         found.directions,
@@ -69,8 +70,8 @@ def own_peaks(name: str, found: Found) -> Found:
         separation=separation,
         most=MOST_FIBRES,
     )
-    if found.intervals is not None:
-        kept &= found.intervals <= PeakOptions().peak_interval
+    if found.told is not None:
+        kept &= found.told
     return replace(found, directions=found.directions * kept[..., None], amplitudes=found.amplitudes * kept)
 
 
@@ -80,11 +81,12 @@ def find_maxima(
     *,
     prominence: float = 0.0,
     direction_errors: np.ndarray | None = None,
+    wm_fraction: np.ndarray | None = None,
 ) -> Found:
     """Find the peaks of fODFs (n, C) down to 0.04 of the largest.
 
-    Those of the app have a saddle of its ``prominence`` between them, count by their heights above the isotropic part, and have
-    intervals by its ``direction_errors``.
+    Those of the app have a saddle of its ``prominence`` between them, count by their heights above the isotropic part, and are
+    told by its ``direction_errors`` and ``wm_fraction``.
     """
     coefficients = coefficients.astype(np.float32)
     found = find_peaks(
@@ -94,10 +96,11 @@ def find_maxima(
         min_separation=5.0,
         prominence=prominence,
     )
-    intervals = None
+    told = None
     if direction_errors is not None:
         intervals = direction_intervals(measure_lobes(coefficients, found), direction_errors)
-    return Found(found.directions, found.heights if prominence else found.amplitudes, cutoff, coefficients, intervals)
+        told = are_told(intervals, wm_fraction=wm_fraction, widest=PeakOptions().peak_interval)
+    return Found(found.directions, found.heights if prominence else found.amplitudes, cutoff, coefficients, told)
 
 
 def best_shell(gradients: GradientTable) -> int:

@@ -120,8 +120,14 @@ def ours(
     order = np.argsort(np.concatenate([np.flatnonzero(part) for part in parts]))
     wm, fractions = (np.concatenate([getattr(f, name) for f in fits])[order] for name in ("wm", "fractions"))
     cutoff = noise_threshold(wm, fractions[:, 2], wm_fraction=fractions[:, 0])
-    wm = wm if where is None else wm[where[mask]]
-    return find_maxima(wm, cutoff, prominence=fits[0].facts.prominence, direction_errors=fits[0].direction_errors)
+    chosen = slice(None) if where is None else where[mask]
+    return find_maxima(
+        wm[chosen],
+        cutoff,
+        prominence=fits[0].facts.prominence,
+        direction_errors=fits[0].direction_errors,
+        wm_fraction=fractions[chosen, 0],
+    )
 
 
 def split_slices(mask: np.ndarray) -> list[np.ndarray]:

@@ -10,13 +10,13 @@ from shd_bids.peaks.search import find_peaks
 from tests.peaks.fods import lobes, random_fods
 
 
-def fibres(coefficients, *, noise, limit):
+def fibres(coefficients, *, noise, limit, wm=0.4):
     """Return fibres where noise alone moves directions: those of a lobe of density one by so many degrees."""
     n = len(coefficients)
     return find_fibres(
         coefficients,
         PeakOptions(peak_interval=limit, peak_absolute_threshold=0.0),
-        wm_fraction=np.ones(n),
+        wm_fraction=np.full(n, wm),
         csf_fraction=np.zeros(n),
         prominence=0.1,
         direction_errors=np.array([[0.0, 90.0], [noise, noise], [0.0, 0.0]]),
@@ -55,6 +55,14 @@ def test_what_is_within_the_limit_is_kept_in_order_and_nothing_else(fods, limit)
         for voxel, kept in enumerate(is_sure):
             np.testing.assert_array_equal(after[voxel, : kept.sum()], before[voxel, kept])
             assert not after[voxel, kept.sum() :].any()
+
+
+def test_the_largest_peak_of_white_matter_stays(fods):
+    every, white = (fibres(fods, noise=300.0, limit=limit, wm=0.6) for limit in (90.0, 45.0))
+    assert (fibres(fods, noise=300.0, limit=45.0).peaks.n_fibres == 0).all()
+    assert (white.peaks.n_fibres == 1).all()
+    for before, after in zip(shown(every), shown(white), strict=True):
+        np.testing.assert_array_equal(after[:, 0], before[:, 0])
 
 
 def test_twice_the_density_bears_twice_the_noise():

@@ -146,8 +146,13 @@ def _ours(scan: Scan, region: np.ndarray) -> Found:
     part = scan.within(near)
     fod = fit_fod(part, load_weights(), runtime=Runtime(device="cpu"))
     cutoff = noise_threshold(fod.wm, fod.fractions[:, 2], wm_fraction=fod.fractions[:, 0])
+    rows = region[part.mask]
     return find_maxima(
-        fod.wm[region[part.mask]], cutoff, prominence=fod.facts.prominence, direction_errors=fod.direction_errors
+        fod.wm[rows],
+        cutoff,
+        prominence=fod.facts.prominence,
+        direction_errors=fod.direction_errors,
+        wm_fraction=fod.fractions[rows, 0],
     )
 
 
