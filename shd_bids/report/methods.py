@@ -223,7 +223,7 @@ def _on_peaks(run: RunReport, cite: Cite) -> Iterable[str]:
     interval = values.get("PeakMaximumInterval", run.settings.get("peak_interval"))
     yield (
         f"Peaks were found on the harmonics (at least {html_value(separation)}° apart, directions within "
-        f"{html_value(interval)}° with 90 % confidence), with number of fibres and "
+        f"{html_value(interval)}° with 90 % confidence, but for the largest of white matter), with number of fibres and "
         f"apparent fibre density {cite('afd')}."
     )
 

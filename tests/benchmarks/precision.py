@@ -30,11 +30,11 @@ from peers import split_slices
 from results import METRICS, Figure
 from selection import select
 
+from shd_bids.api import find_peaks
 from shd_bids.fod.fit import fit_fod
 from shd_bids.fod.fod import FOD
 from shd_bids.fod.weights import Weights, load_weights
-from shd_bids.options import PeakOptions, Runtime
-from shd_bids.peaks.fibres import find_fibres
+from shd_bids.options import Runtime
 from shd_bids.scan import Scan
 from shd_bids.simulation.scoring import score_peaks
 
@@ -108,16 +108,7 @@ def small_angles(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def peaks_of(fod: FOD) -> np.ndarray:
     """Return the directions that count as fibres, (n, K, 3), by the defaults of the app."""
-    wm, _, csf = fod.fractions.T
-    found = find_fibres(
-        fod.wm,
-        PeakOptions(),
-        wm_fraction=wm,
-        csf_fraction=csf,
-        prominence=fod.facts.prominence,
-        direction_errors=fod.direction_errors,
-    ).peaks
-    return found.directions
+    return find_peaks(fod, device="cpu").directions
 
 
 def area(fod: FOD, truth: np.ndarray) -> float:
