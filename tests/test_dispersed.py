@@ -64,6 +64,14 @@ def test_regions_share_no_voxel_and_their_axes_are_unit(volume):
         np.testing.assert_allclose(np.linalg.norm(region.axes, axis=2), 1, atol=1e-9)
 
 
+def test_a_volume_holds_the_configurations_given():
+    what = dispersed.Configuration("crossing 41", ((9, 9), (9, 9)), 41, (0.6, 0.4))
+    given = dispersed.make_volume("b1000", 1e6, seed=3, side=4, configurations=[what])
+    assert [region.name for region in given.regions] == ["crossing 41", "single 8x8", "grey matter", "CSF"]
+    first, second = given.regions[0].axes[0]
+    assert np.degrees(np.arccos(first @ second)) == pytest.approx(41)
+
+
 def test_axes_of_a_crossing_enclose_its_angle(volume):
     by_name = {region.name: region for region in volume.regions}
     for what in dispersed.CROSSING:

@@ -1,25 +1,18 @@
 r"""Densities of fibre directions, and what of them lies beyond the dispersion that a response holds.
 
-.. math:: f(n) \propto \exp\left(-\tfrac12\, (q / s_p)^p\right), \qquad
-          q = n^T \Sigma^+ n \left(\theta / \sin\theta\right)^{2m}, \qquad
-          s_p = 2^{1 - 1/p}\, \Gamma(1/p) / \Gamma(2/p),
+.. math:: f(n) \propto \exp\left(-\tfrac12\, n^T \Sigma^+ n \left(\theta / \sin\theta\right)^{2m}\right)
 
 at the angle :math:`\theta` from a main direction u, with the covariance :math:`\Sigma` in the tangent plane,
-:math:`\Sigma u = 0`. The Bingham density has m = 0 and p = 1; m = 1 is a Gaussian of angles, whose tails are shorter; greater p
-have a flatter top, and :math:`s_p` keeps the covariance of a narrow lobe.
+:math:`\Sigma u = 0`. The Bingham density has m = 0; m = 1 is a Gaussian of angles, whose tails are shorter.
 
 References
 ----------
-Bingham (1974), The Annals of Statistics 2, equation 1.1; Sotiropoulos et al. (2012), NeuroImage 60, for fanning fibres;
-Gomez et al. (1998), Communications in Statistics 27, section 3, for the moments of the exponent p.
+Bingham (1974), The Annals of Statistics 2, equation 1.1; Sotiropoulos et al. (2012), NeuroImage 60, for fanning fibres.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from scipy.special import gamma
 
 from shd_bids.simulation.microstructure import Subject
 from shd_bids.simulation.phantoms import MAX_FIBRES
@@ -30,27 +23,8 @@ from shd_bids.sphere.healpix import hemisphere
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
-@dataclass(frozen=True, eq=False)
-class Profile:
-    """Form of the densities of populations.
-
-    Attributes
-    ----------
-    tails : ndarray, shape (n,), or float
-        The m: 0 for a Bingham density, 1 for a Gaussian of angles.
-    exponents : ndarray, shape (n,), or float
-        The p: 1 for a Gaussian in the tangent plane, more for a flatter top.
-    """
-
-    tails: np.ndarray | float = 0.0
-    exponents: np.ndarray | float = 1.0
-
-
-BINGHAM = Profile()
-
-
 def densities(
-    directions: np.ndarray, covariance: np.ndarray, points: np.ndarray, profile: Profile = BINGHAM
+    directions: np.ndarray, covariance: np.ndarray, points: np.ndarray, tails: np.ndarray | float = 0.0
 ) -> np.ndarray:
     """Evaluate the densities of populations, 1 at their maximum, (n, V), float32.
 
@@ -61,34 +35,24 @@ def densities(
         Positive definite across the directions, zero along them; radians squared.
     points : ndarray, shape (V, 3)
         Unit vectors.
-    profile : Profile
+    tails : ndarray, shape (n,), or float
+        The m: 0 for a Bingham density, 1 for a Gaussian of angles.
     """
     main = directions[:, :, None] * directions[:, None, :]
     precision = (np.linalg.inv(covariance + main) - main).astype(np.float32)
     products = np.stack([points[:, i] * points[:, j] * (1 if i == j else 2) for i, j in _PAIRS]).astype(np.float32)
     exponent = (np.stack([precision[:, i, j] for i, j in _PAIRS], axis=1) @ products).clip(0)
-    if np.any(np.asarray(profile.tails) != 0.0):
-        exponent *= _angle_over_sine(directions, points) ** (2 * _column(profile.tails, len(exponent)))
-    if np.any(np.asarray(profile.exponents) != 1.0):
-        power = _column(profile.exponents, len(exponent))
-        exponent = (exponent / _moment_scale(power)) ** power
+    if np.any(np.asarray(tails) != 0.0):
+        power = 2 * np.broadcast_to(tails, len(exponent))[:, None].astype(np.float32)
+        exponent *= _angle_over_sine(directions, points) ** power
     exponent *= -0.5
     return np.exp(exponent, out=exponent)
-
-
-def _column(values: np.ndarray | float, n: int) -> np.ndarray:
-    return np.broadcast_to(values, n)[:, None].astype(np.float32)
 
 
 def _angle_over_sine(directions: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Return the angle between axes over its sine, (n, V); 1 where they are the same."""
     cosine = np.minimum(np.abs(directions.astype(np.float32) @ points.T.astype(np.float32)), 1 - 1e-6)
     return np.arccos(cosine) / np.sqrt(1 - cosine**2)
-
-
-def _moment_scale(power: np.ndarray) -> np.ndarray:
-    r"""Return the :math:`s_p` with which the mean of :math:`x^T \Sigma^{-1} x` over the plane stays 2, as of a Gaussian."""
-    return 2 ** (1 - 1 / power) * gamma(1 / power) / gamma(2 / power)
 
 
 def least_spread(l_max: int) -> float:
@@ -112,8 +76,6 @@ def relative_covariance(
 def true_density(tissue: Tissue, subject: Subject, *, nside: int, l_max: int) -> np.ndarray:
     """Return the fODF on the hemisphere that, convolved with the response, gives the signal; (X, Y, Z, V), float32.
 
-    Each population is one smooth lobe of its covariance, however flat or peaked its density is.
-
     Parameters
     ----------
     tissue : Tissue
@@ -135,7 +97,7 @@ def true_density(tissue: Tissue, subject: Subject, *, nside: int, l_max: int) ->
                 direction, tissue.covariance[there, slot], subject.response_spread, l_max=l_max
             )
             owner = tissue.bundle[there, slot]
-            lobe = densities(direction, spread, points, Profile(tissue.tails[owner]))
+            lobe = densities(direction, spread, points, tissue.tails[owner])
             amount = subject.intensity[owner] * tissue.fractions[there, slot]
             density[there] += (amount / (lobe @ integral))[:, None].astype(np.float32) * lobe
     return density

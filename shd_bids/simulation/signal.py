@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from shd_bids.gradients.table import GradientTable
-from shd_bids.simulation.dispersion import Profile, densities
+from shd_bids.simulation.dispersion import densities
 from shd_bids.simulation.microstructure import (
     L_MAX_SIGNAL,
     TABLE_SIZE,
@@ -100,8 +100,7 @@ def _densities(tissue: Tissue, subject: Subject) -> tuple[np.ndarray, np.ndarray
     owner = tissue.bundle.reshape(-1)
     rows = np.flatnonzero(owner >= 0)
     directions, covariance = tissue.directions.reshape(-1, 3)[rows], tissue.covariance.reshape(-1, 3, 3)[rows]
-    profile = Profile(tissue.tails[owner[rows]], tissue.exponents[owner[rows]])
-    density = densities(directions, covariance, hemisphere(_NSIDE), profile)
+    density = densities(directions, covariance, hemisphere(_NSIDE), tissue.tails[owner[rows]])
     coefficients = density @ _to_sh().T
     amount = subject.intensity[owner[rows]] * tissue.fractions.reshape(-1)[rows] / (SQRT_4PI * coefficients[:, 0])
     return rows, owner[rows], coefficients * amount[:, None].astype(np.float32)

@@ -16,7 +16,6 @@ from shd_bids.simulation.phantoms import MAX_FIBRES, Bundle, depth_in_ellipsoid,
 
 _SUBDIVISION = 2  # of a voxel along each axis, for what its borders and bends do within it
 _LEAST_SHARE = 0.02  # of a voxel; less is counted as grey matter
-_LOG_EXPONENTS = (np.log(0.85), np.log(1.35))  # of profiles, from peaked to flat
 _BORDER = 0.15  # width of a bundle's border, voxels
 
 
@@ -32,15 +31,14 @@ class Dispersion:
         The same in the plane of ``fan``, at least ``across``.
     fan : ndarray, shape (3,)
         Direction towards which the bundle fans; only its part across the tangent counts.
-    tails, exponent : float
-        Of its profile, see :class:`shd_bids.simulation.dispersion.Profile`; those of a Bingham density if not given.
+    tails : float
+        The m of its density, see :mod:`shd_bids.simulation.dispersion`; that of a Bingham density if not given.
     """
 
     across: np.ndarray
     along: np.ndarray
     fan: np.ndarray
     tails: float = 0.0
-    exponent: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +57,8 @@ class Tissue:
         Bundle of each population; -1 where unused.
     gm, csf : ndarray, shape (X, Y, Z)
         All fractions of a voxel sum to one.
-    tails, exponents : ndarray, shape (B,)
-        Of the profile of each bundle, see :class:`shd_bids.simulation.dispersion.Profile`.
+    tails : ndarray, shape (B,)
+        The m of the density of each bundle, see :mod:`shd_bids.simulation.dispersion`.
     """
 
     directions: np.ndarray
@@ -70,7 +68,6 @@ class Tissue:
     gm: np.ndarray
     csf: np.ndarray
     tails: np.ndarray
-    exponents: np.ndarray
 
 
 def draw_dispersion(rng: np.random.Generator, bundle: Bundle, narrowest: float) -> Dispersion:
@@ -86,8 +83,7 @@ def draw_dispersion(rng: np.random.Generator, bundle: Bundle, narrowest: float) 
     wave = np.exp(0.3 * rng.uniform(0, 1) * np.sin(2 * np.pi * (s / rng.uniform(10.0, 40.0) + rng.random())))
     across = np.minimum(base * wave, np.deg2rad(32.0))
     along = np.minimum(np.hypot(across, extra * wave[::-1]), np.deg2rad(36.0))
-    fan, tails, exponent = rng.normal(size=3), rng.uniform(0.0, 1.2), np.exp(rng.uniform(*_LOG_EXPONENTS))
-    return Dispersion(across, along, fan, tails=tails, exponent=exponent)
+    return Dispersion(across, along, rng.normal(size=3), tails=rng.uniform(0.0, 1.0))
 
 
 def random_tissue(rng: np.random.Generator, size: int, *, narrowest: float) -> Tissue:
@@ -233,7 +229,6 @@ def build_tissue(
         gm=(1 - kept.sum(axis=1) - free).clip(0).reshape(shape),
         csf=free.reshape(shape),
         tails=np.array([spread.tails for spread in dispersion]),
-        exponents=np.array([spread.exponent for spread in dispersion]),
     )
 
 

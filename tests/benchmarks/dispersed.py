@@ -6,6 +6,7 @@ main axis Gaussian in its tangent plane (a Bingham distribution), with microstru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -141,7 +142,9 @@ class Volume:
         return np.searchsorted(np.flatnonzero(self.scored), region.voxels)
 
 
-def make_volume(protocol: str, snr: float, *, seed: int, side: int) -> Volume:
+def make_volume(
+    protocol: str, snr: float, *, seed: int, side: int, configurations: Sequence[Configuration] = CONFIGURATIONS
+) -> Volume:
     """Simulate one volume with Rician noise.
 
     Parameters
@@ -154,6 +157,8 @@ def make_volume(protocol: str, snr: float, *, seed: int, side: int) -> Volume:
         Of axes, microstructure and noise; the directions of a protocol are always the same.
     side : int
         Of a cube, voxels; those at its surface are not scored.
+    configurations : sequence of Configuration
+        At most one for each cube.
     """
     rng = np.random.default_rng([seed, 20_261])
     gradients = make_gradients(protocol)
@@ -161,7 +166,7 @@ def make_volume(protocol: str, snr: float, *, seed: int, side: int) -> Volume:
     shape = (N_ACROSS * pitch, N_ALONG * pitch, pitch + LAYERS)
     clean = np.empty((*shape, gradients.n_volumes))
     clean[:] = grey_matter(gradients)
-    regions = [_fill_cube(rng, clean, k, c, side, gradients) for k, c in enumerate(CONFIGURATIONS)]
+    regions = [_fill_cube(rng, clean, k, c, side, gradients) for k, c in enumerate(configurations)]
     regions += _fill_slab(rng, clean, pitch, gradients)
     noisy = np.hypot(clean + rng.normal(0, 1 / snr, clean.shape), rng.normal(0, 1 / snr, clean.shape))
     return Volume((1000 * noisy).astype(np.float32), np.ones(shape, dtype=bool), gradients, tuple(regions))

@@ -26,10 +26,11 @@ import results
 from dispersed import PROTOCOLS
 from results import METRICS, Figure
 from scipy.optimize import minimize
+from scipy.special import gamma
 from scipy.stats import norm
 
 from shd_bids.gradients.table import GradientTable
-from shd_bids.simulation.dispersion import Profile, densities
+from shd_bids.simulation.dispersion import densities
 from shd_bids.sphere.healpix import hemisphere
 
 CROSSINGS = ((20, 8), (30, 8), (40, 8), (40, 15))
@@ -39,7 +40,7 @@ KEPT_ONE = {"ABCD": 0.97, "HCP": 0.97, "b1000": 0.92}
 """Share of the single bundles that are one fibre."""
 
 FORMS = {"Gaussian": 1.0, "any flatness": 4.0}
-"""Form of the single bundle -> largest exponent of its density (`shd_bids.simulation.dispersion`)."""
+"""Form of the single bundle -> largest p of its density ``exp(-(q / s)^p / 2)``, which has a flatter top the larger p is."""
 
 SEEN = (1, 27)  # voxels
 _SNR = (30, 15)  # of white matter at b=0
@@ -65,9 +66,17 @@ class Signals:
         sine, cosine = np.sin(np.radians(tilt)), np.cos(np.radians(tilt))
         axis, inside = np.array([sine, 0.0, cosine]), np.array([cosine, 0.0, -sine])
         covariance = np.radians(along) ** 2 * np.outer(inside, inside) + np.diag([0.0, np.radians(across) ** 2, 0.0])
-        profile = Profile(tails=np.ones(1), exponents=np.array([exponent]))
-        density = densities(axis[None], covariance[None], _POINTS, profile)[0]
+        density = densities(axis[None], covariance[None], _POINTS, tails=1.0)[0]
+        density = np.exp(-0.5 * (-2 * np.log(np.maximum(density, 1e-37)) / _moment_scale(exponent)) ** exponent)
         return density / density.sum() @ self.fibres
+
+
+def _moment_scale(power: float) -> float:
+    """Return the factor of q with which a density of exponent ``power`` keeps its mean square angle in the tangent plane.
+
+    Gomez et al. (1998), Communications in Statistics 27, section 3.
+    """
+    return 2 ** (1 - 1 / power) * gamma(1 / power) / gamma(2 / power)
 
 
 @dataclass(frozen=True)

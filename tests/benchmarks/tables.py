@@ -87,6 +87,14 @@ _BROAD = ("amortised", "msmt_csd", "rumba", "force")
 _PROTOCOLS = ("HCP, 30", "ABCD, 30", "ABCD, 15", "b1000, 30", "b1000, 15")
 _SINGLE = ("single 8x8", "dispersed 18x18", "dispersed 24x24", "fanned 20x8", "fanned 26x8", "bent, radius 6")
 _VOLUMES = ("volumes", "protocol", "SNR", "number, size")
+_DEVELOPMENT = (
+    "dispersed 23x23",
+    "fanned 20x8",
+    "fanned 25x8",
+    "crossing 41, 9x9, 60/40",
+    "crossing 41, 14x14, 50/50",
+    "crossing 60, 19x19, 60/40",
+)
 
 TABLES = {
     "accuracy": Table(
@@ -115,6 +123,22 @@ TABLES = {
             "MRtrix3 `msmt_csd`": Column("msmt_csd", _CARD),
             "truth at degree 18": Column("truth", _CARD),
         },
+    ),
+    "trained": Table(
+        "shd_bids/data/MODEL_CARD.md",
+        "trained",
+        ("protocol", "SNR", "bundles"),
+        {
+            name: Column(method, ("one_peak", "both_found", "first_error"))
+            for name, method in (
+                ("these weights", "shipped"),
+                ("half", "half"),
+                ("half, longer", "half_longer"),
+                ("recipe", "recipe"),
+                ("recipe, longer", "recipe_longer"),
+            )
+        },
+        rows=tuple(f"{volume}, {name}" for volume in ("ABCD, 30", "b1000, 30", "b1000, 15") for name in _DEVELOPMENT),
     ),
     "heldout": Table(
         "shd_bids/data/MODEL_CARD.md",

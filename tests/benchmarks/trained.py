@@ -1,0 +1,90 @@
+"""Compare trained networks on volumes for development; prints one table for each protocol and noise level.
+
+    python tests/benchmarks/trained.py [NAME=WEIGHTS ...] [--rows ...] [--seeds 6] [--side 5] [--threads 1] [--save] [--compare]
+
+The shipped weights (``shipped``) go first. Method and measures are those of ``tissue.py``; axes, microstructure and noise are of
+other seeds, spreads and angles are others. Cells of a table are means over ``seeds`` volumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from itertools import product
+from pathlib import Path
+
+import dispersed
+import peers
+import results
+from counts import Samples, measure, pool
+from dispersed import Configuration
+from found import own_peaks
+from results import Figure
+from tissue import table
+
+from shd_bids.fod.weights import load_weights
+
+ROWS = (("ABCD", 30), ("b1000", 30), ("b1000", 15))
+CONFIGURATIONS = (
+    *(Configuration(f"dispersed {a}x{a}", ((a, a),)) for a in (19, 23)),
+    *(Configuration(f"fanned {a}x{b}", ((a, b),)) for a, b in ((18, 7), (20, 8), (25, 8))),
+    *(
+        Configuration(f"crossing {angle}, {a}x{a}, {share}/{100 - share}", ((a, a),) * 2, angle, (share / 100, 1 - share / 100))
+        for (angle, a), share in product(((41, 9), (41, 14), (60, 13), (60, 19)), (50, 60))
+    ),
+)  # fmt: skip
+_FIRST_SEED = 6001
+
+
+def main() -> int:
+    """Run every row with every network, and print and record what was found."""
+    options = _options()
+    warnings.simplefilter("ignore")
+    networks = {"shipped": load_weights()} | {name: load_weights(path) for name, path in options.networks}
+    figures = []
+    for protocol, snr in (ROWS[number] for number in options.rows):
+        samples: dict[str, dict[str, list[Samples]]] = {name: {} for name in networks}
+        seconds = dict.fromkeys(networks, 0.0)
+        for seed in range(_FIRST_SEED, _FIRST_SEED + options.seeds):
+            volume = dispersed.make_volume(protocol, snr, seed=seed, side=options.side, configurations=CONFIGURATIONS)
+            for name, weights in networks.items():
+                began = time.monotonic()
+                found = own_peaks("amortised", peers.ours(volume, where=volume.scored, weights=weights, to_border=True))
+                seconds[name] += time.monotonic() - began
+                for region in volume.regions:
+                    values = measure(found.directions[volume.rows(region)], region.axes)
+                    samples[name].setdefault(region.name, []).append(values)
+        pooled = {name: {region: pool(s) for region, s in parts.items()} for name, parts in samples.items()}
+        print(*table(f"{protocol}, SNR {snr}", pooled, seconds), sep="\n", flush=True)
+        figures += [
+            Figure(f"{protocol}, {snr}, {region}", name, metric, value, options.threads)
+            for name, parts in pooled.items()
+            for region, metrics in parts.items()
+            for metric, value in metrics.items()
+        ]
+    return results.finish("trained", figures, options)
+
+
+def _network(text: str) -> tuple[str, Path]:
+    """Read ``NAME=WEIGHTS``."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"expected NAME=WEIGHTS, found {text!r}")
+    return name, Path(path)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", type=_network, metavar="NAME=WEIGHTS")
+    parser.add_argument("--rows", nargs="+", type=int, default=list(range(len(ROWS))), choices=range(len(ROWS)))
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--side", type=int, default=5, help="of a cube, voxels")
+    parser.add_argument("--threads", type=int, default=1)
+    results.add_options(parser)
+    return results.parse(parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
