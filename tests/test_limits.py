@@ -1,8 +1,12 @@
 """The ideal observer of two bundles and one."""
 
 import limits
+import numpy as np
 import pytest
 from dispersed import make_gradients
+
+from shd_bids.simulation.dispersion import densities
+from shd_bids.sphere.healpix import hemisphere
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,19 @@ def test_more_voxels_and_less_noise_tell_more(signals):
     assert nearest.found(kept_one=0.9, snr=60, n_voxels=1) == pytest.approx(
         nearest.found(kept_one=0.9, snr=30, n_voxels=4)
     )
+
+
+@pytest.mark.parametrize("exponent", [0.8, 1.5, 2.0])
+def test_a_flatter_or_more_peaked_profile_keeps_the_covariance(exponent):
+    axis, points = np.array([[0.0, 0.0, 1.0]]), hemisphere(32)
+    covariance = np.diag([*np.deg2rad([14.0, 7.0]) ** 2, 0.0])[None]
+    plain = densities(axis, covariance, points)[0]
+
+    def moments(power: float) -> np.ndarray:
+        density = limits.flattened(plain, power)
+        return density @ points[:, :2] ** 2 / density.sum()
+
+    np.testing.assert_allclose(moments(exponent), moments(1.0), rtol=0.04)
 
 
 def test_a_flatter_bundle_is_nearer(signals):

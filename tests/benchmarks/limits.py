@@ -67,16 +67,17 @@ class Signals:
         axis, inside = np.array([sine, 0.0, cosine]), np.array([cosine, 0.0, -sine])
         covariance = np.radians(along) ** 2 * np.outer(inside, inside) + np.diag([0.0, np.radians(across) ** 2, 0.0])
         density = densities(axis[None], covariance[None], _POINTS, tails=1.0)[0]
-        density = np.exp(-0.5 * (-2 * np.log(np.maximum(density, 1e-37)) / _moment_scale(exponent)) ** exponent)
+        density = flattened(density, exponent)
         return density / density.sum() @ self.fibres
 
 
-def _moment_scale(power: float) -> float:
-    """Return the factor of q with which a density of exponent ``power`` keeps its mean square angle in the tangent plane.
+def flattened(density: np.ndarray, exponent: float) -> np.ndarray:
+    """Return ``exp(-(q / s)^p / 2)`` of a density ``exp(-q / 2)``, whose covariance in the tangent plane the s keeps.
 
     Gomez et al. (1998), Communications in Statistics 27, section 3.
     """
-    return 2 ** (1 - 1 / power) * gamma(1 / power) / gamma(2 / power)
+    scale = 2 ** (1 - 1 / exponent) * gamma(1 / exponent) / gamma(2 / exponent)
+    return np.exp(-0.5 * (-2 * np.log(np.maximum(density, 1e-37)) / scale) ** exponent)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import dispersed
 import peers
 import results
 from counts import Samples, measure, pool
-from dispersed import ROWS
-from found import own_peaks
+from dispersed import ROWS, Volume
+from found import Found, own_peaks
 from results import METRICS, Values
 
 from shd_bids.fod.weights import load_weights
@@ -37,21 +37,31 @@ def main() -> int:
     methods = peers.methods(options.methods, weights, to_border=True)
     figures = []
     for protocol, snr in (ROWS[number] for number in options.rows):
-        samples: dict[str, dict[str, list[Samples]]] = {name: {} for name in methods}
-        seconds = dict.fromkeys(methods, 0.0)
-        for seed in range(options.seeds):
-            volume = dispersed.make_volume(protocol, snr, seed=seed, side=options.side)
-            for name, method in methods.items():
-                began = time.monotonic()
-                found = own_peaks(name, method(volume, where=volume.scored))
-                seconds[name] += time.monotonic() - began
-                for region in volume.regions:
-                    values = measure(found.directions[volume.rows(region)], region.axes)
-                    samples[name].setdefault(region.name, []).append(values)
-        pooled = {name: {region: pool(s) for region, s in parts.items()} for name, parts in samples.items()}
+        volumes = (dispersed.make_volume(protocol, snr, seed=s, side=options.side) for s in range(options.seeds))
+        pooled, seconds = measure_volumes(volumes, methods)
         print(*table(f"{protocol}, SNR {snr}", pooled, seconds), sep="\n", flush=True)
         figures += peers.figures_of(f"{protocol}, {snr}", pooled, weights, threads=options.threads)
     return results.finish("tissue", figures, options)
+
+
+def measure_volumes(
+    volumes: Iterable[Volume], methods: Mapping[str, Callable[..., Found]], *, rule: str = ""
+) -> tuple[Values, Mapping[str, float]]:
+    """Return what methods find in each region, the voxels of all volumes together, and the seconds that each took.
+
+    ``rule`` names the entry of `found.RULES` for all; by default each method has its own.
+    """
+    samples: dict[str, dict[str, list[Samples]]] = {name: {} for name in methods}
+    seconds = dict.fromkeys(methods, 0.0)
+    for volume in volumes:
+        for name, method in methods.items():
+            began = time.monotonic()
+            found = own_peaks(rule or name, method(volume, where=volume.scored))
+            seconds[name] += time.monotonic() - began
+            for region in volume.regions:
+                values = measure(found.directions[volume.rows(region)], region.axes)
+                samples[name].setdefault(region.name, []).append(values)
+    return {name: {region: pool(s) for region, s in parts.items()} for name, parts in samples.items()}, seconds
 
 
 def table(title: str, values: Values, seconds: Mapping[str, float]) -> list[str]:

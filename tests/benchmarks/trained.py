@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 import warnings
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import dispersed
 import peers
 import results
-from counts import Samples, measure, pool
 from dispersed import Configuration
-from found import own_peaks
 from results import Figure
-from tissue import table
+from tissue import measure_volumes, table
 
 from shd_bids.fod.weights import load_weights
 
@@ -42,21 +40,15 @@ def main() -> int:
     """Run every row with every network, and print and record what was found."""
     options = _options()
     warnings.simplefilter("ignore")
-    networks = {"shipped": load_weights()} | {name: load_weights(path) for name, path in options.networks}
+    networks = {
+        name: partial(peers.ours, weights=load_weights(path), to_border=True)
+        for name, path in [("shipped", None), *options.networks]
+    }
     figures = []
     for protocol, snr in (ROWS[number] for number in options.rows):
-        samples: dict[str, dict[str, list[Samples]]] = {name: {} for name in networks}
-        seconds = dict.fromkeys(networks, 0.0)
-        for seed in range(_FIRST_SEED, _FIRST_SEED + options.seeds):
-            volume = dispersed.make_volume(protocol, snr, seed=seed, side=options.side, configurations=CONFIGURATIONS)
-            for name, weights in networks.items():
-                began = time.monotonic()
-                found = own_peaks("amortised", peers.ours(volume, where=volume.scored, weights=weights, to_border=True))
-                seconds[name] += time.monotonic() - began
-                for region in volume.regions:
-                    values = measure(found.directions[volume.rows(region)], region.axes)
-                    samples[name].setdefault(region.name, []).append(values)
-        pooled = {name: {region: pool(s) for region, s in parts.items()} for name, parts in samples.items()}
+        make = partial(dispersed.make_volume, protocol, snr, side=options.side, configurations=CONFIGURATIONS)
+        volumes = (make(seed=seed) for seed in range(_FIRST_SEED, _FIRST_SEED + options.seeds))
+        pooled, seconds = measure_volumes(volumes, networks, rule="amortised")
         print(*table(f"{protocol}, SNR {snr}", pooled, seconds), sep="\n", flush=True)
         figures += [
             Figure(f"{protocol}, {snr}, {region}", name, metric, value, options.threads)
