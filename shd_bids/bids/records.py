@@ -5,7 +5,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAILED", "FINISHED", "INTERRUPTED", "RUNNING", "is_whole", "last_finished", "records", "signature"]
+__all__ = [
+    "FAILED",
+    "FINISHED",
+    "INTERRUPTED",
+    "RUNNING",
+    "finished",
+    "is_whole",
+    "last_finished",
+    "records",
+    "signature",
+]
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 """States of a call and of a series in its record."""
@@ -22,16 +32,20 @@ def records(output_dir: Path, subject: str) -> Iterator[tuple[Path, dict[str, An
             yield path, record
 
 
-def last_finished(output_dir: Path, subject: str, key: str) -> dict[str, Any] | None:
-    """Return the newest record of a series that says it is finished; ``None`` where there is none."""
+def finished(output_dir: Path, subject: str, key: str) -> Iterator[dict[str, Any]]:
+    """Yield the records of a series that say it is finished, newest first."""
     for _, record in records(output_dir, subject):
         try:
             series = record["series"][key]
-            if series["status"] == FINISHED:
-                return series
+            if series["status"] == FINISHED and isinstance(series["outputs"], dict):
+                yield series
         except (KeyError, TypeError):
             continue
-    return None
+
+
+def last_finished(output_dir: Path, subject: str, key: str) -> dict[str, Any] | None:
+    """Return the newest record of a series that says it is finished; ``None`` where there is none."""
+    return next(finished(output_dir, subject, key), None)
 
 
 def is_whole(root: Path, sizes: Mapping[str, int]) -> bool:

@@ -8,7 +8,7 @@ those that only later stages need.
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from shd_bids import __version__
 from shd_bids.bids.names import sidecar_path, stage_folder
 from shd_bids.bids.provenance import NETWORK, PARCELLATIONS, RESPONSES, TISSUES, WEIGHTS, chosen
-from shd_bids.bids.records import is_whole
+from shd_bids.bids.records import finished, is_whole
 from shd_bids.bids.run import DWIRun
 from shd_bids.files import write_json
 from shd_bids.options import LEVELS, FodOptions, GradientOptions, Options, PeakOptions, TrackingOptions
@@ -30,6 +30,7 @@ __all__ = [
     "drop_stage",
     "facts_path",
     "keep_stage",
+    "outdated_files",
     "plan_stages",
     "reader",
     "stages_of",
@@ -215,6 +216,28 @@ def keep_stage(output_dir: Path, run: DWIRun, stage: str, *, digest: str, output
     paths += [_relative(path, output_dir) for path in beside if path.is_file()]
     sizes = {path: (output_dir / path).stat().st_size for path in paths}
     write_json(_record(output_dir, run, stage), {"digest": digest, "outputs": relative, "bytes": sizes})
+
+
+def outdated_files(output_dir: Path, run: DWIRun, digests: Mapping[str, str], *, made: Collection[str]) -> list[str]:
+    """Return what earlier calls left of a series, although a stage that others read had other settings or inputs then.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the data set.
+    run : DWIRun
+    digests : mapping
+        Stage -> digest, of this call.
+    made : collection of str
+        Files of this call, by their path in the data set.
+    """
+    read = {name: digests[name] for stage in STAGES for name in stage.after if name in digests}
+    found = dict.fromkeys(made, False)
+    for series in finished(output_dir, run.subject, run.key):
+        before = series.get("digests", {})
+        is_outdated = any(before.get(name, digest) != digest for name, digest in read.items())
+        found = dict.fromkeys(series["outputs"], is_outdated) | found  # the newest record of a file counts
+    return sorted(name for name, is_outdated in found.items() if is_outdated and (output_dir / name).is_file())
 
 
 def facts_path(output_dir: Path, run: DWIRun, stage: str) -> Path:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("shd_bids")
 
+MOST_OUTDATED = 5
+"""Files that a warning names."""
+
 
 def run() -> NoReturn:
     """Run the command ``shd_bids``."""
@@ -328,6 +331,18 @@ def _run_graph(record: "Record", scratch: Path, plans: Mapping[str, "StagePlan"]
             record.accept(run)
             if "message" in record.series[run.key]:
                 logger.error("%s: %s", run.prefix, record.series[run.key]["message"])
+            if outdated := record.series[run.key].get("outdated"):
+                logger.warning("%s: %s", run.prefix, _tell_outdated(outdated))
+
+
+def _tell_outdated(names: Sequence[str]) -> str:
+    """Return what the user should know of files that no longer belong to the others."""
+    more = f" and {len(names) - MOST_OUTDATED} more" if len(names) > MOST_OUTDATED else ""
+    shown = ", ".join(Path(name).name for name in names[:MOST_OUTDATED])
+    return (
+        f"{len(names)} files of earlier calls, which had other settings or inputs, lie beside the new ones: {shown}{more}; "
+        "make them again with the options of those calls, or delete them"
+    )
 
 
 def _finish(record: "Record", scratch: Path, earlier: Sequence[tuple["DWIRun", dict[str, Any]]]) -> OSError | None:

@@ -15,7 +15,7 @@ from shd_bids.bids.prov import describe_call, write_prov
 from shd_bids.bids.recall import remembered
 from shd_bids.bids.records import FAILED, FINISHED, RUNNING
 from shd_bids.bids.run import DWIRun, Unusable
-from shd_bids.bids.stages import StagePlan
+from shd_bids.bids.stages import StagePlan, outdated_files
 from shd_bids.files import write_json, write_text
 from shd_bids.settings import Settings
 
@@ -47,7 +47,8 @@ class Record:
         Of the whole call, once it is known.
     series : dict
         Key of a run -> what happened to it: ``status``, ``digests`` of its stages, those ``reused``, ``inputs``, what was
-        ``seen`` of them, ``outputs``, ``stages``, and ``exit_code``, ``stage``, ``error``, ``message`` where it failed.
+        ``seen`` of them, ``outputs``, what is ``outdated`` beside them, ``stages``, and ``exit_code``, ``stage``, ``error``,
+        ``message`` where it failed.
     unusable : sequence of Unusable
         Series that this call cannot process; they have records of their own.
     """
@@ -103,7 +104,9 @@ class Record:
             message = f"{len(missing)} of {len(paths)} promised files are missing or empty: {', '.join(missing[:5])}"
             self.fail(run, exit_code=1, error="OutputError", message=message)
         else:
-            series |= {"status": FINISHED, "outputs": provenance.outputs_record(settings.output_dir, paths)}
+            outputs = provenance.outputs_record(settings.output_dir, paths)
+            outdated = outdated_files(settings.output_dir, run, series["digests"], made=outputs)
+            series |= {"status": FINISHED, "outputs": outputs, "outdated": outdated}
 
     def end(self, status: str, exit_code: int, message: str = "") -> None:
         """Note how the call ended; series still running share its end."""

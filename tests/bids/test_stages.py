@@ -8,7 +8,16 @@ import pytest
 from shd_bids.bids import provenance
 from shd_bids.bids.names import stage_folder
 from shd_bids.bids.parcellations import Parcellation
-from shd_bids.bids.stages import STAGES, Kept, drop_stage, facts_path, keep_stage, plan_stages, stages_of
+from shd_bids.bids.stages import (
+    STAGES,
+    Kept,
+    drop_stage,
+    facts_path,
+    keep_stage,
+    outdated_files,
+    plan_stages,
+    stages_of,
+)
 from shd_bids.options import LEVELS
 from shd_bids.settings import Settings
 from tests.bids_trees import dwi_run, raw_dataset
@@ -163,3 +172,41 @@ class TestKept:
         assert not plan().is_replaced and plan(fod_lmax=8).is_replaced
         drop_stage(settings.output_dir, run, "fod")
         assert not plan().kept and plan().is_replaced
+
+
+class TestOutdated:
+    @pytest.fixture
+    def record(self, run, settings):
+        """Record calls: digests of some stages, and the files that they left."""
+        numbers = iter(range(9))
+
+        def write(digests, *names, status="finished"):
+            series = {"status": status, "digests": digests, "outputs": {name: {"bytes": 0} for name in names}}
+            folder = settings.output_dir / "sub-01" / "log" / f"2026_{next(numbers)}"
+            folder.mkdir(parents=True)
+            (folder / "provenance.json").write_text(json.dumps({"series": {run.key: series}}))
+            for name in names:
+                (settings.output_dir / name).touch()
+
+        return write
+
+    def test_what_came_of_a_stage_that_is_another_now_is_outdated(self, record, run, settings):
+        record({"fod": "a", "tractography": "t"}, "wm", "tracks")
+        out = settings.output_dir
+        assert outdated_files(out, run, {"fod": "b"}, made=["wm"]) == ["tracks"]
+        assert outdated_files(out, run, {"fod": "a"}, made=["wm"]) == []
+        assert outdated_files(out, run, {"response": "b"}, made=["wm"]) == []
+        (out / "tracks").unlink()
+        assert outdated_files(out, run, {"fod": "b"}, made=["wm"]) == []
+
+    def test_another_format_of_the_same_streamlines_is_not(self, record, run, settings):
+        record({"tractography": "t", "conversion": "a"}, "tracks.tck")
+        now = {"tractography": "t", "conversion": "b"}
+        assert outdated_files(settings.output_dir, run, now, made=["tracks.trx"]) == []
+
+    def test_the_last_call_that_made_a_file_counts(self, record, run, settings):
+        record({"fod": "a"}, "tracks", "peaks")
+        record({"fod": "b"}, "tracks")
+        record({"fod": "b"}, "peaks", status="failed")
+        assert outdated_files(settings.output_dir, run, {"fod": "b"}, made=[]) == ["peaks"]
+        assert outdated_files(settings.output_dir, run, {"fod": "a"}, made=[]) == ["tracks"]

@@ -39,6 +39,18 @@ def test_a_promised_file_that_is_missing_is_a_failure(raw, out, graph, capsys):
     assert records(out)["sub-02"]["status"] == "failed"
 
 
+def test_files_of_earlier_calls_that_no_longer_belong_to_the_others_are_told(raw, out, graph, capsys):
+    assert call(raw, out) == 0
+    assert call(raw, out, "--level", "peaks") == 0
+    assert "lie beside the new ones" not in capsys.readouterr().err
+    assert call(raw, out, "--level", "peaks", "--fod-lmax", "8") == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "lie beside the new ones" in line]
+    assert [line.split("WARNING: ")[1].split(":")[0] for line in told] == ["sub-01", "sub-02"]
+    assert "tractogram" in told[0]
+    outdated = records(out, "provenance.json")["sub-01"]["series"]["sub_01"]["outdated"]
+    assert all("peaks" not in name for name in outdated) and all((out / name).is_file() for name in outdated)
+
+
 def test_a_report_that_fails_is_not_success(raw, out, graph, monkeypatch):
     monkeypatch.setattr("shd_bids.report.html.write_report", lambda *args: 1 / 0)
     assert call(raw, out) == 1
