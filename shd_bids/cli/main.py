@@ -335,13 +335,14 @@ def _run_graph(record: "Record", scratch: Path, plans: Mapping[str, "StagePlan"]
                 logger.warning("%s: %s", run.prefix, _tell_outdated(outdated))
 
 
-def _tell_outdated(names: Sequence[str]) -> str:
+def _tell_outdated(paths: Sequence[str]) -> str:
     """Return what the user should know of files that no longer belong to the others."""
+    names = [Path(path).name for path in paths if not path.endswith(".json")]
     more = f" and {len(names) - MOST_OUTDATED} more" if len(names) > MOST_OUTDATED else ""
-    shown = ", ".join(Path(name).name for name in names[:MOST_OUTDATED])
     return (
-        f"{len(names)} files of earlier calls, which had other settings or inputs, lie beside the new ones: {shown}{more}; "
-        "make them again with the options of those calls, or delete them"
+        f"{len(names)} files of earlier calls, which had other settings or inputs, lie beside the new ones: "
+        f"{', '.join(names[:MOST_OUTDATED])}{more}; make them again with the options of those calls, or delete them with their "
+        "sidecars"
     )
 
 
