@@ -37,7 +37,7 @@ def finished(output_dir: Path, subject: str, key: str) -> Iterator[dict[str, Any
     for _, record in records(output_dir, subject):
         try:
             series = record["series"][key]
-            if series["status"] == FINISHED and isinstance(series["outputs"], dict):
+            if series["status"] == FINISHED:
                 yield series
         except (KeyError, TypeError):
             continue

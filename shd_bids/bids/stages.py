@@ -236,7 +236,7 @@ def outdated_files(output_dir: Path, run: DWIRun, digests: Mapping[str, str], *,
     for series in finished(output_dir, run.subject, run.key):
         before = series.get("digests", {})
         is_outdated = any(before.get(name, digest) != digest for name, digest in read.items())
-        found = dict.fromkeys(series["outputs"], is_outdated) | found  # the newest record of a file counts
+        found = dict.fromkeys(series.get("outputs", ()), is_outdated) | found  # the newest record of a file counts
     return sorted(name for name, is_outdated in found.items() if is_outdated and (output_dir / name).is_file())
 
 
