@@ -86,8 +86,8 @@ def uses_weights(name: str) -> bool:
     return name in ("amortised", "network", "subject")
 
 
-def figures_of(row: str, values: Values, weights: Weights, *, threads: int) -> list[Figure]:
-    """Return what is recorded of the values by method, region and metric, one figure each."""
+def figures_of(row: str, values: Values, weights: Weights | None, *, threads: int) -> list[Figure]:
+    """Return what is recorded of the values by method, region and metric, one figure each; without weights none is noted."""
     return [
         Figure(f"{row}, {region}" if region else row, name, metric, value, threads, sha_of(name, weights))
         for name, parts in values.items()
@@ -96,9 +96,9 @@ def figures_of(row: str, values: Values, weights: Weights, *, threads: int) -> l
     ]
 
 
-def sha_of(name: str, weights: Weights) -> str:
+def sha_of(name: str, weights: Weights | None) -> str:
     """Return the first digits of the SHA-256 of the weights, empty for a method that has none."""
-    return weights.sha256[:12] if uses_weights(name) else ""
+    return weights.sha256[:12] if weights and uses_weights(name) else ""
 
 
 def ours(

@@ -19,7 +19,6 @@ import dispersed
 import peers
 import results
 from dispersed import Configuration
-from results import Figure
 from tissue import measure_volumes, table
 
 from shd_bids.fod.weights import load_weights
@@ -50,12 +49,7 @@ def main() -> int:
         volumes = (make(seed=seed) for seed in range(_FIRST_SEED, _FIRST_SEED + options.seeds))
         pooled, seconds = measure_volumes(volumes, networks, rule="amortised")
         print(*table(f"{protocol}, SNR {snr}", pooled, seconds), sep="\n", flush=True)
-        figures += [
-            Figure(f"{protocol}, {snr}, {region}", name, metric, value, options.threads)
-            for name, parts in pooled.items()
-            for region, metrics in parts.items()
-            for metric, value in metrics.items()
-        ]
+        figures += peers.figures_of(f"{protocol}, {snr}", pooled, None, threads=options.threads)
     return results.finish("trained", figures, options)
 
 
