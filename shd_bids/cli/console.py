@@ -32,8 +32,8 @@ INTERNAL_ERROR = 70
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-class TerminatedError(SystemExit):
-    """SIGTERM or SIGHUP came; as a `SystemExit` it passes through code that catches exceptions.
+class StoppedError(SystemExit):
+    """A signal came that ends the call; as a `SystemExit` it passes through code that catches exceptions.
 
     Attributes
     ----------
@@ -48,10 +48,8 @@ class TerminatedError(SystemExit):
 
 def code_of(error: BaseException) -> int:
     """Return the exit code of what ended a call: a signal, an error of ours or the user's, or a full or closed disk."""
-    if isinstance(error, TerminatedError):
+    if isinstance(error, StoppedError):
         return _code_of_signal(error.number)
-    if isinstance(error, KeyboardInterrupt):
-        return _code_of_signal(signal.SIGINT)
     if isinstance(error, ShdError):
         return error.exit_code
     if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
@@ -118,21 +116,26 @@ def log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
+_came: list[int] = []
+"""Signals of `STOPPING` that came."""
+
+
 @contextlib.contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an exception, so that children are stopped and records written.
+    """Turn SIGINT, SIGTERM and SIGHUP into a `StoppedError`, so that children are stopped and records written.
 
     A signal that is ignored stays so: ``nohup`` ignores SIGHUP, a shell SIGINT for what it puts in the background. Whatever
     is not done a few seconds after the signal is left undone.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        _came.append(number)
         signal.signal(signal.SIGALRM, lambda *_: end_all(_code_of_signal(number)))
         signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_END)
-        raise TerminatedError(number)
+        raise StoppedError(number)
 
     previous = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGALRM)}
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING:
         if previous[number] is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
@@ -141,6 +144,23 @@ def signals_as_exceptions() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        _came.clear()
+
+
+@contextlib.contextmanager
+def signals_before_errors() -> Iterator[None]:
+    """Raise `StoppedError` where a signal came, whatever became of the first one.
+
+    A compiled module whose import a signal stops raises an error of its own, and code that catches everything goes on.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _came:
+            raise
+        raise StoppedError(_came[0]) from error
+    if _came:
+        raise StoppedError(_came[0])
 
 
 def ignore_signals() -> None:

@@ -12,7 +12,7 @@ from shd_bids.bids import provenance
 from shd_bids.bids.dataset import write_dataset_files
 from shd_bids.bids.names import cohort_path, group_log_dir, sidecar_path
 from shd_bids.bids.records import FAILED, FINISHED, INTERRUPTED, RUNNING
-from shd_bids.cli.console import FailureLog, code_of, ignore_signals, log_file
+from shd_bids.cli.console import FailureLog, code_of, ignore_signals, log_file, signals_before_errors
 from shd_bids.cli.preflight import require_writable, set_environment
 from shd_bids.cli.record import exit_code
 from shd_bids.files import atomic_path, write_json, write_text
@@ -89,19 +89,20 @@ def _recorded(
     names = [cohort_folder(settings.work_dir).name, *map(run_name, runs)]
     with work_folder(settings.work_dir, uuid, names) as scratch, log_file(folder / "shd_bids.log"):
         try:
-            set_environment(scratch)
-            write_dataset_files(settings.output_dir, runs, environment=os.environ)
-            write_text(folder / "shd_bids.toml", settings.to_toml())
-            write_json(folder / "status.json", status)
-            logger.info("adapting the weights to %d series on %s", len(runs), device)
-            failures = _run_graph(runs, settings, call=uuid, crash_dir=scratch)
-            if not failures:
-                _keep(runs, settings, cohort_path(settings.output_dir), inputs=inputs, record=record)
-            status["series"] = {
-                name: {"status": FAILED, "exit_code": f.exit_code, "error": f.error, "message": f.message}
-                for name, f in failures.items()
-            }
-            status |= {"status": FAILED if failures else FINISHED, "exit_code": exit_code(status["series"])}
+            with signals_before_errors():
+                set_environment(scratch)
+                write_dataset_files(settings.output_dir, runs, environment=os.environ)
+                write_text(folder / "shd_bids.toml", settings.to_toml())
+                write_json(folder / "status.json", status)
+                logger.info("adapting the weights to %d series on %s", len(runs), device)
+                failures = _run_graph(runs, settings, call=uuid, crash_dir=scratch)
+                if not failures:
+                    _keep(runs, settings, cohort_path(settings.output_dir), inputs=inputs, record=record)
+                status["series"] = {
+                    name: {"status": FAILED, "exit_code": f.exit_code, "error": f.error, "message": f.message}
+                    for name, f in failures.items()
+                }
+                status |= {"status": FAILED if failures else FINISHED, "exit_code": exit_code(status["series"])}
         except BaseException as error:
             ended = FAILED if isinstance(error, Exception) else INTERRUPTED
             status |= {"status": ended, "exit_code": code_of(error), "error": str(error)}

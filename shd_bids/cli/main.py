@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Container, Mapping, Sequence
@@ -15,13 +16,14 @@ from shd_bids import __version__
 from shd_bids.cli.console import (
     INTERNAL_ERROR,
     FailureLog,
-    TerminatedError,
+    StoppedError,
     code_of,
     ignore_signals,
     leave,
     live_lines,
     log_file,
     signals_as_exceptions,
+    signals_before_errors,
     start_logging,
 )
 from shd_bids.cli.parser import parse_args
@@ -60,10 +62,11 @@ def main(argv: Sequence[str]) -> int:
 def _told(settings: Settings, argv: Sequence[str]) -> int:
     """Do the call, and tell why it ended early."""
     try:
-        return _run(settings, argv)
-    except (KeyboardInterrupt, TerminatedError) as stop:
+        with signals_before_errors():
+            return _run(settings, argv)
+    except StoppedError as stop:
         ignore_signals()
-        how = "terminated" if isinstance(stop, TerminatedError) else "interrupted"
+        how = "interrupted" if stop.number == signal.SIGINT else "terminated"
         logger.error("%s; the same call goes on where this one stopped", how)
         return code_of(stop)
     except Exception as error:
@@ -251,16 +254,16 @@ def _recorded(
     settings = record.settings
     set_environment(scratch)
     try:
-        write_dataset_files(settings.output_dir, record.runs, environment=os.environ)
-        record.write_beginning()
-        if not settings.skip_bids_validation:
-            _tell_validation(settings.bids_dir, record.subjects)
-        _run_graph(record, scratch, plans)
-        code = exit_code(record.series, n_skipped=len(earlier))
-        record.end(FAILED if code else FINISHED, code)
-    except (KeyboardInterrupt, TerminatedError) as stop:
-        name = stop.number.name if isinstance(stop, TerminatedError) else "SIGINT"
-        record.end(INTERRUPTED, code_of(stop), f"stopped by {name}")
+        with signals_before_errors():
+            write_dataset_files(settings.output_dir, record.runs, environment=os.environ)
+            record.write_beginning()
+            if not settings.skip_bids_validation:
+                _tell_validation(settings.bids_dir, record.subjects)
+            _run_graph(record, scratch, plans)
+            code = exit_code(record.series, n_skipped=len(earlier))
+            record.end(FAILED if code else FINISHED, code)
+    except StoppedError as stop:
+        record.end(INTERRUPTED, code_of(stop), f"stopped by {stop.number.name}")
         raise
     except Exception as error:
         logger.debug("%s", traceback.format_exc())
@@ -302,7 +305,7 @@ def _run_graph(record: "Record", scratch: Path, plans: Mapping[str, "StagePlan"]
     log = FailureLog()
     is_stopped = False
     try:
-        with live_lines():
+        with live_lines(), signals_before_errors():
             run_workflow(
                 workflow,
                 call=record.uuid,
@@ -312,7 +315,7 @@ def _run_graph(record: "Record", scratch: Path, plans: Mapping[str, "StagePlan"]
                 on_failure=lambda failure: log.tell(failure.run, failure.message),
                 n_gpus=len(record.devices),
             )
-    except (KeyboardInterrupt, SystemExit):
+    except StoppedError:
         is_stopped = True
         raise
     finally:

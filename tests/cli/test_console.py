@@ -1,5 +1,6 @@
 """What a terminal shows, and how a signal ends a call."""
 
+import contextlib
 import io
 import logging
 import os
@@ -12,6 +13,7 @@ import time
 import pytest
 from rich.console import Console
 
+from shd_bids.cli import console
 from shd_bids.cli.live import LiveHandler
 from shd_bids.logs import Shown, SocketRelay, is_line
 
@@ -22,7 +24,7 @@ console.SECONDS_TO_END = 0.5
 with console.signals_as_exceptions():
     try:
         os.kill(os.getpid(), signal.SIGTERM)
-    except console.TerminatedError:
+    except console.StoppedError:
         print("records", flush=True)
         time.sleep(60)
 """
@@ -37,6 +39,42 @@ def test_what_takes_too_long_after_a_signal_is_left_undone():
     assert ended.stdout == "records\n"
     assert ended.returncode == 128 + signal.SIGTERM
     assert time.monotonic() - began < 40
+
+
+def give_way(error=None):
+    """Do as code that loses the exception of a signal: raise another, or go on."""
+    with contextlib.suppress(console.StoppedError):
+        signal.raise_signal(signal.SIGTERM)
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize("error", [ImportError("numpy._core.multiarray failed to import"), None])
+def test_a_signal_that_was_lost_ends_the_call_all_the_same(error):
+    with console.signals_as_exceptions(), pytest.raises(console.StoppedError) as stop, console.signals_before_errors():
+        give_way(error)
+    assert (stop.value.number, stop.value.code) == (signal.SIGTERM, 143)
+    assert stop.value.__cause__ is error
+
+
+def test_errors_without_a_signal_pass():
+    with console.signals_as_exceptions(), pytest.raises(console.StoppedError), console.signals_before_errors():
+        give_way()
+    with console.signals_as_exceptions(), pytest.raises(ImportError), console.signals_before_errors():
+        raise ImportError("that of an earlier call is over")
+
+
+@pytest.mark.parametrize("number", console.STOPPING)
+def test_every_signal_is_told_by_its_own_code(number):
+    previous = signal.getsignal(number)
+    signal.signal(number, signal.SIG_DFL)
+    try:
+        with console.signals_as_exceptions(), pytest.raises(console.StoppedError) as stop:
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, previous)
+    assert console.code_of(stop.value) == 128 + number
 
 
 @pytest.fixture
