@@ -53,7 +53,7 @@ lint: $(TOOLS)
 test-unit: $(TOOLS)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow'
 
-test-slow: $(TOOLS)  ## whole runs and comparisons, minutes each
+test-slow: $(TOOLS)  ## processes, trainings, comparisons and whole runs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
 test-container:  ## build the images for real and compare the demo in them; skips where no builder is

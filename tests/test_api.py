@@ -58,6 +58,7 @@ def test_fit_gives_one_row_a_voxel_and_volumes_of_them(scan):
     assert not volume[~scan.mask].any()
 
 
+@pytest.mark.slow
 def test_weights_decide_about_the_refinement(scan):
     refined = [fit_fod(scan, tiny_weights(), refine=refine) for refine in (None, True, False)]
     updates = [fod.facts.correction_updates for fod in refined]

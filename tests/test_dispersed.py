@@ -182,6 +182,7 @@ def test_peaks_of_a_scan_are_compared_with_tensors():
     assert not len(found["CSF"]["with_peak"])
 
 
+@pytest.mark.slow
 def test_halves_part_each_shell_and_share_b0():
     gradients = dispersed.make_gradients("ABCD")
     one, other = counts.odd_and_even(gradients)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 from tests.helpers import until
 
@@ -40,6 +41,7 @@ time.sleep(60)
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=10)
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
     code = """
 import subprocess, sys

@@ -99,6 +99,7 @@ class TestPlan:
         assert plan["device"] in ("cpu",) or plan["device"].startswith("cuda")
         assert not out.exists()
 
+    @pytest.mark.slow
     def test_what_takes_longer_is_said_to_take_longer(self, raw, out, capsys):
         def expected(*words):
             assert call(raw, out, "--dry-run=json", "--nprocs", "4", "--mem", "8G", *words) == 0
@@ -136,6 +137,7 @@ class TestPlan:
 
 
 class TestEnds:
+    @pytest.mark.slow
     def test_done_series_are_skipped_until_something_changes(self, raw, out, graph, capsys):
         assert call(raw, out, "--participant-label", "01") == 0
         assert call(raw, out) == 0
@@ -179,6 +181,7 @@ class TestEnds:
         assert call(raw, out) == 1
         assert errors(capsys) == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("codes", "expected"), [((65, 65), 65), ((65, 78), 1), ((1, 1), 1)])
     def test_all_failed(self, raw, out, graph, codes, expected):
         for key, code in zip(("sub_01", "sub_02"), codes, strict=True):
@@ -226,6 +229,7 @@ class TestEnds:
         assert call(raw, out) == 143
         assert {status["status"] for status in records(out, "provenance.json").values()} == {"interrupted"}
 
+    @pytest.mark.slow
     def test_what_another_call_did_meanwhile_is_not_done_again(self, raw, out, graph, monkeypatch):
         """The lock is free only when the other call, here made before the lock is asked for, is done."""
         from shd_bids.cli import workplace

@@ -39,6 +39,7 @@ def test_a_promised_file_that_is_missing_is_a_failure(raw, out, graph, capsys):
     assert records(out)["sub-02"]["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_files_of_earlier_calls_that_no_longer_belong_to_the_others_are_told(raw, out, graph, capsys):
     assert call(raw, out) == 0
     assert call(raw, out, "--level", "peaks") == 0
@@ -91,6 +92,7 @@ def test_exit_code(series, n_skipped, expected):
     assert exit_code(series, n_skipped=n_skipped) == expected
 
 
+@pytest.mark.slow
 def test_more_than_one_series_of_a_session_share_a_page(tmp_path, out, graph):
     root = raw_dataset(tmp_path / "raw", "sub-01_acq-a_dwi", "sub-01_acq-b_dwi")
     graph.fail("sub_01_acq_b", 65)
@@ -106,6 +108,7 @@ def test_more_than_one_series_of_a_session_share_a_page(tmp_path, out, graph):
     assert len(list(out.glob("sub-01/log/*"))) == 3
 
 
+@pytest.mark.slow
 def test_a_call_for_one_series_leaves_the_others_on_the_page(tmp_path, out, graph):
     root = raw_dataset(tmp_path / "raw", "sub-01_acq-a_dwi", "sub-01_acq-b_dwi", "sub-01_ses-1_acq-c_dwi")
     assert call(root, out) == 0

@@ -48,6 +48,7 @@ def test_the_others_are_processed_and_the_call_ends_with_1(raw, tmp_path, graph,
     assert (record["exit_code"], record["stage"]) == (65, "input")
 
 
+@pytest.mark.slow
 def test_a_second_call_ends_likewise_and_mended_files_are_taken_up(raw, tmp_path, graph):
     out = tmp_path / "out"
     call(raw, out, "--level", "response")

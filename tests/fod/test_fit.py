@@ -57,6 +57,7 @@ def test_fractions_are_shares_and_one_row_stands_for_each_voxel(scene, fitted):
     assert fitted.wm.dtype == np.float32 and np.isfinite(fitted.wm).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arithmetic", ["float32", "mixed"])
 def test_the_order_of_the_axes_does_not_matter(scene, monkeypatch, arithmetic):
     """A series stored with its axes in another order; `mixed` on any processor."""

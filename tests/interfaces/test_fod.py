@@ -75,6 +75,7 @@ smoothness = 0.25
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("refinement", "is_refined"), [("auto", False), ("on", True)])
 def test_network_of_a_recipe_is_trained_on_the_series(dwi_file, prepared, responses, tmp_path, refinement, is_refined):
     (tmp_path / "mine.toml").write_text(RECIPE)

@@ -71,6 +71,7 @@ def test_child_logs_where_the_parent_does(tmp_path):
         logger.propagate = propagate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("is_terminal", "expected"),
     [(True, r"\[\d\d/.*\d\d:\d\d:\d\d\].*INFO .*doubling"), (False, r"^\d\d:\d\d:\d\d doubling 1\s*$")],
@@ -98,6 +99,7 @@ def test_child_writes_time_and_level_as_the_program_does(tmp_path, is_terminal, 
     assert ("\x1b[" in told) == is_terminal  # colour
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ready", [True, False])
 def test_child_ends_with_its_parent(tmp_path, ready):
     """No orphan goes on computing when the worker that waits for it is killed, not even one that has just been forked."""

@@ -23,6 +23,7 @@ def call(tmp_path):
     return call_isolated(stage_functions.double, {"value": 1.0, "out_dir": tmp_path}, n_threads=1)["facts"]
 
 
+@pytest.mark.slow
 def test_what_it_imports_runs_no_threads_and_opens_no_cuda():
     code = (
         "import importlib, os, sys\n"
@@ -38,6 +39,7 @@ def test_what_one_call_leaves_in_memory_no_other_finds(tmp_path):
     assert [call(tmp_path)["calls"] for _ in range(2)] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_is_replaced(tmp_path):
     call(tmp_path)
     (running,) = servers()
@@ -47,6 +49,7 @@ def test_a_server_that_was_killed_is_replaced(tmp_path):
     assert [process.pid for process in servers()] != [running.pid]
 
 
+@pytest.mark.slow
 def test_a_stage_whose_server_is_killed_ends_and_is_told(tmp_path):
     call(tmp_path)
     with ThreadPoolExecutor() as pool:

@@ -65,6 +65,7 @@ def in_this_process(interface, arguments):
     return results | {"facts": {"peak_memory_mb": 1} | results["facts"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["on", "off"])
 def test_every_promised_file_of_the_streamlines_is_written(tmp_path, series, kept, weights, monkeypatch):
     monkeypatch.setattr(StageInterface, "_call", in_this_process)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 from nipype.interfaces.base import isdefined
 
 from shd_bids.images import load_volume
@@ -15,6 +16,7 @@ from tests.interfaces.stages import run
 from tests.interfaces.streamlines import track
 
 
+@pytest.mark.slow
 def test_streamlines_with_density_and_figure(prepared, true_fod, tmp_path):
     outputs = track(true_fod, tmp_path / "track")
     lines = read_trx(Path(outputs.tracks_file))

@@ -26,6 +26,7 @@ def lobes(true_fod, tmp_path):
     return {name: true_fod[name] for name in ("mask_file", "vfwm_file")} | own
 
 
+@pytest.mark.slow
 def test_weights_fit_the_lobes(true_fod, lobes, tmp_path, monkeypatch):
     """In parts as at once; the density is that of the weights, and nothing is left over."""
     tracked = track(true_fod, tmp_path / "track").tracks_file

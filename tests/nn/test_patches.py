@@ -58,6 +58,7 @@ def _kept(net):
     return slice(None) if net.config.hemisphere else torch.tensor([first[row] for row in range(n)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hemisphere", [True, False])
 @pytest.mark.parametrize("patch_size", [1, 2, 3])
 def test_each_voxel_gets_the_centre_of_its_own_patch(generator, monkeypatch, patch_size, hemisphere):

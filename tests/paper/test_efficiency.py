@@ -18,6 +18,7 @@ def test_layers_are_measured(method, nside):
     assert values["seconds"] < 5
 
 
+@pytest.mark.slow
 def test_network_of_another_function_is_refused(monkeypatch):
     monkeypatch.setitem(efficiency._FORMS, efficiency._HALF, "dense")
     assert measure(efficiency._HALF, 0, SIZES, seed=0, device="cpu").values["time_share"] > 0

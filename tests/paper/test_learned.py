@@ -45,6 +45,7 @@ def test_turns_with_its_input(kind, is_equivariant):
     assert (difference < 1e-3) == is_equivariant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shd_tv", "esd", "cnn", "cnn_supervised", "ponita"])
 @pytest.mark.parametrize("row", [fibres.HIGH, fibres.LOW])
 def test_every_network_trains_and_fits(drawn, name, row):
@@ -69,6 +70,7 @@ def test_longer_trainings_take_five_times_the_steps():
     assert one == other
 
 
+@pytest.mark.slow
 def test_super_resolved_networks_look_at_few_volumes(drawn):
     """Noise in the other volumes of the test scan changes nothing."""
     weights = learned.train("shd", drawn.trained, None, effort=TINY, few=fibres._FEW, seed=0, device="cpu")

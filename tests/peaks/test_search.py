@@ -166,6 +166,7 @@ def test_bad_options_are_named():
         find_peaks(np.zeros((1, 7)))
 
 
+@pytest.mark.slow
 @requires_mrtrix
 @pytest.mark.parametrize("l_max", [8, 18])
 def test_agrees_with_sh2peaks(rng, tmp_path, l_max):

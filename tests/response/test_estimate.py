@@ -88,6 +88,7 @@ def write_mrtrix_input(folder, signal, mask, table):
     np.savetxt(folder / "bval", table.bvals[None], fmt="%g")
 
 
+@pytest.mark.slow
 @requires_mrtrix
 @pytest.mark.skipif(shutil.which("dwi2response") is None, reason="dwi2response is the oracle and is not installed")
 @pytest.mark.parametrize("shells", [{1000.0: 16, 2000.0: 24, 3000.0: 32}, {1000.0: 30}], ids=["three shells", "one"])

@@ -87,6 +87,7 @@ def test_every_picture_has_words_and_every_control_a_name(study):
     assert {attrs.get("scope") for tag, attrs in page.tags if tag == "th"} == {"col", "row"}
 
 
+@pytest.mark.slow
 def test_five_hundred_series_stay_below_ten_megabytes(tmp_path):
     rng = np.random.default_rng(0)
     picture = tmp_path / "thumbnail.webp"

@@ -75,6 +75,7 @@ def test_the_judge_sees_a_wrong_grid():
     assert not all((status[1:-1] == int(StreamlineStatus.TRACKPOINT)).all() for status in statuses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_no_streamline_passes_fluid(algorithm):
     """A ventricle across the bundle leaves no way from one cortex to the other."""

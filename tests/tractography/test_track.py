@@ -244,6 +244,7 @@ def test_the_largest_turn_is_that_of_the_algorithm_or_as_given():
     assert not len(sharp)
 
 
+@pytest.mark.slow
 def test_select_and_lengths():
     field = arc_field(AXES["LAS"])
     _, every, _ = run(field, seeds=40)
@@ -294,6 +295,7 @@ def test_tracking_stops_at_amplitude_and_mask():
     assert cut[tuple(points.T)].all()
 
 
+@pytest.mark.slow
 def test_the_cutoff_is_a_share_of_the_usual_peak_where_noise_is_less():
     """Lobes of amplitude one and fluid without any; noise in the fluid raises it."""
     field = straight_field(grey=3, fluid=3)
@@ -306,6 +308,7 @@ def test_the_cutoff_is_a_share_of_the_usual_peak_where_noise_is_less():
     assert run(noisy, tracking_cutoff=None)[1].cutoff == pytest.approx(noisy.usual_cutoff)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_anatomy_ends_streamlines_in_grey_matter_and_keeps_them_out_of_fluid(algorithm):
     """Between grey matter and the mask all is kept; with fluid at one end, what runs into it is refused."""
@@ -376,6 +379,7 @@ def test_mrtrix_reads_the_tracks_and_maps_them_alike(tmp_path):
     assert abs(theirs.sum() / ours.sum() - 1) < 0.1  # MRtrix3 curves the segments before it cuts them
 
 
+@pytest.mark.slow
 @requires_mrtrix
 @pytest.mark.parametrize(("algorithm", "theirs"), [("det", "SD_STREAM"), ("prob", "iFOD2")])
 def test_mrtrix_tracks_the_same_bundle(tmp_path, algorithm, theirs):

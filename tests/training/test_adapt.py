@@ -61,6 +61,7 @@ def test_a_harmful_adaptation_is_not_kept(scene, adapted, monkeypatch):
         torch.testing.assert_close(value, good.state[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_an_interrupted_adaptation_goes_on_to_the_same_network(scene, weights, adapted, tmp_path):
     def stop(stage, share):
         if share == 0.6:
@@ -84,6 +85,7 @@ def scans_of(scene):
     return [scene, replace(half, voxels=8 * half.voxels, responses=bright, sigma=8 * half.sigma)]
 
 
+@pytest.mark.slow
 def test_a_cohort_is_adapted_to_all_of_its_series_together(scene, weights):
     adapted = adapt(
         scans_of(scene),
@@ -99,6 +101,7 @@ def test_a_cohort_is_adapted_to_all_of_its_series_together(scene, weights):
     assert errors[0][0] == pytest.approx(errors[1][0], rel=0.5), "errors are relative to the signal of each series"
 
 
+@pytest.mark.slow
 def test_adaptation_from_nothing_learns_the_fibre_directions(scene):
     network = {"nside": 2, "channels": (8, 8)}
     recipe = replace(load_network_recipe("conditioned"), network=network, l_max=4)

@@ -91,6 +91,7 @@ def test_the_published_learning_rate_falls_after_epochs_30_40_and_45():
     np.testing.assert_allclose(rates, 1.7e-3 * np.array([1, 1, 0.1, 0.1, 0.01, 0.001, 0.001]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["published", "rt_esd", "esd", "super_resolved"])
 def test_a_network_of_a_recipe_runs_from_the_signal_to_the_fodf(name, scan, tmp_path):
     adapted = train([scan], small(name))
@@ -109,6 +110,7 @@ def test_a_network_of_a_recipe_runs_from_the_signal_to_the_fodf(name, scan, tmp_
     assert np.median(fod.quality.r_squared) > 0.6
 
 
+@pytest.mark.slow
 def test_a_super_resolved_network_sees_some_volumes_and_predicts_all(scan):
     adapted = train([scan], small("super_resolved"), max_steps=20)
     fod = fit_fod(scan, adapted.weights, runtime=CPU, refine=False)
@@ -118,6 +120,7 @@ def test_a_super_resolved_network_sees_some_volumes_and_predicts_all(scan):
     np.testing.assert_array_equal(fod.wm, again.wm)
 
 
+@pytest.mark.slow
 def test_a_cohort_trains_one_published_network(scan):
     other = replace(scan, voxels=3 * scan.voxels, responses=brighter(scan.responses, 3.0), sigma=3 * scan.sigma)
     adapted = train([scan, other], small("published"))

@@ -27,6 +27,7 @@ def log(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     whole = train.train(CONFIG, tmp_path / "whole", device="cpu", n_workers=0)
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
@@ -50,6 +51,7 @@ def stop_at(step, rate):
     return wrapped
 
 
+@pytest.mark.slow
 def test_given_weights_are_the_start_and_must_fit(tmp_path, monkeypatch):
     first = load_weights(train.train(CONFIG, tmp_path / "first", device="cpu", n_workers=0))
     monkeypatch.setattr(train, "learning_rate", lambda step, config: 0.0)
@@ -78,6 +80,7 @@ def test_what_is_written_is_the_mean_of_the_last_states(tmp_path, monkeypatch):
     assert not torch.equal(mean["head.bias"], states[CONFIG.steps]["head.bias"])
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_nearly_as_full_precision_does(tmp_path):
     for precision, steps in (("float32", 1), ("bf16", 20)):
         config = replace(CONFIG, precision=precision, steps=steps, reuse=12, learning_rate=1e-2)
@@ -134,6 +137,7 @@ def test_a_device_trains_as_the_cpu_does(tmp_path, precision):
     assert there == pytest.approx(here, rel=0.05 if precision == "bf16" else 0.01)
 
 
+@pytest.mark.slow
 def test_every_term_trains_and_the_loss_falls(tmp_path):
     loss = LossWeights(reconstruction=1.0, negativity=0.1, sparsity=5e-5, smoothness=0.5)
     config = replace(CONFIG, steps=40, learning_rate=1e-2, loss=loss)
@@ -159,6 +163,7 @@ def test_a_network_of_raw_shells_trains_and_serves_its_protocol(tmp_path, rng):
     assert np.isfinite(found.wm).all()
 
 
+@pytest.mark.slow
 def test_frozen_norms_keep_their_averages(tmp_path):
     whole, half, free = (
         load_weights(train.train(replace(CONFIG, frozen_share=s), tmp_path / str(s), device="cpu", n_workers=0)).state

@@ -75,6 +75,7 @@ def test_failed_series_leaves_the_others_alone(graph, tmp_path, capfd):
     assert "Traceback" not in "".join(capfd.readouterr())  # that is for the crash files
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_before_the_others_end(graph, tmp_path):
     told = []
     workflow = graph(bad=[(Refuse, 1.0), (Double, 2.0)], good=[(Double, 1.0), (Double, 2.0), (Double, 3.0)])
@@ -89,6 +90,7 @@ def test_a_failure_is_told_before_the_others_end(graph, tmp_path):
     assert told[0][2] != finished(tmp_path, "good") == ["stage_0", "stage_1", "stage_2"]
 
 
+@pytest.mark.slow
 def test_killed_worker_ends_its_stage_and_not_the_run(graph, tmp_path):
     began = time.monotonic()
     workflow = graph(killed=[(KillWorker, 1.0), (Double, 1.0)], later=[(Double, 1.0), (Double, 2.0), (Double, 3.0)])
@@ -100,6 +102,7 @@ def test_killed_worker_ends_its_stage_and_not_the_run(graph, tmp_path):
     assert finished(tmp_path, "later") == ["stage_0", "stage_1", "stage_2"]  # in a new pool
 
 
+@pytest.mark.slow
 def test_nothing_hangs_where_no_record_can_be_written(graph, tmp_path):
     """As on a full disk: here the folders of the records are files."""
     workflow = graph(refused=[(Refuse, 1.0)], killed=[(KillWorker, 1.0)], full=[(Fill, 1.0)])
@@ -111,6 +114,7 @@ def test_nothing_hangs_where_no_record_can_be_written(graph, tmp_path):
     assert codes == {"refused": 65, "killed": 1, "full": 73}
 
 
+@pytest.mark.slow
 def test_crash_files_that_cannot_be_written_end_nothing(graph, tmp_path):
     workflow = graph(bad=[(Refuse, 1.0)], good=[(Double, 1.0)])
     (tmp_path / "crash").touch()
@@ -144,6 +148,7 @@ def test_each_stage_gets_a_gpu_that_no_other_holds():
     assert plugin.free_gpus == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("visible", "expected"), [("", {"0", "1"}), ("GPU-a,GPU-b,GPU-c", {"GPU-a", "GPU-b"})])
 def test_the_process_of_a_stage_sees_its_gpu_alone(graph, tmp_path, monkeypatch, visible, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -176,6 +181,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_program_leaves_no_process(tmp_path):
     """Workers are children of a server, not of the program; the kernel does not tell them."""
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -191,6 +197,7 @@ def test_a_killed_program_leaves_no_process(tmp_path):
     assert not psutil.wait_procs(below, timeout=10)[1]
 
 
+@pytest.mark.slow
 def test_second_run_executes_nothing_and_clears_the_failure(graph, tmp_path, monkeypatch):
     def chain(second):
         return graph(a=[(Double, 1.0), (second, 2.0)])
@@ -207,6 +214,7 @@ def test_second_run_executes_nothing_and_clears_the_failure(graph, tmp_path, mon
     run_workflow(chain(Double), call=CALL, n_procs=1, memory_gb=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugin", ["Linear", "MultiProc"])
 def test_plugin_file(graph, tmp_path, plugin):
     file = tmp_path / "plugin.yml"
@@ -226,6 +234,7 @@ def test_wrong_plugin_file_is_told(graph, tmp_path, text):
         run_workflow(graph(a=[(Double, 1.0)]), call=CALL, n_procs=1, memory_gb=4, plugin_file=file)
 
 
+@pytest.mark.slow
 def test_interrupt_passes_and_leaves_no_process(graph, tmp_path):
     started = tmp_path / WORKFLOW_NAME / "a" / "stage_0" / "started"
 

@@ -110,6 +110,7 @@ def block(scene):
     )
 
 
+@pytest.mark.slow
 def test_channels_of_a_part_are_those_of_the_whole_block(block):
     maps, signal, inside = block
     box = (slice(REACH, REACH + 1), slice(1, 6), slice(0, 7))

@@ -33,6 +33,7 @@ def test_all_parameters_are_those_of_the_paper():
     assert set(make((2,), 3, spatial=False).state_dict()) == {"weightSph", "bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spatial", [True, False])
 def test_gradients_are_those_of_finite_differences(generator, spatial):
     conv = make((2, 1), 2, nside=1, spatial=spatial)

@@ -53,6 +53,7 @@ def in_pieces(settings):
     return x, mask, on_mask(build(**chosen), x, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -59,6 +59,7 @@ def test_layer_and_operator_have_the_gradients_of_the_spectral_form(generator, o
         assert_close_by_norm(a, b)
 
 
+@pytest.mark.slow
 def test_compiled_layer_is_one_graph(generator):
     conv = make((3, 2), 4, dtype=torch.float32)
     inputs = [torch.randn(24, 2, 3, 2, 2, f, generator=generator) for f in (3, 2)]
